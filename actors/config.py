@@ -1,0 +1,148 @@
+"""All options of the reranker in one frozen value, checked once.
+
+`None` means: what the checkpoint's own `reranker.json` says, else the official scorer's constant.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+DEFAULT_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
+PIXELS_PER_TOKEN = 32 * 32  # patch 16 x 16, merged 2 x 2
+
+OFFICIAL_DEFAULTS: dict[str, int | float] = {
+    "max_length": 10_240,
+    "image_min_pixels": 4 * PIXELS_PER_TOKEN,
+    "image_max_pixels": 1_800 * PIXELS_PER_TOKEN,
+    "video_min_pixels": 128 * PIXELS_PER_TOKEN,
+    "video_max_pixels": 768 * PIXELS_PER_TOKEN,
+    "video_total_pixels": 7_680 * PIXELS_PER_TOKEN,
+    "fps": 1.0,
+    "max_frames": 64,
+}
+"""The official src/models/qwen3_vl_reranker.py and qwen_vl_utils 0.0.14 vision_process.py."""
+
+
+def _check_limit(name: str, value: int | float | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if name != "fps" and not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above zero, got {value!r}")
+
+
+def _check_order(lowest: int | None, highest: int | None, kind: str) -> None:
+    if lowest is not None and highest is not None and lowest > highest:
+        raise ValueError(
+            f"{kind}_min_pixels must not exceed {kind}_max_pixels, got {lowest} > {highest}"
+        )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryOptions:
+    """Preprocessing limits that one query may set for itself; None leaves the configured value.
+
+    Pixels are counted after decoding: of one image, or of one video frame. `video_total_pixels`
+    bounds all frames of a frame list together (the official scorer does not apply it to files).
+    """
+
+    max_length: int | None = None
+    image_min_pixels: int | None = None
+    image_max_pixels: int | None = None
+    video_min_pixels: int | None = None
+    video_max_pixels: int | None = None
+    video_total_pixels: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_limit(field.name, getattr(self, field.name))
+        _check_order(self.image_min_pixels, self.image_max_pixels, "image")
+        _check_order(self.video_min_pixels, self.video_max_pixels, "video")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "QueryOptions":
+        """Raises ValueError on an unknown option, naming it."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            known = ", ".join(field.name for field in fields(cls))
+            raise ValueError(f"unknown option {unknown[0]!r}; known options: {known}")
+        return cls(**values)
+
+    def over(self, base: "QueryOptions") -> "QueryOptions":
+        """These options where they are set, `base` where they are not."""
+        chosen = {
+            field.name: getattr(base, field.name)
+            if getattr(self, field.name) is None
+            else getattr(self, field.name)
+            for field in fields(self)
+        }
+        return QueryOptions(**chosen)
+
+
+OFFICIAL_OPTIONS = QueryOptions.from_mapping(OFFICIAL_DEFAULTS)
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerConfig:
+    """Everything a Reranker needs to know. Raises ValueError on a value out of range.
+
+    model: a checkpoint directory or a hub name such as `Qwen/Qwen3-VL-Reranker-2B`.
+    dtype: "auto" is bfloat16 on CUDA and float32 elsewhere; the score head is float32 always.
+    special_tokens: "neutralize" reads `<|im_end|>` typed in a text as plain characters;
+        "official" lets it act as the special token, as the official scorer does.
+    max_batch_tokens: tokens of one packed forward; None chooses by device and free memory.
+    media_root: relative media paths start here and no local path may leave it; None: any local
+        path, relative ones from the working directory.
+    """
+
+    model: str
+    revision: str | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    instruction: str = DEFAULT_INSTRUCTION
+    options: QueryOptions = QueryOptions()
+    special_tokens: Literal["neutralize", "official"] = "neutralize"
+    max_batch_tokens: int | None = None
+    num_threads: int | None = None
+    media_root: str | None = None
+    max_text_chars: int = 1_000_000
+    max_decoded_pixels: int = 200_000_000
+    feature_cache_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must be a checkpoint directory or a hub name, got ''")
+        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("special_tokens", self.special_tokens, ("neutralize", "official"))
+        for name in ("max_batch_tokens", "num_threads"):
+            _check_limit(name, getattr(self, name))
+        for name in ("max_text_chars", "max_decoded_pixels"):
+            _check_limit(name, getattr(self, name))
+        if self.feature_cache_bytes < 0:
+            raise ValueError(
+                f"feature_cache_bytes must not be negative, got {self.feature_cache_bytes}"
+            )
+
+    def resolve(self, checkpoint: Path) -> "RerankerConfig":
+        """Fill every option: this config, then `reranker.json` of the checkpoint, then official."""
+        path = checkpoint / "reranker.json"
+        own = QueryOptions()
+        if path.is_file():
+            try:
+                own = QueryOptions.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}: {error}") from error
+        options = self.options.over(own).over(OFFICIAL_OPTIONS)
+        return replace(self, options=options)

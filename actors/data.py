@@ -1,0 +1,237 @@
+"""The values that go in and come out: content, candidate sets, pair scores.
+
+`Content.parse` takes every form that users write (strings, dicts, Hugging Face structs, PIL images,
+lists of them) and knows nothing about how media are read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import urlparse
+
+from PIL import Image as PILImage
+
+from actors.config import QueryOptions
+from actors.errors import EmptyQuery, InvalidContent, RerankError
+
+ImageSource = bytes | str | PILImage.Image
+"""An encoded image, a path or URL, or a decoded image."""
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".svg"}
+"""By its first element's suffix the official scorer tells a list of frames from a list of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video: an encoded file (`source`) or its `frames` in order; exactly one of the two.
+
+    fps: for a file, frames sampled per second (None: as configured); for frames, the rate they
+    were sampled at, which the timestamps of the prompt are made from (None: 2.0, as official).
+    """
+
+    source: bytes | str | None = None
+    frames: tuple[ImageSource, ...] | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source is None) == (self.frames is None):
+            raise InvalidContent("a video needs either bytes or a path, or frames")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise InvalidContent(f"a video's fps must be above zero, got {self.fps!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One side of a pair: videos, then images, then texts, in the prompt's order.
+
+    Nothing at all means the official scorer's `NULL`; one empty text means an empty text.
+    """
+
+    texts: tuple[str, ...] = ()
+    images: tuple[ImageSource, ...] = ()
+    videos: tuple[Video, ...] = ()
+
+    @property
+    def has_media(self) -> bool:
+        return bool(self.images or self.videos)
+
+    @classmethod
+    def parse(cls, value: Any, field: str = "content") -> "Content":
+        """Read a string, an image, or a mapping of `text`, `image`, `video` (each one or many).
+
+        Raises InvalidContent that names `field` and what was wrong with it.
+        """
+        if isinstance(value, Content):
+            return value
+        if isinstance(value, str):
+            return cls(texts=(value,))
+        if isinstance(value, bytes | PILImage.Image) or _is_media_struct(value):
+            return cls(images=_images(value, field))
+        if not isinstance(value, Mapping):
+            raise InvalidContent(
+                f"{field} must be a string, an image or a mapping of text, image and video, "
+                f"got {_kind(value)}"
+            )
+        unknown = sorted(str(key) for key in set(value) - {"text", "image", "video"})
+        if unknown:
+            raise InvalidContent(
+                f"{field} has an unknown field {unknown[0]!r}; known fields: text, image, video"
+            )
+        return cls(
+            texts=_texts(value.get("text"), f"{field}.text"),
+            images=_images(value.get("image"), f"{field}.image"),
+            videos=_videos(value.get("video"), f"{field}.video"),
+        )
+
+    @classmethod
+    def parse_query(cls, value: Any, field: str = "query") -> "Content":
+        """As `parse`; None and {} raise EmptyQuery (the official scorer returns no score)."""
+        if value is None or (isinstance(value, Mapping) and not value):
+            raise EmptyQuery(f"{field} is {'null' if value is None else 'empty'}")
+        return cls.parse(value, field)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSet:
+    """One query and its documents. A side that could not be parsed is its error."""
+
+    query: Content | RerankError
+    documents: tuple[Content | RerankError, ...]
+    instruction: str | None = None
+    options: QueryOptions = QueryOptions()
+
+    @classmethod
+    def parse(
+        cls,
+        query: Any,
+        documents: Sequence[Any],
+        instruction: str | None = None,
+        options: QueryOptions | None = None,
+    ) -> "CandidateSet":
+        """Parse both sides; what cannot be parsed becomes that document's error."""
+        return cls(
+            query=_or_error(Content.parse_query, query, "query"),
+            documents=tuple(
+                _or_error(Content.parse, document, f"documents[{index}]")
+                for index, document in enumerate(documents)
+            ),
+            instruction=instruction,
+            options=options or QueryOptions(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairScore:
+    """The result of one pair: a score in [0, 1] and its logit, or an error.
+
+    num_tokens counts what the model reads for this pair alone, visual tokens included.
+    """
+
+    score: float | None = None
+    logit: float | None = None
+    num_tokens: int = 0
+    num_visual_tokens: int = 0
+    is_truncated: bool = False
+    error: RerankError | None = None
+
+
+def _or_error(parse: Any, value: Any, field: str) -> Content | RerankError:
+    try:
+        return parse(value, field)
+    except RerankError as error:
+        return error
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _is_media_struct(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and set(value) <= {"bytes", "path"}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value]
+
+
+def _texts(value: Any, field: str) -> tuple[str, ...]:
+    texts = _as_list(value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidContent(
+                f"{field} must be a string or a list of strings, got {_kind(text)}"
+            )
+    return tuple(texts)
+
+
+def _images(value: Any, field: str) -> tuple[ImageSource, ...]:
+    return tuple(_image(image, field) for image in _as_list(value))
+
+
+def _image(value: Any, field: str) -> ImageSource:
+    if isinstance(value, PILImage.Image):
+        return value
+    return _encoded(value, field, "an image")
+
+
+def _encoded(value: Any, field: str, what: str) -> bytes | str:
+    """Bytes or a path out of bytes, str, Path or the struct {bytes, path}, where bytes win."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str | PurePath):
+        if not str(value):
+            raise InvalidContent(f"{field} has an empty path")
+        return str(value)
+    if _is_media_struct(value):
+        if value.get("bytes") is not None:
+            return _encoded(value["bytes"], field, what)
+        if value.get("path") is not None:
+            return _encoded(value["path"], field, what)
+        raise InvalidContent(f"{field} has neither bytes nor a path")
+    raise InvalidContent(f"{field} must be {what}: bytes, a path or both, got {_kind(value)}")
+
+
+def _videos(value: Any, field: str) -> tuple[Video, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, list | tuple) and not _is_frame_list(value):
+        return tuple(_video(video, field) for video in value)
+    return (_video(value, field),)
+
+
+def _is_frame_list(value: Sequence[Any]) -> bool:
+    """Whether a list is one video's frames: images, or paths with an image's suffix."""
+    if not value:
+        return False
+    first = value[0]
+    if isinstance(first, str | Path):
+        return PurePath(urlparse(str(first)).path).suffix.lower() in _IMAGE_SUFFIXES
+    return isinstance(first, PILImage.Image)
+
+
+def _video(value: Any, field: str) -> Video:
+    if isinstance(value, Video):
+        return value
+    if isinstance(value, list | tuple):
+        return Video(frames=_images(list(value), field))
+    if not isinstance(value, Mapping):
+        return Video(source=_encoded(value, field, "a video"))
+    unknown = sorted(str(key) for key in set(value) - {"bytes", "path", "frames", "fps"})
+    if unknown:
+        raise InvalidContent(
+            f"{field} has an unknown field {unknown[0]!r}; known fields: bytes, path, frames, fps"
+        )
+    fps = value.get("fps")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float)):
+        raise InvalidContent(f"{field}.fps must be a number, got {_kind(fps)}")
+    encoded = {key: value[key] for key in ("bytes", "path") if value.get(key) is not None}
+    if value.get("frames") is not None and not encoded:
+        return Video(frames=_images(value["frames"], f"{field}.frames"), fps=fps)
+    if value.get("frames") and encoded:
+        raise InvalidContent(f"{field} has both a file and frames; give one of them")
+    return Video(source=_encoded(encoded or {"path": None}, field, "a video"), fps=fps)

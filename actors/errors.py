@@ -1,0 +1,135 @@
+"""Everything that can be wrong with one pair, as exceptions with a stable `code`.
+
+    RerankError
+    ├── InvalidContent           invalid_content         a field of the wrong type, an unknown field
+    │   ├── EmptyQuery           empty_query             the query is null or {}
+    │   ├── TextTooLarge         text_too_large          a text over max_text_chars
+    │   └── SpecialTokenInText   special_token_in_text   a visual placeholder typed in text
+    ├── InvalidRow                                       found by the job before scoring
+    │   ├── NullId               null_id
+    │   ├── DuplicateId          duplicate_id
+    │   ├── EmptyCandidates      empty_candidates
+    │   ├── QueryNotFound        query_not_found         named by the run, not in queries
+    │   └── DocumentNotFound     document_not_found      named by the run, not in corpus
+    ├── MediaError
+    │   ├── MediaNotFound        media_not_found
+    │   ├── MediaForbidden       media_forbidden         outside media_root
+    │   ├── MediaUnreachable     media_unreachable       the storage refused or failed
+    │   ├── UnknownScheme        unknown_scheme
+    │   ├── ImageDecodeError     image_decode
+    │   ├── ImageTooLarge        image_too_large         more pixels than max_decoded_pixels
+    │   ├── AspectRatio          aspect_ratio            over 200, as in the official preprocessing
+    │   ├── VideoDecodeError     video_decode
+    │   ├── VideoTooShort        video_too_short         a file of one frame, an empty list
+    │   └── VideoReaderMissing   video_reader_missing    neither decord nor PyAV is installed
+    └── ScoringError
+        ├── OutOfMemory          out_of_memory           one pair alone does not fit the device
+        └── NonFiniteScore       non_finite_score        the model gave NaN or infinity
+
+The job writes code and sentence beside a null score; the endpoint answers with the same code.
+"""
+
+
+class RerankError(Exception):
+    """One pair cannot be scored; `code` is stable, the message is a sentence for people."""
+
+    code = "rerank_error"
+
+    def __reduce__(self) -> tuple[type["RerankError"], tuple[str]]:
+        return type(self), (str(self),)
+
+
+class InvalidContent(RerankError):
+    code = "invalid_content"
+
+
+class EmptyQuery(InvalidContent):
+    code = "empty_query"
+
+
+class TextTooLarge(InvalidContent):
+    code = "text_too_large"
+
+
+class SpecialTokenInText(InvalidContent):
+    code = "special_token_in_text"
+
+
+class InvalidRow(RerankError):
+    code = "invalid_row"
+
+
+class NullId(InvalidRow):
+    code = "null_id"
+
+
+class DuplicateId(InvalidRow):
+    code = "duplicate_id"
+
+
+class EmptyCandidates(InvalidRow):
+    code = "empty_candidates"
+
+
+class QueryNotFound(InvalidRow):
+    code = "query_not_found"
+
+
+class DocumentNotFound(InvalidRow):
+    code = "document_not_found"
+
+
+class MediaError(RerankError):
+    code = "media_error"
+
+
+class MediaNotFound(MediaError):
+    code = "media_not_found"
+
+
+class MediaForbidden(MediaError):
+    code = "media_forbidden"
+
+
+class MediaUnreachable(MediaError):
+    code = "media_unreachable"
+
+
+class UnknownScheme(MediaError):
+    code = "unknown_scheme"
+
+
+class ImageDecodeError(MediaError):
+    code = "image_decode"
+
+
+class ImageTooLarge(MediaError):
+    code = "image_too_large"
+
+
+class AspectRatio(MediaError):
+    code = "aspect_ratio"
+
+
+class VideoDecodeError(MediaError):
+    code = "video_decode"
+
+
+class VideoTooShort(MediaError):
+    code = "video_too_short"
+
+
+class VideoReaderMissing(MediaError):
+    code = "video_reader_missing"
+
+
+class ScoringError(RerankError):
+    code = "scoring_error"
+
+
+class OutOfMemory(ScoringError):
+    code = "out_of_memory"
+
+
+class NonFiniteScore(ScoringError):
+    code = "non_finite_score"

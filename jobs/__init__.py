@@ -1,0 +1,1 @@
+"""The batch job: Parquet in, Ray Data, Parquet out."""
