@@ -1,0 +1,73 @@
+"""A checkpoint directory: where it is, and what identifies it. Weights are safetensors only."""
+
+import hashlib
+import json
+from pathlib import Path
+
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+
+
+def resolve_checkpoint(model: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The local directory of a checkpoint, downloaded first when `model` is a hub name.
+
+    Raises ValueError where it is neither. weights=False fetches configuration and tokenizer only.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _checked(path)
+    if path.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise ValueError(f"model {model!r} is neither a directory nor a hub name (owner/name)")
+    from huggingface_hub import snapshot_download  # only hub names need it
+
+    patterns = _FILES if weights else [name for name in _FILES if name != "*.safetensors"]
+    try:
+        return _checked(Path(snapshot_download(model, revision=revision, allow_patterns=patterns)))
+    except ValueError:
+        raise
+    except Exception as error:  # the hub client raises many kinds; all mean the same to a user
+        raise ValueError(
+            f"model {model!r} is not a directory and could not be fetched from the hub: "
+            f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        ) from error
+
+
+def checkpoint_fingerprint(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of the weights, and of what else decides a score (configuration, tokenizer).
+
+    A file of the hub's cache is named by its own SHA-256 already, which is then taken.
+    """
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    settings = [
+        checkpoint / name
+        for name in ("config.json", "tokenizer.json", "reranker.json")
+        if (checkpoint / name).is_file()
+    ]
+    return {"weights": _combined(weights), "settings": _combined(settings)}
+
+
+def _combined(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}:{_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    blob = file.resolve().name
+    if file.is_symlink() and len(blob) == 64:
+        return blob
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checked(path: Path) -> Path:
+    for name in ("config.json", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path} has no {name}: not a Qwen3-VL-Reranker checkpoint")
+    try:
+        model_type = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / 'config.json'} cannot be read: {error!r}") from error
+    if model_type != "qwen3_vl":
+        raise ValueError(f"{path} holds a {model_type!r} model, not a qwen3_vl reranker")
+    return path

@@ -1,0 +1,102 @@
+"""Bytes behind a media path: local files under an optional root, s3:// and gs:// by pyarrow.
+
+http(s) is refused. Knows nothing about what the bytes mean.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from actors.errors import MediaForbidden, MediaNotFound, MediaUnreachable, UnknownScheme
+
+_OBJECT_STORES = {"s3", "gs", "gcs"}
+
+
+class MediaReader:
+    """Reads media by path; `root` (a directory or an object-store prefix) is where relative ones
+    start, and no local path may leave a local root, symbolic links resolved.
+    """
+
+    def __init__(self, root: str | None = None) -> None:
+        self._remote_root = root.rstrip("/") if root and _scheme(root) in _OBJECT_STORES else None
+        self._local_root = None
+        if root and not self._remote_root:
+            self._local_root = _as_local(root).resolve()
+
+    def read(self, path: str) -> bytes:
+        """Raises MediaNotFound, MediaForbidden, MediaUnreachable or UnknownScheme."""
+        local = self.local_path(path)
+        if local is None:
+            return _read_object(self._object_uri(path))
+        try:
+            return local.read_bytes()
+        except OSError as error:
+            raise MediaUnreachable(f"{path}: {error.strerror or error}") from error
+
+    def local_path(self, path: str) -> Path | None:
+        """The existing local file behind `path`, or None where it is in an object store."""
+        if "\0" in path:
+            raise MediaNotFound(f"{path!r}: a path cannot hold a null character")
+        scheme = _scheme(path)
+        if scheme in _OBJECT_STORES or (not scheme and self._remote_root and path[:1] != "/"):
+            return None
+        if scheme in {"http", "https"}:
+            raise MediaForbidden(f"{path}: media over http(s) are not allowed")
+        if scheme not in {"", "file"}:
+            raise UnknownScheme(
+                f"{path}: unknown scheme {scheme!r}; use a path, file://, s3:// or gs://"
+            )
+        return self._existing(path)
+
+    def _existing(self, path: str) -> Path:
+        try:
+            local = _as_local(path)
+            if self._local_root is not None:
+                local = self._inside_root(local, path)
+            if local.is_file():
+                return local
+        except (OSError, RuntimeError) as error:
+            raise MediaNotFound(f"{path}: {error}") from error
+        raise MediaNotFound(f"{path}: no such file")
+
+    def _inside_root(self, local: Path, path: str) -> Path:
+        assert self._local_root is not None
+        resolved = (self._local_root / local).resolve()
+        if not resolved.is_relative_to(self._local_root):
+            raise MediaForbidden(f"{path}: outside the media root {self._local_root}")
+        return resolved
+
+    def _object_uri(self, path: str) -> str:
+        return path if _scheme(path) else f"{self._remote_root}/{path}"
+
+
+def _scheme(path: str) -> str:
+    head, separator, _ = path.partition("://")
+    return head.lower() if separator and head.replace("+", "").isalnum() else ""
+
+
+def _as_local(path: str) -> Path:
+    if _scheme(path) == "file":
+        return Path(unquote(urlsplit(path).path))
+    return Path(path)
+
+
+@lru_cache(maxsize=64)
+def _filesystem(bucket_uri: str) -> Any:
+    from pyarrow import fs  # only object stores need it
+
+    return fs.FileSystem.from_uri(bucket_uri)[0]
+
+
+def _read_object(uri: str) -> bytes:
+    scheme, _, rest = uri.partition("://")
+    bucket, _, query = rest.partition("?")
+    try:
+        filesystem = _filesystem(f"{scheme}://{bucket.split('/')[0]}{'?' + query if query else ''}")
+        with filesystem.open_input_stream(bucket) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError as error:
+        raise MediaNotFound(f"{uri}: no such object") from error
+    except (OSError, ValueError) as error:
+        raise MediaUnreachable(f"{uri}: {error}") from error

@@ -1,0 +1,151 @@
+"""From decoded images to the uint8 pixels that the model reads, and from those to patches.
+
+Plain PIL and torch: the official preprocessing without torchvision or a processor class. Sizes are
+in pixels; a token covers 32 x 32 of them (patches of 16, merged 2 x 2).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from actors.config import QueryOptions
+from actors.errors import AspectRatio
+
+PATCH_SIZE = 16
+MERGE_SIZE = 2
+TEMPORAL_PATCH_SIZE = 2
+FACTOR = PATCH_SIZE * MERGE_SIZE
+MAX_ASPECT_RATIO = 200
+MAX_FRAME_LIST_PIXELS = 16_384 * (2 * FACTOR) ** 2
+MIN_FRAME_LIST_PIXELS = 4 * (2 * FACTOR) ** 2
+MODEL_PIXELS = 0.9 * 128_000 * FACTOR**2
+"""qwen_vl_utils 0.0.14: all frames of a file together, where total_pixels is not given."""
+
+_FRAMES_AT_ONCE = 4
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: float
+) -> tuple[int, int]:
+    """(height, width) divisible by `factor`, the area within the limits, the aspect ratio near.
+
+    Raises AspectRatio over 200. Source: qwen_vl_utils 0.0.14 vision_process.smart_resize; Python's
+    round() to even, and never less than one factor, are part of it.
+    """
+    ratio = max(height, width) / min(height, width)
+    if ratio > MAX_ASPECT_RATIO:
+        raise AspectRatio(
+            f"an aspect ratio of {ratio:.1f} ({width} x {height} pixels) is over {MAX_ASPECT_RATIO}"
+        )
+    new_height = max(factor, round(height / factor) * factor)
+    new_width = max(factor, round(width / factor) * factor)
+    if new_height * new_width > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        new_height = math.floor(height / beta / factor) * factor
+        new_width = math.floor(width / beta / factor) * factor
+    elif new_height * new_width < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * beta / factor) * factor
+        new_width = math.ceil(width * beta / factor) * factor
+    if not new_height or not new_width:
+        raise AspectRatio(
+            f"an image of {width} x {height} pixels has no size within {max_pixels:.0f} pixels"
+        )
+    return new_height, new_width
+
+
+def image_pixels(image: PILImage.Image, options: QueryOptions) -> np.ndarray:
+    """(1, H, W, 3) uint8 of one RGB image, resized by PIL's bicubic as the official scorer does."""
+    assert options.image_min_pixels is not None and options.image_max_pixels is not None
+    height, width = smart_resize(
+        image.height, image.width, FACTOR, options.image_min_pixels, options.image_max_pixels
+    )
+    return np.asarray(image.resize((width, height), PILImage.Resampling.BICUBIC))[None]
+
+
+def frame_list_pixels(frames: Sequence[PILImage.Image], options: QueryOptions) -> np.ndarray:
+    """(T, H, W, 3) uint8 of a video given as RGB frames, T even (the last one is repeated).
+
+    Two resizes, as the official scorer does: each frame by PIL with twice the factor, then all
+    frames, under the total limit, by torch. Raises AspectRatio, also where sizes differ.
+    """
+    assert options.video_min_pixels is not None and options.video_total_pixels is not None
+    first = [
+        frame.resize(
+            smart_resize(
+                frame.height,
+                frame.width,
+                2 * FACTOR,
+                min(MIN_FRAME_LIST_PIXELS, options.video_min_pixels),
+                MAX_FRAME_LIST_PIXELS,
+            )[::-1],
+            PILImage.Resampling.BICUBIC,
+        )
+        for frame in frames
+    ]
+    sizes = {frame.size for frame in first}
+    if len(sizes) > 1:
+        raise AspectRatio(f"the frames of one video must have one size, got {sorted(sizes)}")
+    first += first[-1:] * (len(first) % TEMPORAL_PATCH_SIZE)
+    stacked = np.stack([np.asarray(frame) for frame in first])
+    return _resize_frames(stacked, options, float(options.video_total_pixels))
+
+
+def video_file_pixels(frames: np.ndarray, options: QueryOptions) -> np.ndarray:
+    """(T, H, W, 3) uint8 of frames sampled from a file, (T, H0, W0, 3) uint8 with T even."""
+    return _resize_frames(frames, options, MODEL_PIXELS)
+
+
+def _resize_frames(frames: np.ndarray, options: QueryOptions, total_pixels: float) -> np.ndarray:
+    assert options.video_min_pixels is not None and options.video_max_pixels is not None
+    num_frames, height, width, _ = frames.shape
+    share = total_pixels / num_frames * TEMPORAL_PATCH_SIZE
+    max_pixels = max(min(options.video_max_pixels, share), int(options.video_min_pixels * 1.05))
+    size = smart_resize(height, width, FACTOR, options.video_min_pixels, max_pixels)
+    if size == (height, width):
+        return frames
+    resized = np.empty((num_frames, *size, 3), dtype=np.uint8)
+    for start in range(0, num_frames, _FRAMES_AT_ONCE):
+        chunk = slice(start, start + _FRAMES_AT_ONCE)
+        resized[chunk] = _antialiased_bicubic(frames[chunk], size)
+    return resized
+
+
+def _antialiased_bicubic(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """torchvision's resize of uint8 frames: in float32, clamped, rounded half to even."""
+    planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    resized = torch.nn.functional.interpolate(
+        planes, size=size, mode="bicubic", align_corners=False, antialias=True
+    )
+    return resized.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def frame_pairs(frames: np.ndarray) -> Iterator[np.ndarray]:
+    """The (2, H, W, 3) pairs that each become one visual of a video with an even frame count."""
+    for start in range(0, len(frames), TEMPORAL_PATCH_SIZE):
+        yield frames[start : start + TEMPORAL_PATCH_SIZE]
+
+
+def merged_grid(pixels: np.ndarray) -> tuple[int, int]:
+    """(height, width) in visual tokens of (T, H, W, 3) pixels."""
+    return pixels.shape[1] // FACTOR, pixels.shape[2] // FACTOR
+
+
+def patchify(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Patches of one visual: (T, H, W, 3) uint8, T 1 or 2, to (H / 16 * W / 16, 3 * 2 * 16 * 16).
+
+    Normalised by mean and deviation 0.5; an image stands for two equal frames; patches follow in
+    2 x 2 merge-block order, each as (channel, frame, row, column).
+    """
+    frames = (pixels.to(torch.float32) - 127.5) / 127.5
+    if len(frames) == 1:
+        frames = frames.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)
+    rows, columns = frames.shape[1] // FACTOR, frames.shape[2] // FACTOR
+    blocks = frames.reshape(
+        TEMPORAL_PATCH_SIZE, rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE, 3
+    )
+    patches = blocks.permute(1, 4, 2, 5, 7, 0, 3, 6)
+    return patches.reshape(rows * columns * MERGE_SIZE**2, -1).to(dtype)

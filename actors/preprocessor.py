@@ -1,0 +1,265 @@
+"""The CPU half: candidate sets to token ids and uint8 pixels.
+
+Decodes and resizes media, builds and tokenises prompts. Bad data becomes that document's error;
+knows nothing about the model.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from actors.checkpoint import resolve_checkpoint
+from actors.config import QueryOptions, RerankerConfig
+from actors.data import CandidateSet, Content, ImageSource, Video
+from actors.errors import InvalidContent, RerankError, TextTooLarge
+from actors.fetch import MediaReader
+from actors.media import load_frames, load_image
+from actors.pixels import (
+    frame_list_pixels,
+    frame_pairs,
+    image_pixels,
+    merged_grid,
+    video_file_pixels,
+)
+from actors.prompt import PromptEncoder, Side, VisualSpan
+from actors.video import load_video
+
+FRAME_LIST_FPS = 2.0
+_PIXEL_CACHE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """The pixels of one image or one pair of video frames, and a hash of content and size."""
+
+    pixels: np.ndarray  # (1 or 2, H, W, 3) uint8
+    key: bytes
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> "Visual":
+        pixels = np.ascontiguousarray(pixels)
+        digest = blake2b(repr(pixels.shape).encode(), digest_size=16)
+        digest.update(pixels.data)
+        return cls(pixels, digest.digest())
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPair:
+    """One pair as the model reads it.
+
+    visual_index[i] is the index in the set's visuals that token i is part of, -1 for text;
+    visual_token[i] is which of that visual's tokens it is.
+    """
+
+    input_ids: np.ndarray  # (L,) int32
+    position_ids: np.ndarray  # (3, L) int32
+    visual_index: np.ndarray  # (L,) int32
+    is_truncated: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return int((self.visual_index >= 0).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSet:
+    """A candidate set's pairs in document order, failed ones as their error; picklable."""
+
+    pairs: tuple[PreparedPair | RerankError, ...]
+    visuals: tuple[Visual, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what the set takes on its way to the scorer."""
+        tokens = sum(pair.num_tokens for pair in self.pairs if isinstance(pair, PreparedPair))
+        return 20 * tokens + sum(visual.pixels.nbytes for visual in self.visuals)
+
+
+class Preprocessor:
+    """Prepares candidate sets with a checkpoint's tokenizer.
+
+    Raises ValueError on a bad checkpoint.
+    """
+
+    def __init__(self, config: RerankerConfig) -> None:
+        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        self.config = config.resolve(checkpoint)
+        self._encoder = PromptEncoder(
+            checkpoint / "tokenizer.json", neutralize=config.special_tokens == "neutralize"
+        )
+        self._reader = MediaReader(config.media_root)
+        self._cache = _PixelCache(_PIXEL_CACHE_BYTES)
+
+    def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
+        """Never raises for bad data: a document that cannot be scored holds its RerankError."""
+        options = candidate_set.options.over(self.config.options)
+        visuals = _VisualTable()
+        try:
+            query = self._side(candidate_set.query, options, visuals, "query")
+        except RerankError as error:
+            return PreparedSet((error,) * len(candidate_set.documents), ())
+        instruction = candidate_set.instruction or self.config.instruction
+        pairs: list[PreparedPair | RerankError] = []
+        for index, document in enumerate(candidate_set.documents):
+            mark = len(visuals)
+            try:
+                pairs.append(
+                    self._pair(
+                        instruction, query, document, options, visuals, f"documents[{index}]"
+                    )
+                )
+            except RerankError as error:
+                visuals.forget_after(mark)
+                pairs.append(error)
+        return PreparedSet(tuple(pairs), visuals.visuals)
+
+    def _pair(
+        self,
+        instruction: str,
+        query: Side,
+        document: Content | RerankError,
+        options: QueryOptions,
+        visuals: "_VisualTable",
+        field: str,
+    ) -> PreparedPair:
+        assert options.max_length is not None
+        self._check_text(instruction, "instruction")
+        side = self._side(document, options, visuals, field)
+        ids = self._encoder.encode(instruction, query, side, options.max_length, field)
+        of_span = np.array([span.visual for span in ids.spans] + [-1], dtype=np.int32)
+        return PreparedPair(
+            input_ids=ids.input_ids,
+            position_ids=ids.position_ids,
+            visual_index=of_span[ids.span_index],
+            is_truncated=ids.is_truncated,
+        )
+
+    def _side(
+        self,
+        content: Content | RerankError,
+        options: QueryOptions,
+        visuals: "_VisualTable",
+        field: str,
+    ) -> Side:
+        if isinstance(content, RerankError):
+            raise content
+        for text in content.texts:
+            self._check_text(text, field)
+        spans: list[VisualSpan] = []
+        for video in content.videos:
+            spans += self._video_spans(video, options, visuals)
+        for image in content.images:
+            pixels = self._image_pixels(image, options)
+            spans.append(VisualSpan(visuals.add(pixels), merged_grid(pixels)))
+        return Side(tuple(spans), content.texts)
+
+    def _check_text(self, text: str, field: str) -> None:
+        if len(text) > self.config.max_text_chars:
+            raise TextTooLarge(
+                f"{field} has a text of {len(text)} characters, over the limit of "
+                f"{self.config.max_text_chars}"
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidContent(
+                f"{field} has a text that is not Unicode: a lone surrogate at character "
+                f"{error.start}"
+            ) from error
+
+    def _image_pixels(self, image: ImageSource, options: QueryOptions) -> np.ndarray:
+        if not isinstance(image, bytes | str):
+            return image_pixels(
+                load_image(image, self._reader, self.config.max_decoded_pixels), options
+            )
+        source = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
+        key = blake2b(source, key=type(image).__name__.encode()).digest(), options
+        pixels = self._cache.get(key)
+        if pixels is None:
+            decoded = load_image(image, self._reader, self.config.max_decoded_pixels)
+            pixels = image_pixels(decoded, options)
+            self._cache.put(key, pixels)
+        return pixels
+
+    def _video_spans(
+        self, video: Video, options: QueryOptions, visuals: "_VisualTable"
+    ) -> list[VisualSpan]:
+        frames, times_s = self._video_frames(video, options)
+        grid = merged_grid(frames)
+        return [
+            VisualSpan(visuals.add(pair), grid, (times_s[2 * index] + times_s[2 * index + 1]) / 2)
+            for index, pair in enumerate(frame_pairs(frames))
+        ]
+
+    def _video_frames(self, video: Video, options: QueryOptions) -> tuple[np.ndarray, list[float]]:
+        """Resized frames, an even number of them, and the time of each in seconds."""
+        assert options.fps is not None and options.max_frames is not None
+        max_pixels = self.config.max_decoded_pixels
+        if video.frames is None:
+            sampled = load_video(video, self._reader, options.fps, options.max_frames, max_pixels)
+            return video_file_pixels(sampled.frames, options), sampled.times_s
+        decoded = load_frames(video, self._reader, options.max_frames, max_pixels)
+        frames = frame_list_pixels(decoded, options)
+        rate = video.fps or FRAME_LIST_FPS
+        return frames, [index / rate for index in range(len(frames))]
+
+
+class _VisualTable:
+    """The distinct visuals of one set, by content."""
+
+    def __init__(self) -> None:
+        self._visuals: list[Visual] = []
+        self._index: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._visuals)
+
+    @property
+    def visuals(self) -> tuple[Visual, ...]:
+        return tuple(self._visuals)
+
+    def add(self, pixels: np.ndarray) -> int:
+        visual = Visual.of(pixels)
+        index = self._index.setdefault(visual.key, len(self._visuals))
+        if index == len(self._visuals):
+            self._visuals.append(visual)
+        return index
+
+    def forget_after(self, mark: int) -> None:
+        for visual in self._visuals[mark:]:
+            del self._index[visual.key]
+        del self._visuals[mark:]
+
+
+class _PixelCache:
+    """Decoded and resized images by source and options, the least recently used dropped first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._size_bytes = 0
+        self._pixels: OrderedDict[tuple[bytes, QueryOptions], np.ndarray] = OrderedDict()
+
+    def get(self, key: tuple[bytes, QueryOptions]) -> np.ndarray | None:
+        pixels = self._pixels.get(key)
+        if pixels is not None:
+            self._pixels.move_to_end(key)
+        return pixels
+
+    def put(self, key: tuple[bytes, QueryOptions], pixels: np.ndarray) -> None:
+        if pixels.nbytes > self._max_bytes:
+            return
+        self._pixels[key] = pixels
+        self._size_bytes += pixels.nbytes
+        while self._size_bytes > self._max_bytes:
+            _, dropped = self._pixels.popitem(last=False)
+            self._size_bytes -= dropped.nbytes

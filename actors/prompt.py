@@ -1,0 +1,243 @@
+"""The official prompt of one pair, as token ids with its visual placeholders expanded.
+
+The template's own special tokens are placed by id; every stretch of text between two of them is
+tokenised whole, because BPE merges over the borders of instruction, query and document
+(`?` + `\\n<Document>` gives one `?\\n` token). Knows nothing about pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from actors.errors import SpecialTokenInText
+
+SYSTEM = (
+    "system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".'
+)
+NULL = "NULL"
+NUM_CLOSING_TOKENS = 5
+"""`<|im_end|> \\n <|im_start|> assistant \\n` survive every truncation, as in the official rule."""
+
+_RUN_CACHE_SIZE = 4_096
+_RUN_CACHE_MAX_CHARS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class VisualSpan:
+    """The tokens of one image or of one pair of video frames.
+
+    grid is (height, width) in merged patches, so `height * width` tokens. A frame pair has the
+    mean time of its two frames, in seconds.
+    """
+
+    visual: int
+    grid: tuple[int, int]
+    time_s: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Query or document, ready for the prompt: its visuals in order, then its texts."""
+
+    spans: tuple[VisualSpan, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def is_null(self) -> bool:
+        return not self.spans and not self.texts
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """One pair's tokens. span_index[i] says which of `spans` token i belongs to, -1 for none."""
+
+    input_ids: np.ndarray  # (L,) int32
+    span_index: np.ndarray  # (L,) int32
+    position_ids: np.ndarray  # (3, L) int32 temporal, height, width
+    spans: tuple[VisualSpan, ...]
+    is_truncated: bool
+
+
+_Part = str | int | VisualSpan
+
+
+class PromptEncoder:
+    """Turns (instruction, query, document) into token ids with a checkpoint's own tokenizer.
+
+    neutralize: special tokens typed in a text are tokenised as plain characters; otherwise they
+    act as special tokens, as in the official scorer, and a typed visual placeholder raises
+    SpecialTokenInText (the official scorer scores the word NULL instead).
+    """
+
+    def __init__(self, tokenizer_file: Path, neutralize: bool) -> None:
+        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = neutralize
+        self.special_ids = np.array(
+            sorted(
+                token_id
+                for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+                if token.special
+            ),
+            dtype=np.int32,
+        )
+        self.im_start = self.token_id("<|im_start|>")
+        self.im_end = self.token_id("<|im_end|>")
+        self.vision_start = self.token_id("<|vision_start|>")
+        self.vision_end = self.token_id("<|vision_end|>")
+        self.image_pad = self.token_id("<|image_pad|>")
+        self.video_pad = self.token_id("<|video_pad|>")
+        self._cached_run_ids = lru_cache(maxsize=_RUN_CACHE_SIZE)(self._tokenize_run)
+
+    def token_id(self, token: str) -> int:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ValueError(
+                f"the checkpoint's tokenizer has no token {token!r}: is it a Qwen3-VL reranker?"
+            )
+        return token_id
+
+    def encode(
+        self, instruction: str, query: Side, document: Side, max_length: int, field: str
+    ) -> PromptIds:
+        """Token ids of one pair, cut by the official rule to at most max_length + 5.
+
+        Raises SpecialTokenInText naming `field`, only when special tokens are not neutralised.
+        """
+        parts = self._parts(instruction, query, document)
+        input_ids, span_index, spans = self._expand(parts, field)
+        keep = self._kept(input_ids, max_length)
+        if keep is not None:
+            input_ids, span_index = input_ids[keep], span_index[keep]
+        return PromptIds(
+            input_ids=input_ids,
+            span_index=span_index,
+            position_ids=mrope_position_ids(span_index, spans),
+            spans=tuple(spans),
+            is_truncated=keep is not None,
+        )
+
+    def _parts(self, instruction: str, query: Side, document: Side) -> list[_Part]:
+        return [
+            self.im_start,
+            SYSTEM,
+            self.im_end,
+            "\n",
+            self.im_start,
+            f"user\n<Instruct>: {instruction}<Query>:",
+            *self._side_parts(query),
+            "\n<Document>:",
+            *self._side_parts(document),
+            self.im_end,
+            "\n",
+            self.im_start,
+            "assistant\n",
+        ]
+
+    def _side_parts(self, side: Side) -> list[_Part]:
+        if side.is_null:
+            return [NULL]
+        parts: list[_Part] = []
+        for span in side.spans:
+            if span.time_s is not None:
+                parts.append(f"<{span.time_s:.1f} seconds>")
+            parts += [self.vision_start, span, self.vision_end]
+        return [*parts, *side.texts]
+
+    def _expand(
+        self, parts: Sequence[_Part], field: str
+    ) -> tuple[np.ndarray, np.ndarray, list[VisualSpan]]:
+        """Ids and span indices of the parts, neighbouring texts tokenised as one string."""
+        ids: list[np.ndarray] = []
+        span_index: list[np.ndarray] = []
+        spans: list[VisualSpan] = []
+        text: list[str] = []
+
+        def put(run: np.ndarray, span: int) -> None:
+            ids.append(run)
+            span_index.append(np.full(len(run), span, dtype=np.int32))
+
+        def flush() -> None:
+            joined = "".join(text)
+            text.clear()
+            if joined:
+                put(self._run_ids(joined, field), -1)
+
+        for part in parts:
+            if isinstance(part, str):
+                text.append(part)
+                continue
+            flush()
+            if isinstance(part, VisualSpan):
+                pad = self.image_pad if part.time_s is None else self.video_pad
+                put(np.full(part.num_tokens, pad, dtype=np.int32), len(spans))
+                spans.append(part)
+            else:
+                put(np.array([part], dtype=np.int32), -1)
+        flush()
+        return np.concatenate(ids), np.concatenate(span_index), spans
+
+    def _run_ids(self, run: str, field: str) -> np.ndarray:
+        if len(run) <= _RUN_CACHE_MAX_CHARS:
+            ids = self._cached_run_ids(run)
+        else:
+            ids = self._tokenize_run(run)
+        if np.isin(ids, (self.image_pad, self.video_pad)).any():
+            raise SpecialTokenInText(
+                f"{field} has a visual placeholder token typed in a text; special tokens are read "
+                f"as plain text unless special_tokens='official'"
+            )
+        return ids
+
+    def _tokenize_run(self, run: str) -> np.ndarray:
+        return np.array(self._tokenizer.encode(run, add_special_tokens=False).ids, dtype=np.int32)
+
+    def _kept(self, input_ids: np.ndarray, max_length: int) -> np.ndarray | None:
+        """Which tokens stay, or None for all.
+
+        The official rule (truncate_tokens_optimized): of all but the last five tokens, special
+        ones always stay, and others from the front until max_length is reached.
+        """
+        body = input_ids[:-NUM_CLOSING_TOKENS]
+        if len(body) <= max_length:
+            return None
+        is_special = np.isin(body, self.special_ids)
+        num_text = max(0, max_length - int(is_special.sum()))
+        keep = np.ones(len(input_ids), dtype=bool)
+        keep[: len(body)] = is_special | (np.cumsum(~is_special) <= num_text)
+        return keep
+
+
+def mrope_position_ids(span_index: np.ndarray, spans: Sequence[VisualSpan]) -> np.ndarray:
+    """Temporal, height and width positions of each token: (3, L) int32.
+
+    Text advances all three; an image or frame pair holds its temporal position while height and
+    width run over its grid, and what follows starts max(height, width) later
+    (transformers' Qwen3VLModel.get_rope_index).
+    """
+    positions = np.empty((3, len(span_index)), dtype=np.int32)
+    starts = np.flatnonzero(np.diff(span_index, prepend=np.int32(-2)))
+    ends = np.append(starts[1:], len(span_index))
+    following = 0
+    for start, end in zip(starts, ends, strict=True):
+        index = np.arange(end - start, dtype=np.int32)
+        if span_index[start] < 0:
+            positions[:, start:end] = following + index
+            following += end - start
+            continue
+        height, width = spans[span_index[start]].grid
+        positions[0, start:end] = following
+        positions[1, start:end] = following + index // width
+        positions[2, start:end] = following + index % width
+        following += max(height, width)
+    return positions
