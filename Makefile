@@ -1,0 +1,66 @@
+# The two commands are `make demo` and `make test`. Either makes .venv and installs everything,
+# through pip and python3 (3.11 or newer) alone; pip's own settings (PIP_INDEX_URL, ...) hold.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CODE := actors jobs serve tests demo
+
+# Ray sends usage statistics home unless told not to.
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help demo test test-gpu lint types install demo-model demo-data clean
+.DEFAULT_GOAL := help
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: install  ## Rerank the embedded data set with the embedded model on a local Ray
+	@echo "==> demo: the real job on demo/data with demo/model"
+	@$(BIN)/python -m demo.run
+
+test: lint types  ## Everything that must pass: ruff, mypy, pytest
+	@echo "==> pytest: several minutes, real local Rays included"
+	@$(BIN)/python -m pytest
+
+test-gpu: install  ## The tests that need a CUDA device
+	@echo "==> pytest -m gpu"
+	@$(BIN)/python -m pytest -m gpu
+
+lint: install  ## ruff: rules and formatting
+	@echo "==> ruff"
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+
+types: install  ## mypy over actors, jobs and serve
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+demo-model: install  ## Train the demo's model again (fixed steps and seed)
+	@echo "==> training demo/model"
+	@$(BIN)/python demo/train.py
+
+demo-data: install  ## Draw the demo's data set again (maintainers: needs the drawings' packages)
+	@echo "==> building demo/data"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data]'
+	@$(BIN)/python demo/build_data.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> installing into $(VENV), pinned by constraints.txt (once; minutes if torch must be fetched)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "ShardRank needs Python 3.11 or newer, and '$(PYTHON)' was not found: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "ShardRank needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "==> making $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+clean:  ## Remove .venv and what the demo and the tools wrote
+	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
