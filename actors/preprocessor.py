@@ -37,6 +37,11 @@ class Visual:
     pixels: np.ndarray  # (1 or 2, H, W, 3) uint8
     key: bytes
 
+    @property
+    def num_tokens(self) -> int:
+        height, width = merged_grid(self.pixels)
+        return height * width
+
     @classmethod
     def of(cls, pixels: np.ndarray) -> "Visual":
         pixels = np.ascontiguousarray(pixels)
@@ -49,8 +54,7 @@ class Visual:
 class PreparedPair:
     """One pair as the model reads it.
 
-    visual_index[i] is the index in the set's visuals that token i is part of, -1 for text;
-    visual_token[i] is which of that visual's tokens it is.
+    visual_index[i] is the index in the set's visuals that token i is part of, -1 for text.
     """
 
     input_ids: np.ndarray  # (L,) int32
