@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ def _varlen(
         query = query[level.query_rows]
     if level.key_rows is not None:
         key, value = key[level.key_rows], value[level.key_rows]
-    grouped = {"enable_gqa": True} if _varlen_has_gqa_switch() else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if _varlen_has_gqa_switch() else {}
     output, lse = varlen_attn(
         query,
         key,

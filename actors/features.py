@@ -6,7 +6,7 @@ import torch
 
 
 class FeatureCache:
-    """Bounded in bytes, the least recently used dropped first; features stay where they were made."""
+    """Bounded in bytes, least recently used dropped first, on the device that made them."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actors.preprocessor import PreparedPair
+from actors.prepared import PreparedPair
 
 MIN_SHARED_TOKENS = 8
 """A shorter shared stretch costs more in bookkeeping than it saves in arithmetic."""
@@ -201,16 +201,18 @@ def attention_plan(batch: PackedBatch) -> AttentionPlan:
 
 def last_token_plan(batch: PackedBatch, rows: np.ndarray) -> AttentionPlan:
     """As attention_plan, with only `rows` (sorted, distinct, each a segment's last) as queries."""
+
+    def queries(start: int, end: int) -> tuple[int, int]:
+        first, last = np.searchsorted(rows, (start, end))
+        return int(first), int(last)
+
     own = tuple(
-        AttentionBlock(query, query + 1, s.start, s.end, False)
+        AttentionBlock(*span, s.start, s.end, False)
         for s in batch.segments
-        for query in range(*np.searchsorted(rows, (s.start, s.end)))
+        if (span := queries(s.start, s.end))[0] < span[1]
     )
     levels = _by_depth(
-        (
-            s.depth,
-            AttentionBlock(*np.searchsorted(rows, (s.end, s.subtree_end)), s.start, s.end, False),
-        )
+        (s.depth, AttentionBlock(*queries(s.end, s.subtree_end), s.start, s.end, False))
         for s in batch.segments
     )
     return AttentionPlan(len(rows), (own, *levels))

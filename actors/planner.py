@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.packing import common_prefix_length, sharing_keys
-from actors.preprocessor import PreparedPair
+from actors.prepared import PreparedPair
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from actors.features import FeatureCache
 from actors.model import load_model
 from actors.packing import PackedBatch, pack
 from actors.planner import PairCost, plan, set_costs
-from actors.preprocessor import PreparedPair, PreparedSet, Visual
+from actors.prepared import PreparedPair, PreparedSet, Visual
 
 logger = logging.getLogger(__name__)
 

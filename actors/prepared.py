@@ -1,0 +1,68 @@
+"""What the preprocessor hands to the scorer: token ids and pixels of a candidate set's pairs."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from actors.errors import RerankError
+from actors.pixels import merged_grid
+
+
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """The pixels of one image or one pair of video frames, and a hash of content and size."""
+
+    pixels: np.ndarray  # (1 or 2, H, W, 3) uint8
+    key: bytes
+
+    @property
+    def num_tokens(self) -> int:
+        height, width = merged_grid(self.pixels)
+        return height * width
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> "Visual":
+        pixels = np.ascontiguousarray(pixels)
+        digest = blake2b(repr(pixels.shape).encode(), digest_size=16)
+        digest.update(pixels.data)
+        return cls(pixels, digest.digest())
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPair:
+    """One pair as the model reads it.
+
+    visual_index[i] is the index in the set's visuals that token i is part of, -1 for text.
+    """
+
+    input_ids: np.ndarray  # (L,) int32
+    position_ids: np.ndarray  # (3, L) int32
+    visual_index: np.ndarray  # (L,) int32
+    is_truncated: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return int((self.visual_index >= 0).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSet:
+    """A candidate set's pairs in document order, failed ones as their error; picklable."""
+
+    pairs: tuple[PreparedPair | RerankError, ...]
+    visuals: tuple[Visual, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what the set takes on its way to the scorer."""
+        tokens = sum(pair.num_tokens for pair in self.pairs if isinstance(pair, PreparedPair))
+        return 20 * tokens + sum(visual.pixels.nbytes for visual in self.visuals)
