@@ -221,7 +221,7 @@ def _item(preview: Preview | None, candidate: Candidate, grade: int, title: str)
         relevant = ' class="relevant"'
         mark = f'<strong class="mark">✓ relevant{f" ({grade})" if grade > 1 else ""}</strong>'
     return (
-        f"<li{' class=relevant' if grade > 0 else ''}>"
+        f"<li{relevant}>"
         f'<span class="what">{_preview(preview, candidate.doc_id)}</span>'
         f"<small>{' · '.join(facts)}</small>{mark}</li>"
     )
