@@ -1,0 +1,220 @@
+"""The command line: `shardrank rerank` and its siblings.
+
+Exit codes: 0 done (rows may have errors, the summary counts them), 1 failed, 2 the command is
+wrong, 130 interrupted.
+"""
+
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from jobs.errors import JobError, UsageError
+from jobs.inputs import InputOptions
+from jobs.progress import duration
+from jobs.rerank import JobOptions, Summary
+from jobs.rerank import rerank as run_rerank
+from jobs.units import DEFAULT_UNIT_PAIRS
+
+app = typer.Typer(
+    name="shardrank",
+    help="Rerank large corpora with Qwen3-VL-Reranker on Ray.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _shardrank() -> None:
+    """Keeps the commands' names while there is only one."""
+
+
+Text = Annotated[str | None, typer.Option()]
+
+
+@app.command()
+def rerank(
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            help="Candidate sets, pairs, a run, or a data set's directory: "
+            "a file, a directory or a glob, local, s3:// or gs://"
+        ),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Directory of the results")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub name")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model")] = None,
+    run: Annotated[str | None, typer.Option(help="First stage's run: TREC or Parquet")] = None,
+    queries: Annotated[str | None, typer.Option(help="Queries table, for a run")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Corpus table, for a run")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="beir, mteb, vidore, jinavdr, msmarco or trec")
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(help="TABLE.COLUMN=NAME: where another name holds a column"),
+    ] = None,
+    media_root: Annotated[
+        str | None, typer.Option(help="Where relative media paths start; none may leave it")
+    ] = None,
+    rankings: Annotated[bool, typer.Option(help="Also one nested row a query")] = False,
+    trec_run: Annotated[bool, typer.Option(help="Also run.trec, a TREC run")] = False,
+    qrels: Annotated[str | None, typer.Option(help="Judgements: measure the result")] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="With --qrels: a measure such as nDCG@10")
+    ] = None,
+    instruction: Annotated[
+        str, typer.Option(help="For queries that have none of their own")
+    ] = DEFAULT_INSTRUCTION,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a pair")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of a video file")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Frames of a video")] = None,
+    image_min_pixels: Annotated[int | None, typer.Option()] = None,
+    image_max_pixels: Annotated[int | None, typer.Option()] = None,
+    video_min_pixels: Annotated[int | None, typer.Option(help="Of one frame")] = None,
+    video_max_pixels: Annotated[int | None, typer.Option(help="Of one frame")] = None,
+    video_total_pixels: Annotated[int | None, typer.Option(help="Of a frame list")] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="auto: bfloat16 on CUDA, else float32"),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    special_tokens: Annotated[
+        Literal["neutralize", "official"],
+        typer.Option(help="Special tokens typed in a text: plain characters, or acting"),
+    ] = "neutralize",
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a scoring actor")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
+    num_actors: Annotated[
+        int | None, typer.Option(help="Scoring actors; default: one a GPU, or one on CPU")
+    ] = None,
+    unit_pairs: Annotated[
+        int, typer.Option(help="Pairs of a unit, which is written and resumed as a whole")
+    ] = DEFAULT_UNIT_PAIRS,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(help="Of one GPU-hour, to state the cost")
+    ] = None,
+) -> None:
+    """Score every pair of INPUT and write the scores to --output.
+
+    The same command again goes on where it was stopped.
+    """
+    if output is None or model is None:
+        missing = "--output" if output is None else "--model"
+        raise UsageError(f"{missing} is missing")
+    try:
+        config = RerankerConfig(
+            model=model,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            instruction=instruction,
+            options=QueryOptions(
+                max_length=max_length,
+                image_min_pixels=image_min_pixels,
+                image_max_pixels=image_max_pixels,
+                video_min_pixels=video_min_pixels,
+                video_max_pixels=video_max_pixels,
+                video_total_pixels=video_total_pixels,
+                fps=fps,
+                max_frames=max_frames,
+            ),
+            special_tokens=special_tokens,
+            max_batch_tokens=max_batch_tokens,
+            num_threads=threads,
+            media_root=media_root,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    options = JobOptions(
+        output=output,
+        input=InputOptions(input, run, queries, corpus, preset, tuple(map or ())),
+        address=address,
+        num_actors=num_actors,
+        unit_pairs=unit_pairs,
+        with_rankings=rankings,
+        with_trec_run=trec_run,
+        qrels=qrels,
+        measures=tuple(measure or ()),
+        gpu_hour_price=gpu_hour_price,
+    )
+    print_summary(run_rerank(options, config), Console())
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    manifest = summary.manifest
+    if summary.was_finished:
+        console.print(f"already finished: {summary.output} holds this job's results")
+    table = Table(show_header=False, box=None)
+    for name, value in _summary_rows(summary):
+        table.add_row(name, value)
+    console.print(table)
+    for code, count in manifest["errors"].items():
+        console.print(f"  {count:,} x {code}", style="yellow")
+
+
+def _summary_rows(summary: Summary) -> list[tuple[str, str]]:
+    manifest = summary.manifest
+    rows = [
+        ("queries", f"{manifest['num_queries']:,}"),
+        ("pairs", f"{manifest['num_pairs']:,} ({manifest['num_failed']:,} with an error)"),
+        ("truncated", f"{manifest['num_truncated']:,}"),
+        (
+            "tokens",
+            f"{manifest['num_tokens']:,} ({manifest['num_visual_tokens']:,} visual)",
+        ),
+        ("time", f"{duration(manifest['seconds'])} ({manifest['pairs_per_s']:,.1f} pairs/s)"),
+        ("scores", f"{summary.output}/scores/"),
+    ]
+    if "cost" in manifest:
+        rows.append(("cost", f"{manifest['cost']:,.4f}"))
+    if summary.trec_run:
+        rows.append(("TREC run", summary.trec_run))
+    return rows + [(name, f"{value:.4f}") for name, value in summary.measures.items()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Every mistake of a user is one sentence on stderr."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        resume = shlex.join(["shardrank", *arguments])
+        print(f"\ninterrupted; what is finished is kept, go on with:\n  {resume}", file=sys.stderr)
+        return 130
+    except UsageError as error:
+        return _failed(str(error), 2)
+    except _CommandError as error:
+        return _failed(error.format_message(), 2)
+    except JobError as error:
+        resume = shlex.join(["shardrank", *arguments])
+        return _failed(f"{error}\nwhat is finished is kept, go on with:\n  {resume}", 1)
+    return 0
+
+
+_CommandError: Any = typer.BadParameter.__base__
+"""typer's own class of usage errors, which it does not name in public."""
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Ray, joined or started, and the scoring pool that fits it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # bound when Ray is imported
+
+import ray  # noqa: E402
+
+from jobs.errors import JobError, UsageError  # noqa: E402
+from jobs.pipeline import Pool  # noqa: E402
+
+_LOCAL_MIN_CPUS = 2
+"""Logical: one scoring actor beside one task that feeds it, also on a machine of one core."""
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A cluster for the length of the job: the one this process is in, a given one, or our own."""
+    if ray.is_initialized():
+        yield
+        return
+    _init(address or os.environ.get("RAY_ADDRESS"))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        if address is None:
+            cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise JobError(f"cannot {where}: {error}") from error
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Our packages for workers that do not have them; a submitted job brings its own."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    packages = Path(__file__).resolve().parent.parent
+    return {"py_modules": [str(packages / name) for name in ("actors", "jobs")]}
+
+
+def choose_pool(resources: dict[str, float], device: str, num_actors: int | None) -> Pool:
+    """One actor a GPU, or on a cluster without any, one on a CPU.
+
+    A CUDA pool larger than the cluster waits for its autoscaler. Raises UsageError otherwise.
+    """
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if device.startswith("cuda") or (device == "auto" and gpus):
+        if not gpus and not num_actors:
+            raise UsageError(
+                "the cluster has no GPU; with an autoscaler say how many with --num-actors"
+            )
+        return _checked(Pool(num_actors or gpus, num_cpus=0, num_gpus=1), cpus)
+    return _checked(Pool(num_actors or 1, num_cpus=1, num_gpus=0), cpus)
+
+
+def _checked(pool: Pool, cpus: int) -> Pool:
+    """Ray would wait without end for CPUs that the pool itself holds."""
+    needed = int(pool.num_actors * pool.num_cpus) + 1
+    if cpus < needed:
+        raise UsageError(
+            f"too few CPUs: {pool.num_actors} scoring actors and one reading task need {needed}, "
+            f"the cluster has {cpus}; lower --num-actors or add CPUs"
+        )
+    return pool

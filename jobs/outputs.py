@@ -1,0 +1,112 @@
+"""What a job leaves: one score file a unit, nested rankings and a TREC run on request.
+
+A unit's score file is written last and at once: where it exists, the unit is done.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.inputs import JobInput
+from jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema
+from jobs.storage import Location, list_files, remove_leftovers, write_atomically
+from jobs.units import Unit, unit_name
+
+MANIFEST = "manifest.json"
+SUCCESS = "_SUCCESS"
+TREC_RUN = "run.trec"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    directory: Location
+    with_rankings: bool = False
+
+    def scores_file(self, unit: Unit) -> Location:
+        return self.directory.child("scores").child(f"{unit_name(unit)}.parquet")
+
+    def rankings_file(self, unit: Unit) -> Location:
+        return self.directory.child("rankings").child(f"{unit_name(unit)}.parquet")
+
+    def remaining(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units without a score file, by one listing."""
+        done = {place.name for place, _ in list_files(self.directory.child("scores"))}
+        return [unit for unit in units if self.scores_file(unit).name not in done]
+
+    def remove_leftovers(self) -> None:
+        for name in ("scores", "rankings"):
+            remove_leftovers(self.directory.child(name))
+
+
+class UnitCollector:
+    """Puts the chunks of a unit together again, in whatever order they come."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, dict[int, pa.Table]] = {}
+        self._num_chunks: dict[int, int] = {}
+
+    def add(self, scored: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+        """(unit index, all its rows) of each unit that `scored` completes."""
+        units, chunks = scored["unit"].to_numpy(), scored["chunk"].to_numpy()
+        for unit, chunk in sorted(set(zip(units.tolist(), chunks.tolist(), strict=True))):
+            rows = scored.filter(pa.array((units == unit) & (chunks == chunk)))
+            self._chunks.setdefault(unit, {})[chunk] = rows
+            if rows["is_last"][0].as_py():
+                self._num_chunks[unit] = chunk + 1
+            if len(self._chunks[unit]) == self._num_chunks.get(unit):
+                del self._num_chunks[unit]
+                parts = self._chunks.pop(unit)
+                names = [name for name, _ in UNIT_COLUMNS]
+                yield unit, pa.concat_tables(parts.values()).drop_columns(names)
+
+
+def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) -> None:
+    """Rank a unit's rows and commit them. Doing it twice gives the same files."""
+    rows = ranked(rows)
+    schema = score_schema(job_input)
+    scores = rows.select(schema.names).cast(schema)
+    if output.with_rankings:
+        rankings = nested(scores, rows["query_index"].to_numpy())
+        write_atomically(output.rankings_file(unit), _to_parquet(rankings))
+    write_atomically(output.scores_file(unit), _to_parquet(scores))
+
+
+def _to_parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_scores(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    with location.filesystem.open_input_file(location.path) as stream:
+        return pq.read_table(stream, columns=list(columns) if columns else None)
+
+
+def write_trec_run(output: Output, units: Sequence[Unit], tag: str = "shardrank") -> Location:
+    """All scored pairs as one TREC run; failed pairs are left out."""
+    place = output.directory.child(TREC_RUN)
+    lines: list[str] = []
+    for unit in units:
+        scores = read_scores(output.scores_file(unit), ["query_id", "doc_id", "rank", "logit"])
+        lines += trec_lines(scores, tag)
+    write_atomically(place, "".join(lines).encode())
+    return place
+
+
+def trec_lines(scores: pa.Table, tag: str) -> Iterator[str]:
+    """Lines whose scores strictly decrease within a query, as trec_eval breaks ties by document id.
+
+    The score is the logit; where it ties, it is lowered to the next float32 below the one before.
+    """
+    previous, below = None, np.float32(np.inf)
+    for row in scores.to_pylist():
+        if row["rank"] is None:
+            continue
+        if row["rank"] == 1:
+            below = np.float32(np.inf)
+        below = min(np.float32(row["logit"]), np.nextafter(below, np.float32(-np.inf)))
+        previous = row["query_id"]
+        yield f"{previous} Q0 {row['doc_id']} {row['rank']} {below:.9g} {tag}\n"

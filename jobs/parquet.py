@@ -1,0 +1,183 @@
+"""Parquet files by footer, by row position and by row range; knows nothing about queries."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import UnreadableInput
+from jobs.storage import Location, open_input
+
+_BATCH_BYTES = 16 << 20
+_CACHED_GROUP_BYTES = 64 << 20
+_CACHE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """`columns`: leaf path -> (number of values, uncompressed bytes)."""
+
+    num_rows: int
+    columns: dict[str, tuple[int, int]]
+
+    def size_bytes(self, names: Sequence[str]) -> int:
+        wanted = set(names)
+        return sum(n for path, (_, n) in self.columns.items() if path.split(".")[0] in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    schema: pa.Schema
+    row_groups: tuple[RowGroup, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.row_groups)
+
+    def size_bytes(self, names: Sequence[str]) -> int:
+        return sum(group.size_bytes(names) for group in self.row_groups)
+
+
+@contextmanager
+def open_parquet(location: Location) -> Iterator[pq.ParquetFile]:
+    """Raises UnreadableInput that names the file, also for what goes wrong while it is read."""
+    try:
+        with open_input(location) as stream:
+            yield pq.ParquetFile(stream, pre_buffer=False)
+    except (OSError, pa.ArrowException) as error:
+        raise UnreadableInput(f"{location} cannot be read as Parquet: {error}") from error
+
+
+def read_footer(location: Location) -> Footer:
+    with open_parquet(location) as file:
+        groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+        return Footer(file.schema_arrow, tuple(_row_group(group) for group in groups))
+
+
+def _row_group(group: Any) -> RowGroup:
+    columns = (group.column(i) for i in range(group.num_columns))
+    return RowGroup(
+        group.num_rows,
+        {c.path_in_schema: (c.num_values, c.total_uncompressed_size) for c in columns},
+    )
+
+
+def leaf_path(footer: Footer, column: str, field: str) -> str | None:
+    """The path of `field` inside a list of structs, however the writer named the list's items."""
+    for group in footer.row_groups[:1]:
+        for path in group.columns:
+            parts = path.split(".")
+            if parts[0] == column and parts[-1] == field and len(parts) in (3, 4):
+                return path
+    return None
+
+
+def read_range(
+    location: Location, start: int, stop: int, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Rows start..stop in batches of about 16 MiB; columns may be leaf paths."""
+    with open_parquet(location) as file:
+        first_row = 0
+        for group in range(file.metadata.num_row_groups):
+            num_rows = file.metadata.row_group(group).num_rows
+            if first_row < stop and first_row + num_rows > start:
+                for position, batch in _batches(file, group, columns):
+                    low = max(start - first_row - position, 0)
+                    high = min(stop - first_row - position, batch.num_rows)
+                    if low < high:
+                        yield batch.slice(low, high - low)
+            first_row += num_rows
+
+
+def _batches(
+    file: pq.ParquetFile, group: int, columns: Sequence[str]
+) -> Iterator[tuple[int, pa.Table]]:
+    """(position in the row group, rows) of one row group, without holding all of it."""
+    metadata = file.metadata.row_group(group)
+    row_bytes = max(1, _group_bytes(metadata, columns) // max(1, metadata.num_rows))
+    batch_size = max(1, min(65_536, _BATCH_BYTES // row_bytes))
+    position = 0
+    for batch in file.iter_batches(batch_size, row_groups=[group], columns=list(columns)):
+        yield position, pa.Table.from_batches([batch])
+        position += batch.num_rows
+
+
+def _group_bytes(metadata: Any, columns: Sequence[str]) -> int:
+    return _row_group(metadata).size_bytes([column.split(".")[0] for column in columns])
+
+
+def fetch_rows(
+    location: Location, positions: np.ndarray, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position, row) of the wanted rows; each row group is read once and small ones are kept."""
+    wanted = np.unique(positions)
+    with open_parquet(location) as file:
+        first_row = 0
+        for group in range(file.metadata.num_row_groups):
+            num_rows = file.metadata.row_group(group).num_rows
+            low, high = np.searchsorted(wanted, [first_row, first_row + num_rows])
+            if low < high:
+                yield from _fetch_group(file, location, group, columns, first_row, wanted[low:high])
+            first_row += num_rows
+
+
+def _fetch_group(
+    file: pq.ParquetFile,
+    location: Location,
+    group: int,
+    columns: Sequence[str],
+    first_row: int,
+    wanted: np.ndarray,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    for position, batch in _cached_batches(file, location, group, columns):
+        start = first_row + position
+        low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
+        rows = batch.take(pa.array(wanted[low:high] - start)).to_pylist()
+        yield from zip(wanted[low:high].tolist(), rows, strict=True)
+
+
+def _cached_batches(
+    file: pq.ParquetFile, location: Location, group: int, columns: Sequence[str]
+) -> Iterator[tuple[int, pa.Table]]:
+    if _group_bytes(file.metadata.row_group(group), columns) > _CACHED_GROUP_BYTES:
+        yield from _batches(file, group, columns)
+        return
+    info = location.info()
+    key = (location, info.size, info.mtime_ns, group, tuple(columns))
+    cache = _row_group_cache()
+    table = cache.get(key)
+    if table is None:
+        table = file.read_row_group(group, columns=list(columns))
+        cache.put(key, table)
+    yield 0, table
+
+
+class RowGroupCache:
+    """Decoded row groups of this worker process, the longest unused dropped first."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._size_bytes = 0
+        self._tables: OrderedDict[Any, pa.Table] = OrderedDict()
+
+    def get(self, key: Any) -> pa.Table | None:
+        if key in self._tables:
+            self._tables.move_to_end(key)
+        return self._tables.get(key)
+
+    def put(self, key: Any, table: pa.Table) -> None:
+        self._tables[key] = table
+        self._size_bytes += table.nbytes
+        while self._size_bytes > self._capacity_bytes and len(self._tables) > 1:
+            self._size_bytes -= self._tables.popitem(last=False)[1].nbytes
+
+
+@lru_cache(maxsize=1)
+def _row_group_cache() -> RowGroupCache:
+    return RowGroupCache(_CACHE_BYTES)

@@ -1,0 +1,89 @@
+"""Ray Data's part: units to prepared chunks on CPU tasks, chunks to scores on a pool of actors."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from actors.config import RerankerConfig
+from jobs.inputs import JobInput
+from jobs.preparing import Engine, prepare_unit
+from jobs.scores import with_scores
+from jobs.units import Unit
+
+BLOCK_BYTES = 64 << 20
+NO_PROGRESS_TIMEOUT_S = 1_800
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The scoring actors; `num_cpus` and `num_gpus` are of one actor."""
+
+    num_actors: int
+    num_cpus: float
+    num_gpus: float
+
+
+class Score:
+    """One actor: a scorer on its device. A chunk in, its score rows out."""
+
+    def __init__(self, engine: Engine, config: RerankerConfig) -> None:
+        self._scorer = engine.scorer(config)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.concat_tables([self._score(batch, i) for i in range(batch.num_rows)])
+
+    def _score(self, batch: pa.Table, index: int) -> pa.Table:
+        rows = pa.ipc.open_stream(batch["rows"][index].as_buffer()).read_all()
+        prepared = pickle.loads(batch["prepared"][index].as_buffer())
+        scores = [score for each in self._scorer.score(prepared) for score in each]
+        scored = with_scores(rows, scores)
+        for name in ("unit", "chunk", "is_last"):
+            value = batch[name][index]
+            column = pa.array([value.as_py()] * scored.num_rows, value.type)
+            scored = scored.append_column(name, column)
+        return scored
+
+
+def score_units(
+    units: Sequence[Unit], job_input: JobInput, engine: Engine, config: RerankerConfig, pool: Pool
+) -> Iterator[pa.Table]:
+    """Tables of score rows as they come, in no order; a table may hold several chunks."""
+    _configure()
+    items = [{"unit": pickle.dumps(unit, 5)} for unit in units]
+    scored = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            prepare_unit,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"job_input": job_input, "engine": engine, "config": config},
+            num_cpus=1,
+        )
+        .map_batches(
+            Score,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_kwargs={"engine": engine, "config": config},
+            compute=ActorPoolStrategy(size=pool.num_actors),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            max_restarts=3,
+            max_task_retries=2,
+        )
+    )
+    yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _configure() -> None:
+    """Bounded failures, blocks that stream, and no display but ours."""
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    context.max_errored_blocks = 0
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.log_internal_stack_trace = False

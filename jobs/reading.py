@@ -1,0 +1,209 @@
+"""The rows of one unit, whatever the input form, as queries with their candidates.
+
+Finds what is wrong with ids before anything is decoded; contents are parsed by the engine's types.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from actors.config import QueryOptions
+from actors.errors import (
+    DocumentNotFound,
+    DuplicateId,
+    EmptyCandidates,
+    InvalidContent,
+    NullId,
+    QueryNotFound,
+    RerankError,
+)
+from jobs.inputs import JobInput
+from jobs.parquet import leaf_path, read_footer, read_range
+from jobs.tables import DOCUMENT_COLUMNS, OPTION_COLUMNS, QUERY_COLUMNS, Table
+from jobs.units import PairsUnit, SetsUnit, Unit
+
+Id = str | int | None
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One document of a query; `error` if it is known already that it cannot be scored."""
+
+    doc_id: Id
+    document: Any
+    rank: int | None = None
+    score: float | None = None
+    error: RerankError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRow:
+    """One query of the unit with at least one candidate; its order in the unit is `index`."""
+
+    index: int
+    query_id: Id
+    query: Any
+    instruction: str | None
+    options: QueryOptions
+    candidates: tuple[Candidate, ...]
+
+
+def read_unit(job_input: JobInput, unit: Unit) -> Iterator[QueryRow]:
+    """The unit's queries in order. Raises UnreadableInput if a file cannot be read."""
+    if isinstance(unit, SetsUnit):
+        return _read_sets(job_input, unit)
+    return _read_pairs(job_input, unit)
+
+
+def expected_ids(job_input: JobInput, unit: Unit) -> Iterator[tuple[Id, list[Id]]]:
+    """(query id, document ids) as the input has them, reading no payload."""
+    if isinstance(unit, PairsUnit):
+        pairs = unit.pairs().select(["query_index", "query_id", "doc_id"]).to_pylist()
+        for _, group in groupby(pairs, key=lambda pair: pair["query_index"]):
+            rows = list(group)
+            yield rows[0]["query_id"], [row["doc_id"] for row in rows]
+        return
+    table = job_input.queries
+    query_id, candidates = table.columns["query_id"], table.columns["candidates"]
+    footer = read_footer(table.files[unit.file].location)
+    leaf = leaf_path(footer, candidates, "doc_id") or candidates
+    for row in _set_rows(table, unit, [query_id, leaf]):
+        ids = [(candidate or {}).get("doc_id") for candidate in row[candidates] or []]
+        yield row[query_id], ids or [None]
+
+
+def _read_sets(job_input: JobInput, unit: SetsUnit) -> Iterator[QueryRow]:
+    table = job_input.queries
+    names = list(table.columns.values())
+    for index, row in enumerate(_set_rows(table, unit, names)):
+        named = {column: row[name] for column, name in table.columns.items()}
+        candidates = tuple(_candidate(each) for each in named["candidates"] or [])
+        yield _query_row(index, named, candidates)
+
+
+def _set_rows(table: Table, unit: SetsUnit, columns: Sequence[str]) -> Iterator[Row]:
+    location = table.files[unit.file].location
+    for batch in read_range(location, unit.start, unit.stop, columns):
+        for start in range(batch.num_rows):
+            yield from batch.slice(start, 1).to_pylist()
+
+
+def _candidate(value: Row | None) -> Candidate:
+    """A null in the list has no id; `doc` wins over text, image and video beside it."""
+    value = value or {}
+    rank, score = _rank(value.get("rank")), value.get("score")
+    return Candidate(value.get("doc_id"), document_value(value), rank, score)
+
+
+def document_value(row: Mapping[str, Any]) -> Any:
+    """What the engine parses; a title goes before its text, joined by a space, as in BEIR."""
+    if "doc" in row:
+        return row["doc"]
+    content = {name: row[name] for name in ("text", "image", "video") if name in row}
+    if row.get("title") and isinstance(row.get("text"), str | None):
+        content["text"] = f"{row['title']} {row.get('text') or ''}".strip()
+    return content
+
+
+def query_value(row: Row) -> Any:
+    if "query" in row:
+        return row["query"]
+    return {name: row[name] for name in ("text", "image", "video") if name in row}
+
+
+def _rank(value: float | None) -> int | None:
+    """A rank that is no 32-bit number (NaN, infinite, a timestamp) is none."""
+    return int(value) if value is not None and abs(value) < 1 << 31 else None
+
+
+def _query_row(index: int, row: Row, candidates: tuple[Candidate, ...]) -> QueryRow:
+    options, wrong = _options(row)
+    if row.get("query_id") is None:
+        wrong = NullId("query_id is null")
+    if not candidates:
+        candidates = (
+            Candidate(None, None, error=wrong or EmptyCandidates("the query has no candidates")),
+        )
+    checked = _checked(candidates)
+    if wrong is not None:
+        checked = tuple(replace(each, error=wrong) for each in checked)
+    return QueryRow(
+        index, row.get("query_id"), query_value(row), row.get("instruction"), options, checked
+    )
+
+
+def _options(row: Row) -> tuple[QueryOptions, RerankError | None]:
+    given = {name: row[name] for name in OPTION_COLUMNS if row.get(name) is not None}
+    for name, value in given.items():
+        if name != "fps" and isinstance(value, float) and value.is_integer():
+            given[name] = int(value)  # a nullable integer column that pandas made a double
+    try:
+        return QueryOptions.from_mapping(given), None
+    except ValueError as error:
+        return QueryOptions(), InvalidContent(str(error))
+
+
+def _checked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Null ids and ids seen before become errors; the first of equal ids is scored."""
+    seen: set[Id] = set()
+    checked = []
+    for candidate in candidates:
+        error = candidate.error
+        if error is None and candidate.doc_id is None:
+            error = NullId("doc_id is null")
+        elif error is None and candidate.doc_id in seen:
+            error = DuplicateId(f"doc_id {candidate.doc_id!r} appears before in this query")
+        seen.add(candidate.doc_id)
+        checked.append(replace(candidate, error=error))
+    return tuple(checked)
+
+
+def _read_pairs(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
+    pairs = unit.pairs()
+    queries = _fetch(job_input.queries, pairs, "query", QUERY_COLUMNS)
+    documents = _fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS)
+    groups = groupby(pairs.to_pylist(), key=lambda pair: pair["query_index"])
+    for index, (_, group) in enumerate(groups):
+        rows = list(group)
+        query = queries.get((rows[0]["query_file"], rows[0]["query_position"]))
+        candidates = tuple(_paired_candidate(pair, documents) for pair in rows)
+        yield _paired_row(index, rows[0], query, candidates)
+
+
+def _paired_row(
+    index: int, pair: Row, query: Row | None, candidates: tuple[Candidate, ...]
+) -> QueryRow:
+    if query is None and pair["query_id"] is not None:
+        error = QueryNotFound(f"query_id {pair['query_id']!r} is not in the queries table")
+        candidates = tuple(replace(each, error=error) for each in candidates)
+    named = {"query_id": pair["query_id"], **(query or {})}
+    if pair["instruction"] is not None:
+        named["instruction"] = pair["instruction"]
+    return _query_row(index, named, candidates)
+
+
+def _paired_candidate(pair: Row, documents: Mapping[tuple[int, int], Row]) -> Candidate:
+    doc_id = pair["doc_id"]
+    row = documents.get((pair["doc_file"], pair["doc_position"]))
+    error = None
+    if row is None and doc_id is not None:
+        error = DocumentNotFound(f"doc_id {doc_id!r} is not in the corpus")
+    document = None if row is None else document_value(row)
+    return Candidate(doc_id, document, _rank(pair["rank"]), pair["score"], error)
+
+
+def _fetch(
+    table: Table, pairs: Any, side: str, columns: Sequence[str]
+) -> dict[tuple[int, int], Row]:
+    """(file, position) -> row of everything that the pairs name, each once."""
+    files = pairs[f"{side}_file"].to_numpy()
+    positions = pairs[f"{side}_position"].to_numpy()
+    rows: dict[tuple[int, int], Row] = {}
+    for file in np.unique(files[files >= 0]).tolist():
+        for position, row in table.fetch(file, positions[files == file], columns):
+            rows[(file, position)] = row
+    return rows

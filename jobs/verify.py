@@ -1,0 +1,99 @@
+"""The proof at the end of a job: every input pair has exactly one row, and what the rows add up to.
+
+Reads ids again from the input and from the output, and compares them unit by unit.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from jobs.errors import VerificationError
+from jobs.inputs import JobInput
+from jobs.outputs import Output, read_scores
+from jobs.reading import expected_ids
+from jobs.units import Unit
+
+_COLUMNS = (
+    "query_id",
+    "doc_id",
+    "num_tokens",
+    "num_visual_tokens",
+    "is_truncated",
+    "error_code",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    num_queries: int = 0
+    num_pairs: int = 0
+    num_failed: int = 0
+    num_truncated: int = 0
+    num_tokens: int = 0
+    num_visual_tokens: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, parts: Iterable["Counts"]) -> "Counts":
+        parts = list(parts)
+        errors: Counter[str] = Counter()
+        for part in parts:
+            errors.update(part.errors)
+        return cls(
+            sum(part.num_queries for part in parts),
+            sum(part.num_pairs for part in parts),
+            sum(part.num_failed for part in parts),
+            sum(part.num_truncated for part in parts),
+            sum(part.num_tokens for part in parts),
+            sum(part.num_visual_tokens for part in parts),
+            dict(errors.most_common()),
+        )
+
+
+def verify_units(job_input: JobInput, output: Output, units: Iterable[Unit]) -> Counts:
+    return Counts.total(verify_unit(job_input, output, unit) for unit in units)
+
+
+def verify_unit(job_input: JobInput, output: Output, unit: Unit) -> Counts:
+    """Raises VerificationError that names the file and a pair that is missing or too many."""
+    place = output.scores_file(unit)
+    try:
+        rows = read_scores(place, _COLUMNS)
+    except (OSError, pa.ArrowException) as error:
+        raise VerificationError(
+            f"{place} cannot be read ({error}); delete it and run the same command again"
+        ) from error
+    found = Counter(zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True))
+    expected: Counter[tuple[str | int | None, str | int | None]] = Counter()
+    num_queries = 0
+    for query_id, doc_ids in expected_ids(job_input, unit):
+        num_queries += 1
+        expected.update((query_id, doc_id) for doc_id in doc_ids)
+    if found != expected:
+        raise VerificationError(f"{place}: {_difference(found, expected)}")
+    return _counts(rows, num_queries)
+
+
+def _difference(found: Counter[tuple], expected: Counter[tuple]) -> str:
+    missing, extra = expected - found, found - expected
+    kind, pairs = ("missing", missing) if missing else ("too many", extra)
+    query_id, doc_id = next(iter(pairs))
+    return (
+        f"{missing.total()} pairs are missing and {extra.total()} too many ({kind}: query_id "
+        f"{query_id!r}, doc_id {doc_id!r}); delete the file and run the same command again"
+    )
+
+
+def _counts(rows: pa.Table, num_queries: int) -> Counts:
+    codes = [code for code in rows["error_code"].to_pylist() if code is not None]
+    return Counts(
+        num_queries,
+        rows.num_rows,
+        len(codes),
+        sum(rows["is_truncated"].to_pylist()),
+        sum(rows["num_tokens"].to_pylist()),
+        sum(rows["num_visual_tokens"].to_pylist()),
+        dict(Counter(codes)),
+    )
