@@ -179,10 +179,11 @@ def _query(page: Page, query: str, is_open: bool) -> str:
     found = sorted(page.scores.candidates.get(query, []), key=lambda c: c.logit is not None)
     candidates = {c.doc_id: c for c in found}  # of equal ids the one that was scored
     labels = [labels[query] for labels in page.groups.values() if query in labels]
+    opened = ' open=""' if is_open else ""
     columns = _order(page, query, "First stage", comparison.before_run, candidates)
     columns += _order(page, query, "Reranked", comparison.after_run, candidates)
     return (
-        f"<details{' open' if is_open else ''}><summary>"
+        f"<details{opened}><summary>"
         f'<span class="what">{_preview(page.queries.get(query), query)}</span>'
         f"<small>{escape(' · '.join([query, *labels]))}</small>"
         f'<span class="num">{escape(measure)} {_number(before)} → {_number(after)}</span>'
@@ -298,13 +299,15 @@ details { background:var(--card); border:1px solid var(--line); border-radius:8p
 summary { cursor:pointer; display:flex; gap:.8rem; align-items:center; flex-wrap:wrap }
 summary .num { margin-left:auto } summary:focus-visible, a:focus-visible {
   outline:3px solid var(--after); outline-offset:2px; border-radius:4px }
-.what { display:inline-flex; gap:.4rem; align-items:center; flex-wrap:wrap; font-weight:600;
+.what { display:inline-flex; gap:.4rem; align-items:center; flex-wrap:wrap; vertical-align:middle;
+  font-weight:600;
   overflow-wrap:anywhere } small { color:var(--soft); overflow-wrap:anywhere }
 img { width:56px; height:56px; object-fit:contain; background:#fff; border-radius:6px;
   border:1px solid var(--line) }
 .orders { display:grid; grid-template-columns:repeat(auto-fit, minmax(17rem, 1fr)); gap:1rem;
   margin-top:.5rem } ol { margin:0; padding-left:1.6rem } li { padding:.3rem .4rem;
-  border-left:4px solid transparent } li .what { font-weight:400 } li small { display:block }
+  border-left:4px solid transparent } li .what { font-weight:400; margin-right:.6rem }
+li small { margin-right:.6rem }
 li.relevant { border-left-color:var(--good) } .mark { color:var(--good); font-size:.85rem }
 @media print { details { break-inside:avoid } }
 """
