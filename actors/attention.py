@@ -5,7 +5,7 @@ suffix may attend to each ancestor and to itself separately, exactly. float32 ac
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 from actors.packing import AttentionBlock, AttentionPlan
+
+VarlenKernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""As flash_varlen below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +33,29 @@ class _VarlenLevel:
 
 
 class PackedAttention:
-    """An attention plan on a device, used by every layer that shares it."""
+    """An attention plan on a device, used by every layer that shares it.
 
-    def __init__(self, plan: AttentionPlan, device: torch.device, dtype: torch.dtype) -> None:
+    kernel: a variable-length attention that also gives the log-sum-exp; None: block by block.
+    """
+
+    def __init__(
+        self, plan: AttentionPlan, device: torch.device, kernel: VarlenKernel | None = None
+    ) -> None:
         self._plan = plan
-        self._varlen: list[_VarlenLevel] | None = None
-        if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-            self._varlen = [_varlen_level(level, plan, device) for level in plan.levels]
+        self._kernel = kernel
+        self._varlen = [_varlen_level(level, plan, device) for level in plan.levels if kernel]
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """(Q, heads, D) queries, (T, kv_heads, D) keys and values to (Q, heads, D)."""
-        if self._varlen is not None:
-            return _attend_varlen(self._varlen, query, key, value)
+        if self._kernel is not None:
+            return _attend_varlen(self._varlen, query, key, value, self._kernel)
         return _attend_blocks(self._plan, query, key, value)
+
+
+def kernel_for(device: torch.device, dtype: torch.dtype) -> VarlenKernel | None:
+    """Flash attention on CUDA in 16 bits; elsewhere block by block."""
+    is_flash = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    return flash_varlen if is_flash else None
 
 
 def _attend_blocks(
@@ -138,12 +151,16 @@ def _cumulative(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 def _attend_varlen(
-    levels: Sequence[_VarlenLevel], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    levels: Sequence[_VarlenLevel],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel: VarlenKernel,
 ) -> torch.Tensor:
-    """The same by torch's variable-length flash attention, one launch a level."""
-    output, lse = _varlen(levels[0], query, key, value)
+    """The same by a variable-length kernel, one launch a level."""
+    output, lse = _varlen(levels[0], query, key, value, kernel)
     for level in levels[1:]:
-        part, part_lse = _varlen(level, query, key, value)
+        part, part_lse = _varlen(level, query, key, value, kernel)
         if level.query_rows is None:
             output, lse = merge(output, lse, part, part_lse)
             continue
@@ -153,16 +170,17 @@ def _attend_varlen(
 
 
 def _varlen(
-    level: _VarlenLevel, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    level: _VarlenLevel,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel: VarlenKernel,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from torch.nn.attention.varlen import AuxRequest, varlen_attn
-
     if level.query_rows is not None:
         query = query[level.query_rows]
     if level.key_rows is not None:
         key, value = key[level.key_rows], value[level.key_rows]
-    grouped: dict[str, Any] = {"enable_gqa": True} if _varlen_has_gqa_switch() else {}
-    output, lse = varlen_attn(
+    return kernel(
         query,
         key,
         value,
@@ -170,8 +188,34 @@ def _varlen(
         level.cu_seqlens_k,
         level.max_seqlen_q,
         level.max_seqlen_k,
+        level.is_causal,
+    )
+
+
+def flash_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    is_causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch's flash attention: output (Q, heads, D), log-sum-exp (Q, heads)."""
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    grouped: dict[str, Any] = {"enable_gqa": True} if _varlen_has_gqa_switch() else {}
+    output, lse = varlen_attn(
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
         return_aux=AuxRequest(lse=True),
-        window_size=(-1, 0) if level.is_causal else (-1, -1),
+        window_size=(-1, 0) if is_causal else (-1, -1),
         **grouped,
     )
     return output, lse.transpose(0, 1).contiguous()

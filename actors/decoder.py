@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from actors.attention import PackedAttention
+from actors.attention import PackedAttention, kernel_for
 from actors.packing import PackedBatch, attention_plan, last_token_plan
 from actors.vision import rotate
 
@@ -49,14 +49,15 @@ class Decoder:
             features = features[torch.from_numpy(batch.visual_tokens).to(device)]
             hidden[visual_rows] = features[:, 0]
         rope = self._rope(torch.from_numpy(batch.position_ids).to(device))
-        attention = PackedAttention(attention_plan(batch), device, dtype)
+        kernel = kernel_for(device, dtype)
+        attention = PackedAttention(attention_plan(batch), device, kernel)
         *layers, last_layer = self._model.layers
         for index, layer in enumerate(layers):
             hidden = self._layer(layer, hidden, rope, attention)
             if features is not None and index + 1 < features.shape[1]:
                 hidden[visual_rows] += features[:, index + 1]
         rows, pair_row = np.unique(batch.last_rows, return_inverse=True)
-        last_attention = PackedAttention(last_token_plan(batch, rows), device, dtype)
+        last_attention = PackedAttention(last_token_plan(batch, rows), device, kernel)
         last = torch.from_numpy(rows).to(device)
         hidden = self._layer(last_layer, hidden, rope, last_attention, last)
         return _norm(self._model.norm, hidden)[torch.from_numpy(pair_row).to(device)]

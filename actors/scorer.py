@@ -36,7 +36,7 @@ class Scorer:
             torch.set_num_threads(config.num_threads)
         self.device = choose_device(config.device)
         self._model = load_model(checkpoint, self.device, choose_dtype(config.dtype, self.device))
-        self._cache = FeatureCache(config.feature_cache_bytes)
+        self.vision_cache = FeatureCache(config.feature_cache_bytes)
         self.max_batch_tokens = self._batch_tokens()
 
     @torch.inference_mode()
@@ -73,13 +73,13 @@ class Scorer:
 
     def _features(self, visuals: Sequence[Visual]) -> torch.Tensor:
         """(N, levels, hidden) of the visuals end to end, encoding those not in the cache."""
-        found = [self._cache.get(visual.key) for visual in visuals]
+        found = [self.vision_cache.get(visual.key) for visual in visuals]
         missing = [index for index, features in enumerate(found) if features is None]
         for part in _within(missing, visuals, 4 * self.max_batch_tokens):
             encoded = self._model.vision.encode([visuals[index].pixels for index in part])
             for index, features in zip(part, encoded, strict=True):
                 found[index] = features
-                self._cache.put(visuals[index].key, features)
+                self.vision_cache.put(visuals[index].key, features)
         return torch.cat([features for features in found if features is not None])
 
     def _batch_tokens(self) -> int:
