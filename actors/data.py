@@ -6,7 +6,7 @@ lists of them) and knows nothing about how media are read.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlparse
 
@@ -209,9 +209,16 @@ def _is_frame_list(value: Sequence[Any]) -> bool:
     if not value:
         return False
     first = value[0]
-    if isinstance(first, str | Path):
-        return PurePath(urlparse(str(first)).path).suffix.lower() in _IMAGE_SUFFIXES
+    if isinstance(first, str | PurePath):
+        return _url_suffix(str(first)) in _IMAGE_SUFFIXES
     return isinstance(first, PILImage.Image)
+
+
+def _url_suffix(path: str) -> str:
+    try:
+        return PurePath(urlparse(path).path).suffix.lower()
+    except ValueError:  # urlparse refuses what looks like a broken IPv6 host
+        return ""
 
 
 def _video(value: Any, field: str) -> Video:
