@@ -181,19 +181,28 @@ def _image(value: Any, field: str) -> ImageSource:
 
 def _encoded(value: Any, field: str, what: str) -> bytes | str:
     """Bytes or a path out of bytes, str, Path or the struct {bytes, path}, where bytes win."""
+    if _is_media_struct(value):
+        return _from_struct(value, field)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str | PurePath):
         if not str(value):
             raise InvalidContent(f"{field} has an empty path")
         return str(value)
-    if _is_media_struct(value):
-        if value.get("bytes") is not None:
-            return _encoded(value["bytes"], field, what)
-        if value.get("path") is not None:
-            return _encoded(value["path"], field, what)
-        raise InvalidContent(f"{field} has neither bytes nor a path")
     raise InvalidContent(f"{field} must be {what}: bytes, a path or both, got {_kind(value)}")
+
+
+def _from_struct(value: Mapping[str, Any], field: str) -> bytes | str:
+    encoded, path = value.get("bytes"), value.get("path")
+    if encoded is not None:
+        if not isinstance(encoded, bytes | bytearray | memoryview):
+            raise InvalidContent(f"{field}.bytes must be bytes, got {_kind(encoded)}")
+        return bytes(encoded)
+    if path is None:
+        raise InvalidContent(f"{field} has neither bytes nor a path")
+    if not isinstance(path, str | PurePath):
+        raise InvalidContent(f"{field}.path must be a string, got {_kind(path)}")
+    return _encoded(path, field, "a path")
 
 
 def _videos(value: Any, field: str) -> tuple[Video, ...]:
