@@ -66,7 +66,9 @@ class Content:
             return value
         if isinstance(value, str):
             return cls(texts=(value,))
-        if isinstance(value, bytes | PILImage.Image) or _is_media_struct(value):
+        if isinstance(value, bytes | bytearray | memoryview | PILImage.Image) or _is_media_struct(
+            value
+        ):
             return cls(images=_images(value, field))
         if not isinstance(value, Mapping):
             raise InvalidContent(
@@ -245,6 +247,8 @@ def _video(value: Any, field: str) -> Video:
     fps = value.get("fps")
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float)):
         raise InvalidContent(f"{field}.fps must be a number, got {_kind(fps)}")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise InvalidContent(f"{field}.fps must be above zero, got {fps!r}")
     encoded = {key: value[key] for key in ("bytes", "path") if value.get(key) is not None}
     if value.get("frames") is not None and not encoded:
         return Video(frames=_images(value["frames"], f"{field}.frames"), fps=fps)
