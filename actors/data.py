@@ -18,6 +18,8 @@ from actors.errors import EmptyQuery, InvalidContent, RerankError
 ImageSource = bytes | str | PILImage.Image
 """An encoded image, a path or URL, or a decoded image."""
 
+_Bytes = bytes | bytearray | memoryview
+
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".svg"}
 """By its first element's suffix the official scorer tells a list of frames from a list of files."""
 
@@ -66,9 +68,7 @@ class Content:
             return value
         if isinstance(value, str):
             return cls(texts=(value,))
-        if isinstance(value, bytes | bytearray | memoryview | PILImage.Image) or _is_media_struct(
-            value
-        ):
+        if isinstance(value, _Bytes | PILImage.Image) or _is_media_struct(value):
             return cls(images=_images(value, field))
         if not isinstance(value, Mapping):
             raise InvalidContent(
@@ -185,7 +185,7 @@ def _encoded(value: Any, field: str, what: str) -> bytes | str:
     """Bytes or a path out of bytes, str, Path or the struct {bytes, path}, where bytes win."""
     if _is_media_struct(value):
         return _from_struct(value, field)
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _Bytes):
         return bytes(value)
     if isinstance(value, str | PurePath):
         if not str(value):
@@ -197,7 +197,7 @@ def _encoded(value: Any, field: str, what: str) -> bytes | str:
 def _from_struct(value: Mapping[str, Any], field: str) -> bytes | str:
     encoded, path = value.get("bytes"), value.get("path")
     if encoded is not None:
-        if not isinstance(encoded, bytes | bytearray | memoryview):
+        if not isinstance(encoded, _Bytes):
             raise InvalidContent(f"{field}.bytes must be bytes, got {_kind(encoded)}")
         return bytes(encoded)
     if path is None:
