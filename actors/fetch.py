@@ -56,7 +56,7 @@ class MediaReader:
                 local = self._inside_root(local, path)
             if local.is_file():
                 return local
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # ValueError: no name for a file
             raise MediaNotFound(f"{path}: {error}") from error
         raise MediaNotFound(f"{path}: no such file")
 
