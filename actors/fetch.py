@@ -28,7 +28,7 @@ class MediaReader:
         """Raises MediaNotFound, MediaForbidden, MediaUnreachable or UnknownScheme."""
         local = self.local_path(path)
         if local is None:
-            return _read_object(self._object_uri(path))
+            return _read_object(*self._bucket_and_place(path), path)
         try:
             return local.read_bytes()
         except OSError as error:
@@ -67,8 +67,13 @@ class MediaReader:
             raise MediaForbidden(f"{path}: outside the media root {self._local_root}")
         return resolved
 
-    def _object_uri(self, path: str) -> str:
-        return path if _scheme(path) else f"{self._remote_root}/{path}"
+    def _bucket_and_place(self, path: str) -> tuple[str, str]:
+        """The bucket's URI, with the query that configures it, and bucket/key."""
+        location, mark, query = (path if _scheme(path) else self._remote_root or "").partition("?")
+        scheme, _, place = location.partition("://")
+        if not _scheme(path):
+            place = f"{place.rstrip('/')}/{path}"
+        return f"{scheme.lower()}://{place.split('/')[0]}{mark}{query}", place
 
 
 def _scheme(path: str) -> str:
@@ -89,14 +94,12 @@ def _filesystem(bucket_uri: str) -> Any:
     return fs.FileSystem.from_uri(bucket_uri)[0]
 
 
-def _read_object(uri: str) -> bytes:
-    scheme, _, rest = uri.partition("://")
-    bucket, _, query = rest.partition("?")
+def _read_object(bucket_uri: str, place: str, name: str) -> bytes:
+    """Errors give the name, not the URI: its query may hold the root's secret key."""
     try:
-        filesystem = _filesystem(f"{scheme}://{bucket.split('/')[0]}{'?' + query if query else ''}")
-        with filesystem.open_input_stream(bucket) as stream:
+        with _filesystem(bucket_uri).open_input_stream(place) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
-        raise MediaNotFound(f"{uri}: no such object") from error
-    except (OSError, ValueError) as error:
-        raise MediaUnreachable(f"{uri}: {error}") from error
+        raise MediaNotFound(f"{name}: no such object") from error
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise MediaUnreachable(f"{name}: {error}") from error
