@@ -15,7 +15,7 @@ _OBJECT_STORES = {"s3", "gs", "gcs"}
 
 class MediaReader:
     """Reads media by path; `root` (a directory or an object-store prefix) is where relative ones
-    start, and no local path may leave a local root, symbolic links resolved.
+    start, and no local path may lie outside it, symbolic links resolved.
     """
 
     def __init__(self, root: str | None = None) -> None:
@@ -47,6 +47,8 @@ class MediaReader:
             raise UnknownScheme(
                 f"{path}: unknown scheme {scheme!r}; use a path, file://, s3:// or gs://"
             )
+        if self._remote_root is not None:
+            raise MediaForbidden(f"{path}: a local path, outside the media root")
         return self._existing(path)
 
     def _existing(self, path: str) -> Path:
