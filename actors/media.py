@@ -28,19 +28,17 @@ def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PIL
     EXIF rotation is not applied; of an animation the first frame counts.
     """
     if isinstance(source, PILImage.Image):
-        return _to_rgb(source, "an image")
-    name = source if isinstance(source, str) else f"an image of {len(source)} bytes"
+        name = "an image"
+    else:
+        name = source if isinstance(source, str) else f"an image of {len(source)} bytes"
     data = reader.read(source) if isinstance(source, str) else source
     try:
+        if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on
+            return _to_rgb(data, name, max_pixels)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning; the limit below is ours
+            warnings.simplefilter("ignore")  # Pillow's own size warning; the limit is ours
             with PILImage.open(io.BytesIO(data), formats=_FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    raise ImageTooLarge(
-                        f"{name}: {image.width} x {image.height} pixels, over the limit of "
-                        f"{max_pixels}"
-                    )
-                return _to_rgb(image, name)
+                return _to_rgb(image, name, max_pixels)
     except PILImage.DecompressionBombError as error:
         raise ImageTooLarge(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
@@ -51,9 +49,13 @@ def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PIL
         raise ImageDecodeError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: PILImage.Image, name: str) -> PILImage.Image:
+def _to_rgb(image: PILImage.Image, name: str, max_pixels: int) -> PILImage.Image:
     if not image.width or not image.height:
         raise ImageDecodeError(f"{name}: has no pixels")
+    if image.width * image.height > max_pixels:
+        raise ImageTooLarge(
+            f"{name}: {image.width} x {image.height} pixels, over the limit of {max_pixels}"
+        )
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = PILImage.new("RGB", image.size, (255, 255, 255))
