@@ -47,9 +47,9 @@ class Preprocessor:
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
         """Never raises for bad data: a document that cannot be scored holds its RerankError."""
-        options = candidate_set.options.over(self.config.options)
         visuals = _VisualTable()
         try:
+            options = self._options(candidate_set.options)
             query = self._side(candidate_set.query, options, visuals, "query")
         except RerankError as error:
             return PreparedSet((error,) * len(candidate_set.documents), ())
@@ -67,6 +67,15 @@ class Preprocessor:
                 visuals.forget_after(mark)
                 pairs.append(error)
         return PreparedSet(tuple(pairs), visuals.visuals)
+
+    def _options(self, own: QueryOptions) -> QueryOptions:
+        """The query's own over the configured ones, with which they may not fit together."""
+        try:
+            return own.over(self.config.options)
+        except ValueError as error:
+            raise InvalidContent(
+                f"the query's options do not fit the configuration: {error}"
+            ) from error
 
     def _pair(
         self,
