@@ -31,9 +31,15 @@ The job writes code and sentence beside a null score; the endpoint answers with 
 
 
 class RerankError(Exception):
-    """One pair cannot be scored; `code` is stable, the message is a sentence for people."""
+    """One pair cannot be scored; `code` is stable, the message is a sentence for people.
+
+    The message is always valid Unicode, whatever a path or a decoder put into it.
+    """
 
     code = "rerank_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def __reduce__(self) -> tuple[type["RerankError"], tuple[str]]:
         return type(self), (str(self),)
