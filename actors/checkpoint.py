@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
@@ -12,7 +13,7 @@ def resolve_checkpoint(model: str, revision: str | None = None, weights: bool = 
 
     Raises ValueError where it is neither. weights=False fetches configuration and tokenizer only.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # Path.expanduser raises where there is no such user
     if path.is_dir():
         return _checked(path)
     if path.is_absolute() or model.startswith(".") or model.count("/") != 1:
@@ -27,7 +28,7 @@ def resolve_checkpoint(model: str, revision: str | None = None, weights: bool = 
     except Exception as error:  # the hub client raises many kinds; all mean the same to a user
         raise ValueError(
             f"model {model!r} is not a directory and could not be fetched from the hub: "
-            f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
         ) from error
 
 
