@@ -6,6 +6,7 @@ elsewhere. Every failure is a MediaError with a sentence.
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from actors.data import Video
 from actors.errors import (
     ImageTooLarge,
     MediaError,
+    MediaUnreachable,
     VideoDecodeError,
     VideoReaderMissing,
     VideoTooShort,
@@ -26,6 +28,19 @@ from actors.fetch import MediaReader
 
 MIN_FRAMES = 4
 _EVEN = 2
+
+_PROBED_BYTES = 1 << 20  # FFmpeg's probe looks no further (PROBE_BUF_MAX)
+_CONTAINERS = re.compile(
+    rb"""(?sx)
+    ....(ftyp|moov|mdat|wide|free|skip)       # MP4, QuickTime
+    | \x1aE\xdf\xa3                           # Matroska, WebM
+    | RIFF....AVI[ ] | FLV\x01 | OggS\0 | GIF8
+    | 0&\xb2u\x8ef\xcf\x11\xa6\xd9\0\xaa\0b\xcel  # ASF, WMV
+    | \0\0\x01[\xba\xb3] | G.{187}G | .{4}G.{191}G  # MPEG: program, elementary, transport
+    """
+)
+_LINKS = re.compile(rb"(?i)#EXTM3U|c=IN IP|<MPD|<CompositionPlaylist")
+"""What FFmpeg knows HLS, SDP, DASH and IMF by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,7 @@ def load_video(
     else:
         name, source = f"a video of {len(video.source)} bytes", video.source
     try:
+        _check_container(source)
         opened = _open(source)
         if opened.num_frames <= 0 or not 0 < opened.fps < math.inf:
             raise VideoTooShort(f"{name}: has no frames")
@@ -82,6 +98,26 @@ def frame_indices(num_frames: int, video_fps: float, fps: float, max_frames: int
     if count < _EVEN:
         return []
     return torch.linspace(0, num_frames - 1, count).round().long().tolist()
+
+
+def _check_container(source: bytes | Path) -> None:
+    """Only files that hold their video themselves.
+
+    FFmpeg follows a playlist (HLS, SDP) to other hosts and to files outside the media root.
+    """
+    if isinstance(source, bytes):
+        head = source[:_PROBED_BYTES]
+    else:
+        try:
+            with source.open("rb") as file:
+                head = file.read(_PROBED_BYTES)
+        except OSError as error:
+            raise MediaUnreachable(f"{error.strerror or error}") from error
+    if not _CONTAINERS.match(head) or _LINKS.search(head):
+        raise VideoDecodeError(
+            "not a video file that is read: MP4, QuickTime, Matroska, WebM, AVI, FLV, Ogg, GIF, "
+            "WMV or MPEG"
+        )
 
 
 def _open(source: bytes | Path) -> _OpenVideo:
