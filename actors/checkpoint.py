@@ -33,17 +33,20 @@ def resolve_checkpoint(model: str, revision: str | None = None, weights: bool = 
 
 
 def checkpoint_fingerprint(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of the weights, and of what else decides a score (configuration, tokenizer).
+    """What identifies a checkpoint: `settings` (SHA-256 of configuration and tokenizer), and
+    `weights` (SHA-256 of the safetensors files) or, out of the hub's cache, the `commit`.
 
-    A file of the hub's cache is named by its own SHA-256 already, which is then taken.
+    The commit names the weights, which need not be on the machine that asks.
     """
-    weights = sorted(checkpoint.glob("*.safetensors"))
     settings = [
         checkpoint / name
         for name in ("config.json", "tokenizer.json", "reranker.json")
         if (checkpoint / name).is_file()
     ]
-    return {"weights": _combined(weights), "settings": _combined(settings)}
+    fingerprint = {"settings": _combined(settings)}
+    if checkpoint.parent.name == "snapshots":
+        return fingerprint | {"commit": checkpoint.name}
+    return fingerprint | {"weights": _combined(sorted(checkpoint.glob("*.safetensors")))}
 
 
 def _combined(files: list[Path]) -> str:
@@ -54,9 +57,6 @@ def _combined(files: list[Path]) -> str:
 
 
 def _sha256(file: Path) -> str:
-    blob = file.resolve().name
-    if file.is_symlink() and len(blob) == 64:
-        return blob
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
