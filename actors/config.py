@@ -118,7 +118,7 @@ class RerankerConfig:
     num_threads: int | None = None
     media_root: str | None = None
     max_text_chars: int = 1_000_000
-    max_decoded_pixels: int = 200_000_000
+    max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
     feature_cache_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
