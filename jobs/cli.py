@@ -17,6 +17,7 @@ from rich.table import Table
 
 from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
 from jobs.errors import JobError, UsageError
+from jobs.evaluate_cli import evaluate
 from jobs.inputs import InputOptions
 from jobs.progress import duration
 from jobs.rerank import JobOptions, Summary
@@ -32,12 +33,7 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _shardrank() -> None:
-    """Keeps the commands' names while there is only one."""
-
-
-Text = Annotated[str | None, typer.Option()]
+app.command()(evaluate)
 
 
 @app.command()
@@ -197,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error), 2)
     except _CommandError as error:
         return _failed(error.format_message(), 2)
-    except JobError as error:
+    except (JobError, OSError) as error:
         resume = shlex.join(["shardrank", *arguments])
         return _failed(f"{error}\nwhat is finished is kept, go on with:\n  {resume}", 1)
     return 0

@@ -2,12 +2,16 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # bound when Ray is imported
+# Both are read when Ray is imported or started: our display instead of Ray's, and no C++ log lines
+# between ours (Ray keeps its own log files).
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray  # noqa: E402
 
@@ -35,14 +39,32 @@ def _init(address: str | None) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        if address is None:
-            cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+        with _stderr_held_back():
+            if address is None:
+                cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, runtime_env=_runtime_env(), **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise JobError(f"cannot {where}: {error}") from error
+
+
+@contextmanager
+def _stderr_held_back() -> Iterator[None]:
+    """Ray's C++ side says on stderr that it was told to be quiet; shown only if starting fails."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _runtime_env() -> dict[str, Any]:

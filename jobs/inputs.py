@@ -66,9 +66,10 @@ class OpenedInput:
     instructions: OpenedTable | None = None
 
     @property
-    def tables(self) -> list[Table]:
-        opened = [self.queries, self.corpus, *([self.instructions] if self.instructions else [])]
-        return list({id(each.table): each.table for each in opened}.values())
+    def tables(self) -> list[OpenedTable]:
+        """Each once; the run, which may be a text file, is not among them."""
+        distinct = [self.queries] if self.corpus is self.queries else [self.queries, self.corpus]
+        return distinct + ([self.instructions] if self.instructions else [])
 
 
 def open_job_input(options: InputOptions) -> OpenedInput:

@@ -3,6 +3,7 @@
 Its `job` part is the fingerprint: a directory is gone on with only by the job that began it.
 """
 
+import hashlib
 import json
 import platform
 import sys
@@ -13,15 +14,23 @@ from importlib import metadata
 from typing import Any
 
 from actors.config import RerankerConfig
+from actors.prompt import NULL, SYSTEM
 from jobs.errors import UsageError
 from jobs.inputs import OpenedInput
 from jobs.outputs import MANIFEST, Output
-from jobs.storage import list_files, read_bytes, write_atomically
-from jobs.tables import data_files
+from jobs.storage import Location, list_files, read_bytes, write_atomically
+from jobs.tables import DataFile, data_files
 from jobs.units import Plan
 
 _PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow")
-_NOT_IN_SCORES = ("model", "revision", "device", "num_threads", "max_batch_tokens")
+_NOT_IN_SCORES = (
+    "model",
+    "revision",
+    "device",
+    "num_threads",
+    "max_batch_tokens",
+    "feature_cache_bytes",
+)
 """Config that may differ between the runs of one job; the model is there by its weights' hash."""
 
 Manifest = dict[str, Any]
@@ -32,38 +41,44 @@ def job_fingerprint(
     plan: Plan,
     config: RerankerConfig,
     model: Mapping[str, Any],
+    unit_pairs: int,
     with_rankings: bool,
 ) -> Manifest:
     """Everything that decides what the score files hold."""
-    options = {k: v for k, v in asdict(config).items() if k not in _NOT_IN_SCORES}
-    options.pop("feature_cache_bytes", None)
     return {
         "model": dict(model),
-        "options": options,
+        "prompt_sha256": hashlib.sha256(f"{SYSTEM}\n{NULL}".encode()).hexdigest(),
+        "options": {k: v for k, v in asdict(config).items() if k not in _NOT_IN_SCORES},
         "form": opened.form,
-        "columns": {table.name: table.columns for table in opened.tables},
+        "columns": {each.table.name: each.table.columns for each in opened.tables},
         "input": _input_files(opened),
+        "unit_pairs": unit_pairs,
+        "rankings": with_rankings,
         "num_units": len(plan.units),
         "units_sha256": plan.fingerprint,
-        "rankings": with_rankings,
     }
 
 
 def _input_files(opened: OpenedInput) -> list[Manifest]:
-    from jobs.storage import Location
-
-    files = [(table.name, file) for table in opened.tables for file in table.files]
-    if opened.run is not None:
-        files += [("run", file) for file in data_files(Location.parse(opened.run))]
-    return [
-        {
-            "table": name,
-            "path": str(file.location),
-            "size_bytes": file.size_bytes,
-            "mtime_ns": file.mtime_ns,
-        }
-        for name, file in files
+    files = [
+        _input_file(each.table.name, file, footer.num_rows if footer else None)
+        for each in opened.tables
+        for file, footer in zip(each.table.files, each.footers, strict=True)
     ]
+    if opened.run is not None:
+        run = data_files(Location.parse(opened.run))
+        files += [_input_file("run", file, None) for file in run]
+    return files
+
+
+def _input_file(table: str, file: DataFile, num_rows: int | None) -> Manifest:
+    return {
+        "table": table,
+        "path": str(file.location),
+        "size_bytes": file.size_bytes,
+        "mtime_ns": file.mtime_ns,
+        "num_rows": num_rows,
+    }
 
 
 def read_manifest(output: Output) -> Manifest | None:
@@ -84,28 +99,29 @@ def read_manifest(output: Output) -> Manifest | None:
 
 def check_same_job(output: Output, manifest: Manifest, job: Manifest) -> None:
     """Raises UsageError that names what differs from the job that began this directory."""
-    before, now = manifest.get("job", {}), json.loads(json.dumps(job))
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing:
-        name = differing[0]
+    differing = _difference(manifest.get("job", {}), json.loads(json.dumps(job)))
+    if differing is not None:
+        name, before, now = differing
         raise UsageError(
-            f"--output {output.directory} belongs to another job: {name} was "
-            f"{_shown(before.get(name), now[name])}; name another directory or use the same {name}"
+            f"--output {output.directory} belongs to another job: {name} was {_short(before)} "
+            f"and is now {_short(now)}; name another directory, or run the command as it was"
         )
 
 
-def _shown(before: Any, now: Any) -> str:
-    """The first difference inside two values, short enough for a sentence."""
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """(dotted name, then, now) of the first value that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in now | before:
-            if before.get(key) != now.get(key):
-                return f"{key} {_shown(before.get(key), now.get(key))}"
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for one, other in zip(before, now, strict=True):
-            if one != other:
-                name = one.get("path", "") if isinstance(one, dict) else ""
-                return f"{name} {_shown(one, other)}".strip()
-    return f"{_short(before)} and is now {_short(now)}"
+        parts = [(key, before.get(key), now.get(key)) for key in now | before]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = [(_label(one), one, other) for one, other in zip(before, now, strict=True)]
+    else:
+        return None if before == now else (name, before, now)
+    found = (_difference(one, other, f"{name}.{key}".strip(".")) for key, one, other in parts)
+    return next((each for each in found if each is not None), None)
+
+
+def _label(value: Any) -> str:
+    return str(value.get("path", "")) if isinstance(value, dict) else str(value)
 
 
 def _short(value: Any) -> str:

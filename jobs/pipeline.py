@@ -1,8 +1,10 @@
 """Ray Data's part: units to prepared chunks on CPU tasks, chunks to scores on a pool of actors."""
 
+import os
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import ray
@@ -30,7 +32,9 @@ class Pool:
 class Score:
     """One actor: a scorer on its device. A chunk in, its score rows out."""
 
-    def __init__(self, engine: Engine, config: RerankerConfig) -> None:
+    def __init__(self, engine: Engine, config: RerankerConfig, pool: Pool) -> None:
+        if config.num_threads is None and not pool.num_gpus:
+            config = replace(config, num_threads=_fair_threads(pool))
         self._scorer = engine.scorer(config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -48,33 +52,38 @@ class Score:
         return scored
 
 
+def _fair_threads(pool: Pool) -> int:
+    """This node's cores over the actors, as if all were here; Ray itself would leave one."""
+    return max(1, (os.cpu_count() or 1) // pool.num_actors)
+
+
 def score_units(
     units: Sequence[Unit], job_input: JobInput, engine: Engine, config: RerankerConfig, pool: Pool
 ) -> Iterator[pa.Table]:
     """Tables of score rows as they come, in no order; a table may hold several chunks."""
     _configure()
     items = [{"unit": pickle.dumps(unit, 5)} for unit in units]
-    scored = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(
-            prepare_unit,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={"job_input": job_input, "engine": engine, "config": config},
-            num_cpus=1,
-        )
-        .map_batches(
+    prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        prepare_unit,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"job_input": job_input, "engine": engine, "config": config},
+        num_cpus=1,
+    )
+    with warnings.catch_warnings():
+        # Bounded restarts have no other place in Ray 2.60 than the arguments that it deprecates.
+        warnings.filterwarnings("ignore", "`ray_remote_args`")
+        scored = prepared.map_batches(
             Score,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_kwargs={"engine": engine, "config": config},
+            fn_constructor_kwargs={"engine": engine, "config": config, "pool": pool},
             compute=ActorPoolStrategy(size=pool.num_actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             max_restarts=3,
             max_task_retries=2,
         )
-    )
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
 
 

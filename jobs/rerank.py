@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from actors.config import RerankerConfig
-from jobs.errors import JobError, UsageError
+from jobs.errors import JobError, UnreadableInput, UsageError
 from jobs.inputs import InputOptions, open_job_input
 from jobs.manifest import (
     Manifest,
@@ -76,11 +76,9 @@ class Summary:
 def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = None) -> Summary:
     """Run the job, or go on with it. Raises UsageError before anything is started, or JobError."""
     qrels = _load_qrels(options)
-    opened = open_job_input(options.input)
-    plan = plan_units(opened, options.unit_pairs)
     output = Output(Location.parse(options.output), options.with_rankings)
-    job = job_fingerprint(opened, plan, config, _model(config), options.with_rankings)
     manifest = read_manifest(output)
+    plan, job = _plan(options, config)
     if manifest is not None:
         check_same_job(output, manifest, job)
     is_finished = output.directory.child(SUCCESS).exists()
@@ -97,6 +95,19 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
         is_finished,
         str(trec_run) if trec_run else None,
         measures,
+    )
+
+
+def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:
+    """The job's units and its fingerprint; an input that cannot be planned is a wrong command."""
+    model = _model(config)
+    try:
+        opened = open_job_input(options.input)
+        plan = plan_units(opened, options.unit_pairs)
+    except UnreadableInput as error:
+        raise UsageError(str(error)) from error
+    return plan, job_fingerprint(
+        opened, plan, config, model, options.unit_pairs, options.with_rankings
     )
 
 
@@ -193,7 +204,10 @@ class _Clock:
 @contextmanager
 def _timed(output: Output, manifest: Manifest) -> Iterator[_Clock]:
     clock = _Clock(output, manifest)
-    clock.save()
+    try:
+        clock.save()
+    except OSError as error:
+        raise UsageError(f"--output {output.directory} cannot be written: {error}") from error
     try:
         yield clock
     finally:

@@ -1,0 +1,105 @@
+"""Small inputs of the job in all forms, and the job's steps without Ray, for the tests."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import standin
+
+from actors.config import RerankerConfig
+from jobs.inputs import InputOptions, open_job_input
+from jobs.outputs import Output, UnitCollector, read_scores, write_unit
+from jobs.pipeline import Pool, Score
+from jobs.preparing import prepare_chunks
+from jobs.reading import QueryRow, read_unit
+from jobs.storage import Location
+from jobs.units import Plan, plan_units
+from jobs.verify import Counts, verify_units
+
+CONFIG = RerankerConfig(model="stand-in", num_threads=1)
+
+MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+CONTENT = pa.struct([("text", pa.string()), ("image", MEDIA)])
+CANDIDATE = pa.struct(
+    [("doc_id", pa.string()), ("doc", CONTENT), ("score", pa.float64()), ("rank", pa.int32())]
+)
+SETS = pa.schema(
+    [("query_id", pa.int64()), ("query", pa.string()), ("candidates", pa.list_(CANDIDATE))]
+)
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"text": value, "image": None}
+
+
+def image(content: bytes | None, path: str | None = None) -> dict[str, Any]:
+    return {"text": None, "image": {"bytes": content, "path": path}}
+
+
+def candidate(doc_id: str | None, doc: Any, rank: int | None = None) -> dict[str, Any]:
+    return {"doc_id": doc_id, "doc": doc, "score": None, "rank": rank}
+
+
+def query_row(query_id: int | None, candidates: Any, query: str | None = "which?") -> Any:
+    return {"query_id": query_id, "query": query, "candidates": candidates}
+
+
+def text_rows(num_queries: int, num_documents: int) -> list[dict[str, Any]]:
+    """Query i has documents d0, d1, ... whose texts are shared by all queries."""
+    return [
+        query_row(
+            i,
+            [candidate(f"d{j}", text(f"document {j}"), j + 1) for j in range(num_documents)],
+            f"query {i}",
+        )
+        for i in range(num_queries)
+    ]
+
+
+def write_sets(path: Path, rows: list[dict[str, Any]], row_group_size: int = 1_000) -> str:
+    pq.write_table(pa.Table.from_pylist(rows, schema=SETS), path, row_group_size=row_group_size)
+    return str(path)
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def write_text(path: Path, content: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def plan_of(options: InputOptions | str, unit_pairs: int = 4_096) -> Plan:
+    if isinstance(options, str):
+        options = InputOptions(options)
+    return plan_units(open_job_input(options), unit_pairs)
+
+
+def read_all(options: InputOptions | str) -> list[QueryRow]:
+    plan = plan_of(options)
+    return [row for unit in plan.units for row in read_unit(plan.input, unit)]
+
+
+def run_inline(plan: Plan, directory: Path, with_rankings: bool = False) -> tuple[Output, Counts]:
+    """What the job does, in this process and one chunk after the other."""
+    output = Output(Location.parse(str(directory)), with_rankings)
+    engine = standin.make_engine()
+    preprocessor = engine.preprocessor(CONFIG)
+    score = Score(engine, CONFIG, Pool(1, 1, 0))
+    collector = UnitCollector()
+    for unit in plan.units:
+        for chunk in prepare_chunks(plan.input, unit, preprocessor):
+            for _, rows in collector.add(score(chunk)):
+                write_unit(output, plan.input, unit, rows)
+    return output, verify_units(plan.input, output, plan.units)
+
+
+def score_rows(directory: Path | str) -> list[dict[str, Any]]:
+    """All rows of the score files, in the files' order."""
+    files = sorted((Path(directory) / "scores").glob("*.parquet"))
+    return [row for file in files for row in read_scores(Location("", str(file))).to_pylist()]

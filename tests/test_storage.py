@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UsageError
+from jobs.storage import Location, list_files, remove_leftovers, write_atomically
+
+
+def names(uri: str) -> list[str]:
+    return [place.name for place, _ in list_files(Location.parse(uri))]
+
+
+def test_a_directory_is_listed_in_order_without_hidden_names(tmp_path: Path) -> None:
+    for name in ("b.parquet", "a/z.parquet", "_SUCCESS", ".part.tmp", "_temporary/x.parquet"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert names(str(tmp_path)) == ["z.parquet", "b.parquet"]
+    assert names(f"file://{tmp_path}/b.parquet") == ["b.parquet"]
+    assert names(str(tmp_path / "*.parquet")) == ["z.parquet", "b.parquet"]
+    assert names(str(tmp_path / "a" / "nothing*")) == []
+    assert names(str(tmp_path / "nowhere")) == []
+
+
+def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    place = Location.parse(str(tmp_path / "new" / "file"))
+    write_atomically(place, b"one")
+    write_atomically(place, b"two")
+    assert [path.read_bytes() for path in (tmp_path / "new").iterdir()] == [b"two"]
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    for name in (".part-000001.parquet.0a1b2c3d.tmp", "part-000001.parquet"):
+        (tmp_path / name).touch()
+    remove_leftovers(Location.parse(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["part-000001.parquet"]
+
+
+def test_what_is_shown_of_a_uri_has_no_credentials() -> None:
+    place = Location.parse("s3://bucket/data/?endpoint_override=h:1&access_key=A&secret_key=B")
+    assert str(place.child("x.parquet")) == "s3://bucket/data/x.parquet"
+
+
+def test_an_uri_without_a_bucket_is_refused() -> None:
+    with pytest.raises(UsageError, match="the bucket is missing"):
+        Location.parse("s3:///data")
