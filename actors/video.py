@@ -138,12 +138,16 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
         raise ImageTooLarge(f"frames of {width} x {height} pixels, over the limit of {max_pixels}")
 
 
+def _file(source: bytes | Path) -> io.BytesIO | str:
+    """What both readers open; absolute, because FFmpeg takes "a:b.mp4" for protocol a."""
+    return io.BytesIO(source) if isinstance(source, bytes) else str(source.absolute())
+
+
 class _DecordVideo:
     def __init__(self, source: bytes | Path) -> None:
         import decord
 
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        self._reader: Any = decord.VideoReader(file, num_threads=1)
+        self._reader: Any = decord.VideoReader(_file(source), num_threads=1)
         self.num_frames = len(self._reader)
         self.fps = float(self._reader.get_avg_fps())
 
@@ -165,8 +169,7 @@ class _PyAvVideo:
             self.num_frames = sum(1 for packet in container.demux(stream) if packet.size)
 
     def _container(self) -> Any:
-        file = io.BytesIO(self._source) if isinstance(self._source, bytes) else str(self._source)
-        return self._av.open(file)
+        return self._av.open(_file(self._source))
 
     def _stream(self, container: Any) -> Any:
         if not container.streams.video:
