@@ -1,6 +1,7 @@
 """`make demo`: the real job on the embedded data set with the embedded model, and what it changed.
 
 Nothing here scores: it starts the command that it prints, reads what that wrote, and measures it.
+The set has no first-stage retriever: its "first stage" is a random order of 20 candidates.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -20,6 +22,7 @@ from rich.text import Text
 from jobs.evaluate import Comparison, Scores, compare, load_scores
 from jobs.evaluate_cli import print_comparison, write_report
 from jobs.evaluate_page import Page
+from jobs.previews import load_labels
 from jobs.qrels import load_qrels
 from jobs.tables import open_table
 
@@ -38,19 +41,16 @@ class DemoSet:
     def path(self, name: str) -> str:
         return str(self.directory / f"{name}.parquet")
 
-    def column(self, table: str, key: str, column: str) -> dict[str, str]:
-        rows = pq.read_table(self.path(table), columns=[key, column]).to_pylist()
-        return {str(row[key]): str(row[column]) for row in rows}
-
     def words(self, table: str, key: str) -> dict[str, str]:
-        """Id -> its text, or the kind of picture it is (a terminal shows no pictures)."""
+        """Id -> its text and language, or of what it is a picture: a terminal shows no pictures."""
         rows = pq.read_table(self.path(table)).to_pylist()
-        return {str(row[key]): _words(row) for row in rows}
+        return {row[key]: _words(row) for row in rows}
 
 
-def _words(row: Mapping[str, object]) -> str:
-    kinds = [f"[{kind}]" for kind in ("video", "image") if row.get(kind)]
-    return " ".join([*kinds, *([str(row["text"])] if row.get("text") else [])])
+def _words(row: Mapping[str, Any]) -> str:
+    pictures = [f"[{kind}: {row['object']}]" for kind in ("video", "image") if row.get(kind)]
+    texts = [f"{row['text']} ({row['language']})"] if row.get("text") else []
+    return " ".join([*pictures, *texts])
 
 
 def command(demo: DemoSet, model: Path, output: Path) -> list[str]:
@@ -74,11 +74,14 @@ def run_job(arguments: Sequence[str], output: Path) -> None:
         sys.exit(done.returncode)
 
 
-def examples(comparison: Comparison, tasks: Mapping[str, str], number: int) -> list[str]:
-    """The first queries of each task as the set has them: nobody picked them by their result."""
+def examples(comparison: Comparison, groups: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Of each task the first query in a language not shown yet: not picked by its result."""
     chosen: list[str] = []
-    for members in comparison.members(tasks).values():
-        chosen += members[:number]
+    seen: set[str] = set()
+    for members in comparison.members(groups["task"]).values():
+        fresh = (query for query in members if groups["language"].get(query) not in seen)
+        chosen.append(next(fresh, members[0]))
+        seen.add(groups["language"].get(chosen[-1], ""))
     return chosen
 
 
@@ -105,24 +108,23 @@ def _top(ranking: Mapping[str, float]) -> list[str]:
 
 def _mark(doc_id: str, judged: Mapping[str, int], documents: Mapping[str, str]) -> Text:
     is_relevant = judged.get(doc_id, 0) > 0
-    words = f"{documents.get(doc_id, '')}  {doc_id}".strip()
-    return Text(("✓ " if is_relevant else "  ") + words, style="green" if is_relevant else "")
+    mark = "✓ " if is_relevant else "  "
+    return Text(mark + documents[doc_id], style="green" if is_relevant else "")
 
 
-def show(demo: DemoSet, output: Path, report: Path, number: int, console: Console) -> None:
+def show(demo: DemoSet, output: Path, report: Path, console: Console) -> None:
     qrels = load_qrels(demo.path("qrels"))
     scores = load_scores(str(output), qrels)
     comparison = compare(scores, qrels, MEASURES)
-    groups = {name: demo.column("queries", "query_id", name) for name in GROUPS}
-    shown = examples(comparison, groups["task"], number)
+    tables = {name: open_table(name, demo.path(name), {}) for name in ("queries", "corpus")}
+    groups = {name: load_labels(tables["queries"], name) for name in GROUPS}
+    shown = examples(comparison, groups)
     queries, documents = demo.words("queries", "query_id"), demo.words("corpus", "doc_id")
     for query in shown:
-        labels = " · ".join(labels[query] for labels in groups.values())
-        console.print(Text(f"\n{queries[query]}", style="bold"), f"[dim]{labels} · {query}[/]")
+        console.print(Text(f"\n{queries[query]}", style="bold"), f"[dim]{query}[/]")
         console.print(example_table(query, scores, comparison, qrels, documents))
     console.print()
     print_comparison(console, scores, comparison, groups)
-    tables = {name: open_table(name, demo.path(name), {}) for name in ("queries", "corpus")}
     title = "ShardRank demo: emoji by name, picture and film"
     page = Page(title, scores, comparison, qrels, groups=groups, featured=shown)
     write_report(str(report), page, tables)
@@ -133,7 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", type=Path, default=HERE / "data" / "set")
     parser.add_argument("--model", type=Path, default=HERE / "model")
     parser.add_argument("--output", type=Path, default=Path("out") / "demo")
-    parser.add_argument("--examples", type=int, default=1, help="queries shown of each task")
     options = parser.parse_args(arguments)
     console = Console()
     demo, output = DemoSet(options.set.resolve()), options.output.resolve()
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(f"$ shardrank {shlex.join(job)}", highlight=False, soft_wrap=True)
     run_job(job, output)
     report = output / "report.html"
-    show(demo, output, report, options.examples, console)
+    show(demo, output, report, console)
     console.print(
         f"\nWith pictures, and the queries that gained and lost most: {_short(report)}",
         highlight=False,

@@ -41,7 +41,7 @@ def load_previews(
 
 
 def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
-    """Query id -> the text of a further column of the queries table, such as its language."""
+    """Query id -> a further column of the queries table, such as its language, where not null."""
     labels: dict[str, str] = {}
     id_column = opened.table.columns["query_id"]
     for file in opened.table.files:
@@ -53,7 +53,8 @@ def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
         else:
             rows = (row for _, row in lines.scan_rows(file.location))
         for row in rows:
-            labels[str(row.get(id_column))] = str(row.get(column))
+            if row.get(column) is not None:
+                labels[str(row.get(id_column))] = str(row[column])
     return labels
 
 
