@@ -63,9 +63,9 @@ def render(page: Page) -> str:
     sections = [
         _head(page),
         _measures(page.comparison),
+        _queries(page, "examples", "Examples", page.featured),
         *(_group(page.comparison, name, labels) for name, labels in page.groups.items()),
         _changes(page.comparison),
-        _queries(page, "examples", "Examples", page.featured),
         _queries(page, "gained", "Gained most", gained),
         _queries(page, "lost", "Lost most", lost),
         _errors(page.scores),
