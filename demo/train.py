@@ -30,14 +30,13 @@ VOCAB_SIZE = 12288  # an upper limit: the names run out of pieces to merge befor
 BATCH_IMAGES, BATCH_PAIRS = 48, 16  # phase 1: still drawings, and pairs of frames of a moving one
 BATCH_ROWS, NUM_DOCUMENTS = 12, 8  # phase 2
 VISUAL_NORM, DEEPSTACK_NORM = 0.7, 0.5
-NOISE = 0.0
 
 # Phase 2's share of each task.
 SHARES = {
     "text-to-image": 0.22,
     "image-to-text": 0.2,
-    "image-to-image": 0.15,
-    "text-to-text": 0.1,
+    "image-to-image": 0.2,
+    "text-to-text": 0.05,
     "text-to-video": 0.1,
     "video-to-text": 0.05,
     "text-to-mixed": 0.1,
@@ -257,10 +256,6 @@ def train_ranking(
             )
             targets.append(things.index(thing))
         bank = gallery.bank(model)
-        if NOISE:
-            bank[..., :CONTENT] += (
-                NOISE * torch.randn(bank[..., :CONTENT].shape, generator=generator) / CONTENT**0.5
-            )
         logits, target = score_by_length(model, tokenizer, sets, bank), torch.tensor(targets)
         truth = F.one_hot(target, NUM_DOCUMENTS).float()
         loss = F.cross_entropy(logits, target)
@@ -310,7 +305,7 @@ def score_by_length(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps1", type=int, default=1600)
-    parser.add_argument("--steps2", type=int, default=700)
+    parser.add_argument("--steps2", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, default=DATA.parent / "model", help="checkpoint to write"
@@ -334,9 +329,6 @@ def main() -> None:
     vectors = train_vision(model, shelf, options.steps1, generator)
     set_up(model, tokenizer)
     train_names(model, tokenizer, drawings, vectors)
-    logger.info(
-        "dev before phase 2: %s", summary(evaluate(model, tokenizer, drawings, DEV_DESIGN, 0, 96))
-    )
     train_ranking(model, tokenizer, shelf, options.steps2, generator, options.eval_every)
     save_checkpoint(options.out, model.eval(), tokenizer)
     logger.info("dev: %s", summary(evaluate(model, tokenizer, drawings, DEV_DESIGN, 0, 96)))
