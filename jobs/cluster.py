@@ -37,7 +37,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 def _init(address: str | None) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _quiet_ray_data()
     try:
         with _stderr_held_back():
             if address is None:
@@ -48,6 +48,13 @@ def _init(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise JobError(f"cannot {where}: {error}") from error
+
+
+def _quiet_ray_data() -> None:
+    """Nothing of Ray Data on the terminal; its log file in Ray's session folder has everything."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -119,8 +119,9 @@ def _own_engine() -> Engine:
 
 
 def _model(config: RerankerConfig) -> dict[str, str]:
+    """Of a hub model only the settings are fetched here: its weights are for the workers."""
     try:
-        checkpoint = resolve_checkpoint(config.model, config.revision)
+        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
         config.resolve(checkpoint)
         return checkpoint_fingerprint(checkpoint)
     except ValueError as error:
@@ -296,13 +297,15 @@ def _ray_errors() -> Iterator[None]:
 
 
 def _own_error(error: BaseException) -> JobError:
+    """Our own error inside Ray's, or the last line that any of them says."""
+    sentence = type(error).__name__
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, JobError):
             return seen
-        last, seen = seen, getattr(seen, "cause", None) or seen.__cause__
-    lines = [line for line in str(last).splitlines() if line.strip()]
-    return JobError(f"{type(last).__name__}: {lines[-1].strip() if lines else 'no message'}")
+        sentence = next((line for line in reversed(str(seen).splitlines()) if line), sentence)
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return JobError(f"a worker failed: {sentence.strip()}")
 
 
 def _add_rates(manifest: Manifest, options: JobOptions, num_gpus: int) -> None:

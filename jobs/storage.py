@@ -68,11 +68,12 @@ class Location:
             )
         if parts.scheme == "file":
             return cls("", parts.path)
-        if not parts.netloc:
+        bucket = parts.netloc.rpartition("@")[2]
+        if not bucket:
             raise UsageError(f"{uri}: the bucket is missing")
         query = f"?{parts.query}" if parts.query else ""
         root = f"{parts.scheme}://{parts.netloc}{query}"
-        return cls(root, f"{parts.netloc}{parts.path}".rstrip("/"))
+        return cls(root, f"{bucket}{parts.path}".rstrip("/"))
 
     @property
     def filesystem(self) -> fs.FileSystem:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.storage import Location, list_files, remove_leftovers, write_atomically
+from jobs.storage import Location, list_files, read_bytes, remove_leftovers, write_atomically
 
 
 def names(uri: str) -> list[str]:
@@ -44,3 +44,14 @@ def test_what_is_shown_of_a_uri_has_no_credentials() -> None:
 def test_an_uri_without_a_bucket_is_refused() -> None:
     with pytest.raises(UsageError, match="the bucket is missing"):
         Location.parse("s3:///data")
+
+
+def test_s3_is_reached_by_the_usual_variables(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    place = Location.parse("s3://bucket/by-variable")
+    write_atomically(place.child("a.parquet"), b"content")
+    assert names("s3://bucket/by-variable") == ["a.parquet"]
+    assert read_bytes(place.child("a.parquet")) == b"content"
+    assert not place.child("b").exists()
