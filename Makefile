@@ -49,8 +49,8 @@ demo-data: install  ## Draw the demo's data set again (maintainers: needs the dr
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "==> installing into $(VENV), pinned by constraints.txt (once; minutes if torch must be fetched)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@echo "==> installing into $(VENV), pinned by constraints.txt: minutes, and only once"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(BIN)/python:
