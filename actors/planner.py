@@ -3,7 +3,7 @@
 A set's documents stay together, because they share the query's tokens. Plain numbers in and out.
 """
 
-import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,30 +30,26 @@ def set_costs(pairs: Sequence[PreparedPair], group: int) -> list[PairCost]:
 
 
 def plan(costs: Sequence[PairCost], max_batch_tokens: int) -> list[list[int]]:
-    """Consecutive pairs of about equal packed size, none over the budget but a pair alone.
+    """Consecutive pairs, none over the budget but a pair alone; as few plans as that allows, and
+    of those the evenest (the largest as small as it can be).
 
     The size is an upper bound: sharing beyond a set's own prefix is not counted.
     """
-    if not costs:
-        return []
-    total = _packed_size(costs)
-    target = math.ceil(total / math.ceil(total / max_batch_tokens))
-    plans: list[list[int]] = [[]]
-    size = 0
+    num_plans = len(_fill(costs, max_batch_tokens))
+    smallest = bisect_left(
+        range(max_batch_tokens), True, key=lambda limit: len(_fill(costs, limit)) <= num_plans
+    )
+    return _fill(costs, smallest)
+
+
+def _fill(costs: Sequence[PairCost], limit: int) -> list[list[int]]:
+    plans: list[list[int]] = []
+    size, group = 0, None
     for index, cost in enumerate(costs):
-        current = plans[-1]
-        added = cost.own + (
-            0 if current and costs[current[-1]].group == cost.group else cost.shared
-        )
-        is_full = size + added > max_batch_tokens or size >= target
-        if current and is_full:
+        size += cost.own if cost.group == group else cost.own + cost.shared
+        if not plans or size > limit:
             plans.append([])
-            size, added = 0, cost.own + cost.shared
+            size = cost.own + cost.shared
         plans[-1].append(index)
-        size += added
+        group = cost.group
     return plans
-
-
-def _packed_size(costs: Sequence[PairCost]) -> int:
-    shared = {cost.group: cost.shared for cost in costs}
-    return sum(cost.own for cost in costs) + sum(shared.values())
