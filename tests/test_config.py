@@ -1,0 +1,105 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+
+
+def config(**settings: object) -> RerankerConfig:
+    return RerankerConfig("some/model", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_length", "image_max_pixels", "video_total_pixels", "fps"])
+@pytest.mark.parametrize("value", [0, -1, True, "64", float("nan"), float("inf")])
+def test_an_option_out_of_range_is_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .* got {value!r}$"):
+        QueryOptions.from_mapping({name: value})
+
+
+@pytest.mark.parametrize("name", ["max_length", "max_frames", "image_min_pixels"])
+def test_only_fps_may_have_a_fraction(name: str) -> None:
+    assert QueryOptions(fps=0.5).fps == 0.5
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number, got 2.5$"):
+        QueryOptions.from_mapping({name: 2.5})
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_lower_pixel_limit_may_equal_but_not_exceed_the_upper(kind: str) -> None:
+    low, high = f"{kind}_min_pixels", f"{kind}_max_pixels"
+    QueryOptions.from_mapping({low: 4096, high: 4096})
+    with pytest.raises(ValueError, match=f"{low} must not exceed {high}, got 4097 > 4096"):
+        QueryOptions.from_mapping({low: 4097, high: 4096})
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown option 'max_lenght'; known.* max_length"):
+        QueryOptions.from_mapping({"max_lenght": 5})
+
+
+def test_options_are_taken_one_by_one() -> None:
+    over = QueryOptions(max_length=5).over(QueryOptions(max_length=7, fps=2.0))
+    assert over == QueryOptions(max_length=5, fps=2.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": "float8"},
+        {"special_tokens": "ignore"},
+        {"max_batch_tokens": 0},
+        {"num_threads": -1},
+        {"max_text_chars": 0},
+        {"max_decoded_pixels": 1.5},
+        {"feature_cache_bytes": -1},
+    ],
+)
+def test_a_setting_out_of_range_is_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must .*got"):
+        config(**wrong)
+
+
+def test_a_model_must_be_given() -> None:
+    with pytest.raises(ValueError, match="model must be a checkpoint directory or a hub name"):
+        RerankerConfig("")
+
+
+def test_the_official_constants_fill_what_nobody_sets(tmp_path: Path) -> None:
+    official = QueryOptions(
+        max_length=10_240,
+        image_min_pixels=4_096,
+        image_max_pixels=1_843_200,
+        video_min_pixels=131_072,
+        video_max_pixels=786_432,
+        video_total_pixels=7_864_320,
+        fps=1.0,
+        max_frames=64,
+    )
+    assert config().resolve(tmp_path).options == official
+
+
+def test_the_official_default_instruction_is_verbatim() -> None:
+    official = "Given a search query, retrieve relevant candidates that answer the query."
+    assert config().instruction == DEFAULT_INSTRUCTION == official
+
+
+def test_the_user_comes_before_the_checkpoint_and_that_before_the_official(tmp_path: Path) -> None:
+    (tmp_path / "reranker.json").write_text(json.dumps({"max_length": 512, "max_frames": 8}))
+    options = config(options=QueryOptions(max_frames=16)).resolve(tmp_path).options
+    assert (options.max_frames, options.max_length, options.fps) == (16, 512, 1.0)
+
+
+def test_resolving_changes_the_options_alone(tmp_path: Path) -> None:
+    before = config(dtype="bfloat16", media_root="/media")
+    assert replace(before.resolve(tmp_path), options=before.options) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"{", b"[1]", b"[]", b"3", b'{"max_lenght": 1}', b'{"fps": "2"}', b'{"fps": 0}', b"\xff"],
+)
+def test_a_bad_reranker_json_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "reranker.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"reranker\.json: "):
+        config().resolve(tmp_path)
