@@ -183,20 +183,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, _interrupt)
+    go_on = f"what is finished is kept, go on with:\n  {shlex.join(['shardrank', *arguments])}"
     try:
-        app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except KeyboardInterrupt:
-        resume = shlex.join(["shardrank", *arguments])
-        print(f"\ninterrupted; what is finished is kept, go on with:\n  {resume}", file=sys.stderr)
-        return 130
+        code = 130
     except UsageError as error:
         return _failed(str(error), 2)
     except _CommandError as error:
         return _failed(error.format_message(), 2)
     except (JobError, OSError) as error:
-        resume = shlex.join(["shardrank", *arguments])
-        return _failed(f"{error}\nwhat is finished is kept, go on with:\n  {resume}", 1)
-    return 0
+        return _failed(f"{error}\n{go_on}", 1)
+    if code == 130:  # typer makes an exit code of a KeyboardInterrupt
+        print(f"\ninterrupted; {go_on}", file=sys.stderr)
+    return code if isinstance(code, int) else 0
 
 
 _CommandError: Any = typer.BadParameter.__base__

@@ -27,37 +27,38 @@ class Meter:
     num_tokens: int = 0
     num_errors: int = 0
     started: float = field(default_factory=time.monotonic)
-    first_scored: float | None = None
+    first: tuple[float, int, int] | None = None
 
     def add(self, scored: pa.Table) -> None:
         """Count a table of score rows."""
-        if self.first_scored is None:
-            self.first_scored = time.monotonic()
         self.num_pairs += scored.num_rows
         self.num_tokens += sum(scored["num_tokens"].to_pylist())
         self.num_errors += scored.num_rows - scored["error_code"].null_count
+        if self.first is None:
+            self.first = (time.monotonic(), self.num_pairs, self.num_tokens)
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    @property
-    def pairs_per_s(self) -> float:
-        return self.num_pairs / max(self.seconds, 1e-9)
+    def rates(self) -> tuple[float, float]:
+        """Pairs and tokens a second since the first scores came: starting up is not in them."""
+        since, pairs, tokens = self.first or (self.started, 0, 0)
+        if self.num_pairs == pairs:
+            since, pairs, tokens = self.started, 0, 0
+        seconds = max(time.monotonic() - since, 1e-3)
+        return (self.num_pairs - pairs) / seconds, (self.num_tokens - tokens) / seconds
 
     @property
     def eta_s(self) -> float | None:
-        """From the rate since the start, start-up included, so that it errs on the late side."""
-        if not self.num_pairs:
+        pairs_per_s, _ = self.rates()
+        if not pairs_per_s:
             return None
-        return max(0, self.total_pairs - self.num_pairs) / self.pairs_per_s
+        return max(0, self.total_pairs - self.num_pairs) / pairs_per_s
 
     def line(self) -> str:
         eta = "--" if self.eta_s is None else duration(self.eta_s)
+        pairs_per_s, tokens_per_s = self.rates()
         return (
             f"{self.num_queries:,}/{self.total_queries:,} queries · {self.num_pairs:,} pairs · "
-            f"{self.pairs_per_s:,.1f} pairs/s · {self.num_tokens / max(self.seconds, 1e-9):,.0f} "
-            f"tokens/s · ETA {eta} · {self.num_errors:,} errors"
+            f"{pairs_per_s:,.1f} pairs/s · {tokens_per_s:,.0f} tokens/s · ETA {eta} · "
+            f"{self.num_errors:,} errors"
         )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -123,6 +124,8 @@ def _model(config: RerankerConfig) -> dict[str, str]:
     try:
         checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
         config.resolve(checkpoint)
+        if Path(config.model).is_dir() and not any(checkpoint.glob("*.safetensors")):
+            raise ValueError(f"{checkpoint} has no *.safetensors")
         return checkpoint_fingerprint(checkpoint)
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error

@@ -11,7 +11,7 @@ from actors.config import RerankerConfig
 from jobs.inputs import InputOptions, open_job_input
 from jobs.outputs import Output, UnitCollector, read_scores, write_unit
 from jobs.pipeline import Pool, Score
-from jobs.preparing import prepare_chunks
+from jobs.preparing import Engine, prepare_chunks
 from jobs.reading import QueryRow, read_unit
 from jobs.storage import Location
 from jobs.units import Plan, plan_units
@@ -85,12 +85,18 @@ def read_all(options: InputOptions | str) -> list[QueryRow]:
     return [row for unit in plan.units for row in read_unit(plan.input, unit)]
 
 
-def run_inline(plan: Plan, directory: Path, with_rankings: bool = False) -> tuple[Output, Counts]:
-    """What the job does, in this process and one chunk after the other."""
+def run_inline(
+    plan: Plan,
+    directory: Path,
+    with_rankings: bool = False,
+    engine: Engine | None = None,
+    config: RerankerConfig = CONFIG,
+) -> tuple[Output, Counts]:
+    """What the job does, in this process and one chunk after the other; scored by a stand-in."""
     output = Output(Location.parse(str(directory)), with_rankings)
-    engine = standin.make_engine()
-    preprocessor = engine.preprocessor(CONFIG)
-    score = Score(engine, CONFIG, Pool(1, 1, 0))
+    engine = engine or standin.make_engine()
+    preprocessor = engine.preprocessor(config)
+    score = Score(engine, config, Pool(1, 1, 0))
     collector = UnitCollector()
     for unit in plan.units:
         for chunk in prepare_chunks(plan.input, unit, preprocessor):

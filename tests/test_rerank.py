@@ -25,6 +25,8 @@ from job_cases import (
 from pyarrow import fs
 
 from actors.config import RerankerConfig
+from actors.preprocessor import Preprocessor
+from actors.scorer import Scorer
 from jobs.errors import JobError, UsageError, VerificationError
 from jobs.inputs import InputOptions
 from jobs.preparing import Engine
@@ -301,8 +303,7 @@ def test_a_killed_driver_and_the_same_command_again_give_the_same_rows(
 ) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(60, 10), row_group_size=2)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    job = JobOptions(str(undisturbed), InputOptions(sets), unit_pairs=20)
-    rerank(job, RerankerConfig(model=str(TINY), num_threads=1))
+    run_inline(plan_of(sets, 20), undisturbed, engine=Engine(Preprocessor, Scorer), config=CONFIG)
     driver = subprocess.Popen(command(sets, killed, ray_address))
     deadline = time.monotonic() + 120
     while len(list((killed / "scores").glob("part-*"))) < 3 and time.monotonic() < deadline:
@@ -326,7 +327,7 @@ def test_a_killed_driver_and_the_same_command_again_give_the_same_rows(
 
 
 def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path, ray_address: str) -> None:
-    sets = write_sets(tmp_path / "sets.parquet", text_rows(60, 10), row_group_size=2)
+    sets = write_sets(tmp_path / "sets.parquet", text_rows(400, 10), row_group_size=2)
     out = tmp_path / "out"
     driver = subprocess.Popen(command(sets, out, ray_address), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

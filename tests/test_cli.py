@@ -1,0 +1,129 @@
+"""The command line's refusals: one sentence on stderr and exit code 2, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine import TINY
+from job_cases import text_rows, write_sets, write_text
+
+from jobs.cli import main
+from jobs.cluster import choose_pool
+from jobs.errors import UsageError
+from jobs.pipeline import Pool
+from jobs.progress import Meter, duration
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> str:
+    return write_sets(tmp_path / "sets.parquet", text_rows(2, 2))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["rerank", *arguments]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert len(stderr.splitlines()) == 1
+    return stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--bogus=1", "No such option: --bogus"),
+        ("--max-length=-4", "max_length must be above zero, got -4"),
+        ("--fps=nan", "fps"),
+        ("--dtype=int8", "'--dtype'"),
+        ("--unit-pairs=0", "--unit-pairs must be above zero"),
+        ("--num-actors=x", "'--num-actors'"),
+        ("--preset=bier", "unknown preset 'bier'"),
+        ("--map=input.query=question", "no column 'question' (for query)"),
+        ("--model=/no/such/model", "--model: model '/no/such/model' is neither"),
+        ("--run=/no/such/run", "--queries"),
+        ("--qrels=/no/such/qrels", "/no/such/qrels"),
+        ("--image-min-pixels=9000000", "image_min_pixels must not exceed"),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sets: str, option: str, sentence: str
+) -> None:
+    given = [sets, f"--output={tmp_path / 'out'}", f"--model={TINY}", option]
+    assert sentence in refused(capsys, *given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("left_out", ["--output", "--model"])
+def test_a_missing_option_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sets: str, left_out: str
+) -> None:
+    given = {"--output": str(tmp_path / "out"), "--model": str(TINY)}
+    del given[left_out]
+    assert left_out in refused(capsys, sets, *[f"{k}={v}" for k, v in given.items()])
+
+
+def test_a_directory_with_something_else_in_it_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sets: str
+) -> None:
+    write_text(tmp_path / "out" / "thesis.txt", "mine")
+    stderr = refused(capsys, sets, f"--output={tmp_path / 'out'}", f"--model={TINY}")
+    assert "is not empty and has no manifest.json" in stderr
+
+
+def test_a_model_directory_without_weights_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sets: str
+) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        write_text(tmp_path / "model" / name, (TINY / name).read_text())
+    given = [sets, f"--output={tmp_path / 'out'}", f"--model={tmp_path / 'model'}"]
+    assert "no *.safetensors" in refused(capsys, *given)
+
+
+def test_the_module_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.rerank", "--bogus"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: No such option: --bogus")
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "num_actors", "pool"),
+    [
+        ({"CPU": 8, "GPU": 4}, "auto", None, Pool(4, 0, 1)),
+        ({"CPU": 8, "GPU": 4}, "auto", 2, Pool(2, 0, 1)),
+        ({"CPU": 8, "GPU": 4}, "cpu", None, Pool(1, 1, 0)),
+        ({"CPU": 2}, "auto", None, Pool(1, 1, 0)),
+        ({"CPU": 2}, "cuda", 8, Pool(8, 0, 1)),
+    ],
+)
+def test_the_pool_has_one_actor_a_gpu_or_one_on_cpu(
+    resources: dict[str, float], device: str, num_actors: int | None, pool: Pool
+) -> None:
+    assert choose_pool(resources, device, num_actors) == pool
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "num_actors", "sentence"),
+    [
+        ({"CPU": 1}, "auto", None, "need 2, the cluster has 1"),
+        ({"CPU": 4}, "cpu", 4, "need 5, the cluster has 4"),
+        ({"GPU": 4}, "auto", None, "need 1, the cluster has 0"),
+        ({"CPU": 4}, "cuda", None, "the cluster has no GPU"),
+    ],
+)
+def test_a_pool_that_could_never_run_is_refused(
+    resources: dict[str, float], device: str, num_actors: int | None, sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        choose_pool(resources, device, num_actors)
+
+
+def test_a_line_of_progress_has_rates_an_eta_and_errors() -> None:
+    meter = Meter(total_pairs=1_000, total_queries=10)
+    assert "ETA -- · 0 errors" in meter.line()
+    meter.num_pairs, meter.num_errors = 500, 3
+    meter.started -= 10
+    assert meter.eta_s == pytest.approx(10, rel=0.01)
+    assert "500 pairs · 50.0 pairs/s" in meter.line()
+    assert (duration(59.6), duration(3_723)) == ("1:00", "1:02:03")
