@@ -8,6 +8,7 @@ import argparse
 import logging
 import math
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -119,18 +120,63 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+@dataclass(slots=True)
+class Progress:
+    phase: str
+    steps: int
+    every: int
+    losses: list[float] = field(default_factory=list)
+
+    def log(self, step: int, loss: torch.Tensor) -> None:
+        self.losses.append(loss.item())
+        if (step + 1) % self.every == 0:
+            recent, seconds = np.mean(self.losses[-self.every :]), time.process_time()
+            place = f"{self.phase} step {step + 1} of {self.steps}"
+            logger.info("%s: loss %.3f, CPU %.0f s", place, recent, seconds)
+
+
+def update(
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, clipped: list[torch.nn.Parameter]
+) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(clipped, 1.0)
+    optimizer.step()
+
+
+def draw_pictures(shelf: Shelf, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 2, 3, 64, 64) frame pairs of B different objects, and which ones they are (B,)."""
+    drawings, hands = shelf.drawings, list(range(len(HANDS)))
+    count = BATCH_IMAGES + BATCH_PAIRS
+    things = shelf.rng.choice(len(drawings.objects), count, replace=False)
+    chosen = [shelf.pick(int(thing), hands) for thing in things]
+    still = augment(drawings.pixels[chosen[:BATCH_IMAGES]], generator).expand(-1, 2, -1, -1, -1)
+    moving = augment(drawings.pixels[chosen[BATCH_IMAGES:]], generator, num_frames=2)
+    return torch.cat([still, moving]), drawings.labels[chosen]
+
+
+def pointing_loss(
+    tokens: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Tokens (layers, B, 4, CONTENT) are told apart by cosine: a picture's together, and each."""
+    unit, targets = F.normalize(tokens, dim=-1), F.normalize(vectors, dim=-1)
+    each = unit @ targets.T * scale  # (layers, B, 4, objects)
+    pooled = F.normalize(unit.sum(0).mean(1), dim=-1) @ targets.T * scale
+    of_each = labels.view(1, -1, 1).expand(each.shape[:3])
+    loss = F.cross_entropy(pooled, labels, label_smoothing=0.05)
+    return loss + 0.5 * F.cross_entropy(each.flatten(0, 2), of_each.flatten())
+
+
 def train_vision(
     model: Qwen3VLForConditionalGeneration, shelf: Shelf, steps: int, generator: torch.Generator
 ) -> torch.Tensor:
     """Visual tokens learn to point at their object's vector; returns these (objects, CONTENT)."""
-    tower, drawings = model.model.visual, shelf.drawings
-    num_objects = len(drawings.objects)
+    tower, num_objects = model.model.visual, len(shelf.drawings.objects)
     with torch.no_grad():
         kernel = tower.patch_embed.proj.weight
         kernel[:, :, 1] = kernel[:, :, 0]  # both frames of a pair count the same
-    vectors = torch.nn.Parameter(
-        F.normalize(torch.randn(num_objects, CONTENT, generator=generator), dim=-1)
-    )
+    random = torch.randn(num_objects, CONTENT, generator=generator)
+    vectors = torch.nn.Parameter(F.normalize(random, dim=-1))
     log_scale = torch.nn.Parameter(torch.tensor(math.log(16.0)))
     weights = [*tower.parameters(), vectors]
     groups = [
@@ -138,38 +184,15 @@ def train_vision(
         {"params": [log_scale], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.98))
-    hands = list(range(len(HANDS)))
-    total = 0.0
+    progress = Progress("phase 1", steps, every=200)
     for step in range(steps):
         set_rate(optimizer, 2e-3 * min(1, (step + 1) / 50) * (1 - step / steps))
-        things = shelf.rng.choice(num_objects, BATCH_IMAGES + BATCH_PAIRS, replace=False)
-        chosen = [shelf.pick(int(thing), hands) for thing in things]
-        still = augment(drawings.pixels[chosen[:BATCH_IMAGES]], generator).expand(-1, 2, -1, -1, -1)
-        moving = augment(drawings.pixels[chosen[BATCH_IMAGES:]], generator, num_frames=2)
-        tokens = vision_forward(tower, patchify(torch.cat([still, moving])))[..., :CONTENT]
-        unit, targets = F.normalize(tokens, dim=-1), F.normalize(vectors, dim=-1)
-        labels = drawings.labels[chosen]
-        each = unit @ targets.T * log_scale.exp()  # (2, B, 4, objects)
-        pooled = F.normalize(unit.sum(0).mean(1), dim=-1) @ targets.T * log_scale.exp()
-        loss = F.cross_entropy(pooled, labels, label_smoothing=0.05)
-        loss = loss + 0.5 * F.cross_entropy(
-            each.flatten(0, 2), labels.view(1, -1, 1).expand(2, -1, 4).flatten()
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        total += loss.item()
-        if (step + 1) % 200 == 0:
-            logger.info(
-                "phase 1 step %d of %d: loss %.3f, CPU %.0f s",
-                step + 1,
-                steps,
-                total / 200,
-                time.process_time(),
-            )
-            total = 0.0
-    settle_vision(model, drawings, generator)
+        pictures, labels = draw_pictures(shelf, generator)
+        tokens = vision_forward(tower, patchify(pictures))[..., :CONTENT]
+        loss = pointing_loss(tokens, vectors, labels, log_scale.exp())
+        update(optimizer, loss, weights)
+        progress.log(step, loss)
+    settle_vision(model, shelf.drawings, generator)
     return F.normalize(vectors.detach(), dim=-1)
 
 
@@ -224,62 +247,50 @@ def train_names(
     logger.info("names: loss %.3f", loss.item())
 
 
+def draw_batch(gallery: TrainingGallery, drawer: Drawer) -> tuple[list[Candidates], torch.Tensor]:
+    """Candidate sets of random tasks, and (rows,) which document of each is the right one."""
+    rng = drawer.rng
+    sets, right = [], []
+    for _ in range(BATCH_ROWS):
+        gallery.next_row()
+        task = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        thing = int(rng.integers(len(drawer.names)))
+        language = drawer.pick(drawer.languages)
+        things = drawer.things(thing, NUM_DOCUMENTS)
+        query = drawer.query(task, thing, language)
+        documents = [drawer.document(task, other, language) for other in things]
+        sets.append(Candidates(query, documents))
+        right.append(things.index(thing))
+    return sets, torch.tensor(right)
+
+
+def ranking_loss(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Listwise, and a little pairwise so that a score means something by itself."""
+    truth = F.one_hot(right, NUM_DOCUMENTS).float()
+    pairwise = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=torch.tensor(3.0))
+    return F.cross_entropy(logits, right) + 0.3 * pairwise
+
+
 def train_ranking(
     model: Qwen3VLForConditionalGeneration,
     tokenizer: Tokenizer,
     shelf: Shelf,
     steps: int,
     generator: torch.Generator,
-    eval_every: int,
 ) -> None:
-    """Listwise: of NUM_DOCUMENTS documents one fits. The vision tower stays as it is."""
+    """One of NUM_DOCUMENTS documents is of the query's object. The vision tower stays as it is."""
     gallery = TrainingGallery(shelf, generator)
     drawer = Drawer(shelf.drawings.names, gallery, shelf.rng)
     weights = list(model.model.language_model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    tasks, shares = list(SHARES), list(SHARES.values())
-    losses: list[float] = []
+    progress = Progress("phase 2", steps, every=50)
     for step in range(steps):
         set_rate(optimizer, 1e-3 * min(1, (step + 1) / 20, (1 - step / steps) / 0.6))
-        sets, targets = [], []
-        for _ in range(BATCH_ROWS):
-            gallery.next_row()
-            task = str(shelf.rng.choice(tasks, p=shares))
-            thing, language = (
-                int(shelf.rng.integers(len(shelf.drawings.objects))),
-                drawer.pick(drawer.languages),
-            )
-            things = drawer.things(thing, NUM_DOCUMENTS)
-            query = drawer.query(task, thing, language)
-            sets.append(
-                Candidates(query, [drawer.document(task, other, language) for other in things])
-            )
-            targets.append(things.index(thing))
+        sets, right = draw_batch(gallery, drawer)
         bank = gallery.bank(model)
-        logits, target = score_by_length(model, tokenizer, sets, bank), torch.tensor(targets)
-        truth = F.one_hot(target, NUM_DOCUMENTS).float()
-        loss = F.cross_entropy(logits, target)
-        loss = loss + 0.3 * F.binary_cross_entropy_with_logits(
-            logits, truth, pos_weight=torch.tensor(3.0)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
-            recent = np.mean(losses[-50:])
-            logger.info(
-                "phase 2 step %d of %d: loss %.3f, CPU %.0f s",
-                step + 1,
-                steps,
-                recent,
-                time.process_time(),
-            )
-        if eval_every and (step + 1) % eval_every == 0:
-            logger.info(
-                "dev: %s", summary(evaluate(model, tokenizer, shelf.drawings, DEV_DESIGN, 0, 96))
-            )
+        loss = ranking_loss(score_by_length(model, tokenizer, sets, bank), right)
+        update(optimizer, loss, weights)
+        progress.log(step, loss)
 
 
 def score_by_length(
@@ -290,16 +301,17 @@ def score_by_length(
 ) -> torch.Tensor:
     """(rows, documents) logits; rows of like length share a batch, so that little is padding."""
     order = sorted(range(len(sets)), key=lambda number: num_tokens(tokenizer, sets[number]))
-    parts = [
-        forward(
-            model,
-            tokenizer,
-            pack(tokenizer, [sets[number] for number in order[start : start + 3]]),
-            bank,
-        )
-        for start in range(0, len(order), 3)
+    groups = [
+        [sets[number] for number in order[start : start + 3]] for start in range(0, len(order), 3)
     ]
+    parts = [forward(model, tokenizer, pack(tokenizer, group), bank) for group in groups]
     return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+def seeded(drawings: Drawings, seed: int) -> tuple[Shelf, torch.Generator]:
+    """Each phase starts its random numbers anew: phase 2 depends on phase 1's weights alone."""
+    torch.manual_seed(seed)
+    return Shelf(drawings, np.random.default_rng(seed)), torch.Generator().manual_seed(seed)
 
 
 def main() -> None:
@@ -310,26 +322,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=DATA.parent / "model", help="checkpoint to write"
     )
-    parser.add_argument(
-        "--eval-every", type=int, default=0, help="steps of phase 2 between looks at the dev design"
-    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
     drawings = load_drawings()
-    shelf = Shelf(drawings, np.random.default_rng(options.seed))
-    tokenizer = train_tokenizer(
-        (name for names in drawings.names for name in names.values()), VOCAB_SIZE
-    )
+    names = (name for by_language in drawings.names for name in by_language.values())
+    tokenizer = train_tokenizer(names, VOCAB_SIZE)
+    shelf, generator = seeded(drawings, options.seed)
     model = new_model(tokenizer, options.out)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info("%d parameters, %d tokens", num_parameters, tokenizer.get_vocab_size())
     vectors = train_vision(model, shelf, options.steps1, generator)
+    shelf, generator = seeded(drawings, options.seed)
     set_up(model, tokenizer)
     train_names(model, tokenizer, drawings, vectors)
-    train_ranking(model, tokenizer, shelf, options.steps2, generator, options.eval_every)
+    train_ranking(model, tokenizer, shelf, options.steps2, generator)
     save_checkpoint(options.out, model.eval(), tokenizer)
     logger.info("dev: %s", summary(evaluate(model, tokenizer, drawings, DEV_DESIGN, 0, 96)))
 
