@@ -1,0 +1,166 @@
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.errors import MediaError, MediaForbidden, MediaNotFound, MediaUnreachable, UnknownScheme
+from actors.fetch import MediaReader
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with a file in a folder, and a secret beside the root."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = tmp_path / "root" / "a folder"
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(b"one")
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a folder/1.png",
+        "./a folder/../a folder/1.png",
+        "{root}/a folder/1.png",
+        "file://{root}/a folder/1.png",
+        "file://{root}/a%20folder/1.png",
+        "FILE://{root}/a%20folder/%31.png",
+    ],
+)
+def test_a_file_under_the_root_is_read(root: Path, path: str) -> None:
+    assert MediaReader(str(root)).read(path.format(root=root)) == b"one"
+
+
+def test_the_root_can_be_a_file_url(root: Path) -> None:
+    assert MediaReader(f"file://{root}/a%20folder").read("1.png") == b"one"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret",
+        "a folder/../../secret",
+        "{root}/../secret",
+        "file://{root}/../secret",
+        "file://{root}/%2e%2e/secret",
+        "/etc/hostname",
+        "../gone",
+        "link",
+        "loop out/secret",
+    ],
+)
+def test_no_path_leaves_the_root(root: Path, path: str) -> None:
+    (root / "link").symlink_to(root.parent / "secret")
+    (root / "loop out").symlink_to(root.parent)
+    with pytest.raises(MediaForbidden, match="outside the media root"):
+        MediaReader(str(root)).read(path.format(root=root))
+
+
+def test_a_link_within_the_root_is_followed(root: Path) -> None:
+    (root / "link").symlink_to(root / "a folder")
+    assert MediaReader(str(root)).read("link/1.png") == b"one"
+
+
+def test_without_a_root_any_local_file_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root / "a folder")
+    reader = MediaReader()
+    assert reader.read("1.png") == b"one"
+    assert reader.read(str(root.parent / "secret")) == b"secret"
+
+
+@pytest.mark.parametrize("has_root", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gone.png",
+        "a folder",
+        ".",
+        "",
+        "loop",
+        "a\0b",
+        "file://{root}/a%00b",
+        "file://[1.png",
+        "file://host.png",
+        "\ud800.png",
+        "x" * 5_000,
+        "data:image/png;base64,aaaa",
+    ],
+)
+def test_what_is_no_file_is_not_found(root: Path, path: str, has_root: bool) -> None:
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(MediaNotFound):
+        MediaReader(str(root) if has_root else None).read(path.format(root=root))
+
+
+@pytest.mark.parametrize("path", ["http://h/1.png", "https://h/1.png", "HTTP://h/1.png"])
+def test_http_is_refused(path: str) -> None:
+    with pytest.raises(MediaForbidden, match=f"^{path}: media over http"):
+        MediaReader().read(path)
+
+
+@pytest.mark.parametrize("path", ["ftp://h/1.png", "hdfs://h/1.png", "git+ssh://h/1.png"])
+def test_an_unknown_scheme_is_named(path: str) -> None:
+    scheme = path.partition(":")[0].replace("+", r"\+")
+    with pytest.raises(UnknownScheme, match=f"unknown scheme '{scheme}'; use a path, file://"):
+        MediaReader().read(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that cannot be read")
+def test_a_file_that_cannot_be_read_is_unreachable() -> None:
+    with pytest.raises(MediaUnreachable, match="^/proc/self/mem: Input/output error$"):
+        MediaReader().read("/proc/self/mem")
+
+
+@given(st.text(max_size=20) | st.text("abfile:/.%00[]\ud800", max_size=20))
+def test_any_path_gives_bytes_or_a_media_error(path: str) -> None:
+    try:
+        assert MediaReader("/nowhere/at/all").read(path) is None
+    except MediaError as error:
+        assert str(error)
+
+
+CLOSED = "?endpoint_override=127.0.0.1:{port}&scheme=http&access_key=a&secret_key=hush&region=x"
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_an_object_store_out_of_reach_is_unreachable(closed_port: int) -> None:
+    reader = MediaReader("s3://bucket/pages" + CLOSED.format(port=closed_port))
+    with pytest.raises(MediaUnreachable, match=r"^1\.png: ") as raised:
+        reader.read("1.png")
+    assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "bucket", "place"),
+    [
+        (None, "s3://b/d/1.png", "s3://b", "b/d/1.png"),
+        (None, "S3://b/1.png", "s3://b", "b/1.png"),
+        ("s3://b/d", "1.png", "s3://b", "b/d/1.png"),
+        ("s3://b/d/", "e/1.png", "s3://b", "b/d/e/1.png"),
+        ("s3://b/d?region=x", "1.png", "s3://b?region=x", "b/d/1.png"),
+        ("s3://b/d?region=x", "is it?.png", "s3://b?region=x", "b/d/is it?.png"),
+        ("gs://b", "1.png", "gs://b", "b/1.png"),
+        ("s3://b/d", "gs://c/1.png?x=y", "gs://c?x=y", "c/1.png"),
+    ],
+)
+def test_an_object_is_found_below_the_root(
+    root: str | None, path: str, bucket: str, place: str
+) -> None:
+    reader = MediaReader(root)
+    assert reader.local_path(path) is None
+    assert reader._bucket_and_place(path) == (bucket, place)
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname"])
+def test_under_an_object_store_root_no_local_path_is_read(path: str) -> None:
+    with pytest.raises(MediaForbidden, match="outside the media root"):
+        MediaReader("s3://bucket/pages").read(path)
