@@ -34,7 +34,7 @@ _CONTAINERS = re.compile(
     rb"""(?sx)
     ....(ftyp|moov|mdat|wide|free|skip)       # MP4, QuickTime
     | \x1aE\xdf\xa3                           # Matroska, WebM
-    | RIFF....AVI[ ] | FLV\x01 | OggS\0 | GIF8
+    | RIFF....AVI[ ] | FLV\x01 | OggS\0
     | 0&\xb2u\x8ef\xcf\x11\xa6\xd9\0\xaa\0b\xcel  # ASF, WMV
     | \0\0\x01[\xba\xb3] | G.{187}G | .{4}G.{191}G  # MPEG: program, elementary, transport
     """
@@ -115,8 +115,8 @@ def _check_container(source: bytes | Path) -> None:
             raise MediaUnreachable(f"{error.strerror or error}") from error
     if not _CONTAINERS.match(head) or _LINKS.search(head):
         raise VideoDecodeError(
-            "not a video file that is read: MP4, QuickTime, Matroska, WebM, AVI, FLV, Ogg, GIF, "
-            "WMV or MPEG"
+            "not a video file that is read: MP4, QuickTime, Matroska, WebM, AVI, FLV, Ogg, WMV or "
+            "MPEG"
         )
 
 
