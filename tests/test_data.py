@@ -3,7 +3,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -210,6 +210,7 @@ JSON_LIKE = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON_LIKE, st.lists(JSON_LIKE, max_size=3))
 def test_parsing_never_raises(query: Any, documents: list[Any]) -> None:
     parsed = CandidateSet.parse(query, documents)

@@ -2,7 +2,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import MediaError, MediaForbidden, MediaNotFound, MediaUnreachable, UnknownScheme
@@ -114,6 +114,7 @@ def test_a_file_that_cannot_be_read_is_unreachable() -> None:
         MediaReader().read("/proc/self/mem")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20) | st.text("abfile:/.%00[]\ud800", max_size=20))
 def test_any_path_gives_bytes_or_a_media_error(path: str) -> None:
     try:

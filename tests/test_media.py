@@ -183,6 +183,7 @@ SEEDS = [encoded(SMALL, kind) for kind in FORMATS]
 SEEDS.append(encoded(SMALL, "TIFF", compression="tiff_lzw"))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_give_an_image_or_a_media_error(data: bytes) -> None:
     only_an_image_or_a_media_error(data)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,6 +57,7 @@ def test_a_strip_without_a_size_under_the_limit_is_refused() -> None:
         smart_resize(32, 6_400, 32, 4_096, 20_480)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4_000), st.integers(1, 4_000))
 def test_sizes_are_whole_tokens_within_the_limit(height: int, width: int) -> None:
     if max(height, width) > 200 * min(height, width):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.planner import PairCost, plan, set_costs
@@ -25,6 +25,7 @@ def many_costs(draw: st.DrawFn) -> list[PairCost]:
     return [PairCost(g, shared[g], own) for g, owns in enumerate(sets) for own in owns]
 
 
+@settings(deadline=None)
 @given(many_costs(), st.integers(1, 300))
 def test_every_pair_rides_once_and_in_order(costs: list[PairCost], budget: int) -> None:
     plans = plan(costs, budget)
@@ -32,12 +33,14 @@ def test_every_pair_rides_once_and_in_order(costs: list[PairCost], budget: int) 
     assert [index for indices in plans for index in indices] == list(range(len(costs)))
 
 
+@settings(deadline=None)
 @given(many_costs(), st.integers(1, 300))
 def test_only_a_pair_alone_exceeds_the_budget(costs: list[PairCost], budget: int) -> None:
     for indices in plan(costs, budget):
         assert len(indices) == 1 or packed_tokens(costs, indices) <= budget
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(20, 400))
 def test_plans_of_equal_pairs_are_filled_evenly(num_pairs: int, own: int, budget: int) -> None:
     costs = [PairCost(group, 0, own) for group in range(num_pairs)]

@@ -55,6 +55,7 @@ def test_the_prompt_is_the_official_one_byte_by_byte() -> None:
     assert ids.input_ids.tolist() == official_ids(prompt)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
 def test_ids_are_those_of_the_whole_prompt_tokenised_at_once(
     instruction: str, query: str, document: str
@@ -129,6 +130,7 @@ def cut_slowly(ids: list[int], max_length: int) -> list[int]:
     return kept + closing
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 4), st.integers(1, 140))
 def test_truncation_keeps_specials_and_the_front(
     words: int, more_words: int, images: int, max_length: int
@@ -162,6 +164,7 @@ def test_specials_over_the_limit_push_all_text_out() -> None:
 HOSTILE = st.lists(st.sampled_from(SPECIALS) | st.text(max_size=5), max_size=8).map("".join)
 
 
+@settings(deadline=None)
 @given(HOSTILE, HOSTILE, HOSTILE)
 def test_no_special_id_comes_out_of_a_text(instruction: str, query: str, document: str) -> None:
     ids = encode(text(query), text(document), instruction=instruction)
@@ -230,7 +233,7 @@ PIECES = st.lists(st.integers(1, 5) | GRIDS, min_size=1, max_size=8)
 
 
 @given(PIECES)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_positions_are_those_of_a_slow_loop(pieces: list[int | tuple[int, int]]) -> None:
     index: list[int] = []
     grids: list[tuple[int, int]] = []
