@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Both are read when Ray is imported or started: our display instead of Ray's, and no C++ log lines
+# All are read when Ray is imported or started: our display instead of Ray's, and no C++ log lines
 # between ours (Ray keeps its own log files).
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unless asked
 
 import ray  # noqa: E402
 
@@ -43,6 +44,7 @@ def _init(address: str | None) -> None:
             if address is None:
                 cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+                _protect_token()
             else:
                 ray.init(address=address, runtime_env=_runtime_env(), **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -72,6 +74,13 @@ def _stderr_held_back() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def _protect_token() -> None:
+    """Ray writes the token of local clusters readable for everybody on the machine."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file():
+        token.chmod(0o600)
 
 
 def _runtime_env() -> dict[str, Any]:

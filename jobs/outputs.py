@@ -10,9 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.errors import JobError
 from jobs.inputs import JobInput
 from jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema
-from jobs.storage import Location, list_files, remove_leftovers, write_atomically
+from jobs.storage import (
+    Location,
+    list_files,
+    remove_leftovers,
+    write_atomically,
+    write_stream,
+)
 from jobs.units import Unit, unit_name
 
 MANIFEST = "manifest.json"
@@ -86,13 +93,14 @@ def read_scores(location: Location, columns: Sequence[str] | None = None) -> pa.
 
 
 def write_trec_run(output: Output, units: Sequence[Unit], tag: str = "shardrank") -> Location:
-    """All scored pairs as one TREC run; failed pairs are left out."""
+    """All scored pairs as one TREC run; failed pairs are left out.
+
+    Raises JobError for an id that a TREC run cannot hold.
+    """
     place = output.directory.child(TREC_RUN)
-    lines: list[str] = []
-    for unit in units:
-        scores = read_scores(output.scores_file(unit), ["query_id", "doc_id", "rank", "logit"])
-        lines += trec_lines(scores, tag)
-    write_atomically(place, "".join(lines).encode())
+    columns = ["query_id", "doc_id", "rank", "logit"]
+    tables = (read_scores(output.scores_file(unit), columns) for unit in units)
+    write_stream(place, ("".join(trec_lines(scores, tag)).encode() for scores in tables))
     return place
 
 
@@ -101,12 +109,21 @@ def trec_lines(scores: pa.Table, tag: str) -> Iterator[str]:
 
     The score is the logit; where it ties, it is lowered to the next float32 below the one before.
     """
-    previous, below = None, np.float32(np.inf)
+    below = np.float32(np.inf)
     for row in scores.to_pylist():
         if row["rank"] is None:
             continue
         if row["rank"] == 1:
             below = np.float32(np.inf)
         below = min(np.float32(row["logit"]), np.nextafter(below, np.float32(-np.inf)))
-        previous = row["query_id"]
-        yield f"{previous} Q0 {row['doc_id']} {row['rank']} {below:.9g} {tag}\n"
+        query_id, doc_id = _trec_id(row["query_id"]), _trec_id(row["doc_id"])
+        yield f"{query_id} Q0 {doc_id} {row['rank']} {below:.9g} {tag}\n"
+
+
+def _trec_id(value: str | int) -> str:
+    text = str(value)
+    if len(text.split()) != 1:
+        raise JobError(
+            f"{TREC_RUN}: the id {text!r} is empty or has a space, which TREC runs forbid"
+        )
+    return text

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -32,7 +33,7 @@ class Meter:
     def add(self, scored: pa.Table) -> None:
         """Count a table of score rows."""
         self.num_pairs += scored.num_rows
-        self.num_tokens += sum(scored["num_tokens"].to_pylist())
+        self.num_tokens += pc.sum(scored["num_tokens"]).as_py() or 0
         self.num_errors += scored.num_rows - scored["error_code"].null_count
         if self.first is None:
             self.first = (time.monotonic(), self.num_pairs, self.num_tokens)

@@ -6,17 +6,15 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from actors.config import RerankerConfig
-from jobs.errors import JobError, UnreadableInput, UsageError
+from jobs.errors import UnreadableInput, UsageError
 from jobs.inputs import InputOptions, open_job_input
 from jobs.manifest import (
     Manifest,
@@ -26,18 +24,14 @@ from jobs.manifest import (
     read_manifest,
     save_manifest,
 )
-from jobs.outputs import SUCCESS, Output, UnitCollector, write_trec_run
+from jobs.outputs import SUCCESS, Output, write_trec_run
 from jobs.preparing import Engine
-from jobs.progress import Meter, display
 from jobs.storage import Location, write_atomically
-from jobs.units import DEFAULT_UNIT_PAIRS, Plan, Unit, plan_units
-from jobs.verify import Counts
+from jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
 
 logger = logging.getLogger(__name__)
 
-_MAX_WRITES_IN_FLIGHT = 64
 _SAVE_EVERY_S = 30.0
-_VERIFY_UNITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +76,17 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
     plan, job = _plan(options, config)
     if manifest is not None:
         check_same_job(output, manifest, job)
-    is_finished = output.directory.child(SUCCESS).exists()
-    if manifest is None or not is_finished:
-        manifest = manifest or new_manifest(job, config)
+    was_finished = manifest is not None and output.directory.child(SUCCESS).exists()
+    if manifest is None:
+        manifest = new_manifest(job, config)
+    if not was_finished:
         _run(options, config, engine or _own_engine(), plan, output, manifest)
-    trec_run = write_trec_run(output, plan.units) if options.with_trec_run else None
+        _finish(output, manifest)
+    trec_run = str(write_trec_run(output, plan.units)) if options.with_trec_run else None
     measures = _evaluate(options, qrels)
-    if not is_finished:
-        _finish(output, manifest, measures)
-    return Summary(
-        str(output.directory),
-        manifest,
-        is_finished,
-        str(trec_run) if trec_run else None,
-        measures,
-    )
+    if measures:
+        save_manifest(output, manifest | {"measures": measures})
+    return Summary(str(output.directory), manifest, was_finished, trec_run, measures)
 
 
 def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:
@@ -161,27 +151,24 @@ def _run(
     manifest: Manifest,
 ) -> None:
     """Score what remains and verify everything; the manifest says how far it came."""
-    import ray
+    import ray  # seconds to import, and a refusal needs none of it
 
     from jobs.cluster import choose_pool, connected
+    from jobs.execution import score_remaining, verify_all
 
     with connected(options.address):
         pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
         remaining = output.remaining(plan.units)
-        logger.info(
-            "%d units, %d done; %d scoring %s on %s",
-            len(plan.units),
-            len(plan.units) - len(remaining),
-            pool.num_actors,
-            "actor" if pool.num_actors == 1 else "actors",
-            "GPU" if pool.num_gpus else "CPU",
-        )
+        num_done = len(plan.units) - len(remaining)
+        actors = f"{pool.num_actors} scoring {'actor' if pool.num_actors == 1 else 'actors'}"
+        kind = "GPU" if pool.num_gpus else "CPU"
+        logger.info(f"{len(plan.units)} units, {num_done} done; {actors} on {kind}")
         output.remove_leftovers()
         manifest["num_runs"] += 1
         manifest["num_actors"] = pool.num_actors
         with _timed(output, manifest) as clock:
-            _score(plan, remaining, output, config, engine, pool, clock)
-            counts = _verify(plan, output)
+            score_remaining(plan, remaining, output, config, engine, pool, clock.tick)
+            counts = verify_all(plan, output)
         manifest.update(asdict(counts))
         _add_rates(manifest, options, pool.num_actors if pool.num_gpus else 0)
 
@@ -218,99 +205,6 @@ def _timed(output: Output, manifest: Manifest) -> Iterator[_Clock]:
         clock.save()
 
 
-def _score(
-    plan: Plan,
-    remaining: Sequence[Unit],
-    output: Output,
-    config: RerankerConfig,
-    engine: Engine,
-    pool: Any,
-    clock: _Clock,
-) -> None:
-    from jobs.pipeline import score_units
-
-    if not remaining:
-        return
-    units = {unit.index: unit for unit in remaining}
-    meter = Meter(
-        sum(unit.num_pairs for unit in remaining), sum(unit.num_queries for unit in remaining)
-    )
-    collector, writer = UnitCollector(), _Writer(plan, output)
-    with _ray_errors(), display(meter) as shown:
-        for scored in score_units(remaining, plan.input, engine, config, pool):
-            meter.add(scored)
-            for index, rows in collector.add(scored):
-                writer.write(units[index], rows)
-                meter.num_queries += units[index].num_queries
-            shown.update()
-            clock.tick()
-        writer.wait(0)
-    logger.info(meter.line())
-
-
-class _Writer:
-    """Writes units on CPU tasks, a bounded number at a time."""
-
-    def __init__(self, plan: Plan, output: Output) -> None:
-        import ray
-
-        from jobs.outputs import write_unit
-
-        self._ray = ray
-        self._task = ray.remote(num_cpus=0, max_retries=5)(write_unit)
-        self._input = ray.put(plan.input)
-        self._output = output
-        self._pending: list[Any] = []
-
-    def write(self, unit: Unit, rows: pa.Table) -> None:
-        self._pending.append(self._task.remote(self._output, self._input, unit, rows))
-        self.wait(_MAX_WRITES_IN_FLIGHT)
-
-    def wait(self, num_left: int) -> None:
-        """Until at most num_left writes are under way. Raises what a write raised."""
-        num_finished = max(1, len(self._pending) - num_left)
-        if self._pending:
-            finished, self._pending = self._ray.wait(
-                self._pending, num_returns=num_finished, timeout=0 if num_left else None
-            )
-            self._ray.get(finished)
-
-
-def _verify(plan: Plan, output: Output) -> Counts:
-    import ray
-
-    from jobs.verify import verify_units
-
-    task = ray.remote(num_cpus=1)(verify_units)
-    job_input = ray.put(plan.input)
-    parts = [plan.units[i : i + _VERIFY_UNITS] for i in range(0, len(plan.units), _VERIFY_UNITS)]
-    with _ray_errors():
-        return Counts.total(ray.get([task.remote(job_input, output, part) for part in parts]))
-
-
-@contextmanager
-def _ray_errors() -> Iterator[None]:
-    """What went wrong inside a worker, without Ray's wrapping."""
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except RayError as error:
-        raise _own_error(error) from error
-
-
-def _own_error(error: BaseException) -> JobError:
-    """Our own error inside Ray's, or the last line that any of them says."""
-    sentence = type(error).__name__
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, JobError):
-            return seen
-        sentence = next((line for line in reversed(str(seen).splitlines()) if line), sentence)
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return JobError(f"a worker failed: {sentence.strip()}")
-
-
 def _add_rates(manifest: Manifest, options: JobOptions, num_gpus: int) -> None:
     seconds = max(manifest["seconds"], 1e-9)
     manifest["pairs_per_s"] = round(manifest["num_pairs"] / seconds, 3)
@@ -320,9 +214,8 @@ def _add_rates(manifest: Manifest, options: JobOptions, num_gpus: int) -> None:
         manifest["cost"] = round(seconds / 3600 * num_gpus * options.gpu_hour_price, 6)
 
 
-def _finish(output: Output, manifest: Manifest, measures: dict[str, float]) -> None:
+def _finish(output: Output, manifest: Manifest) -> None:
     manifest["status"] = "finished"
-    manifest["measures"] = measures
     save_manifest(output, manifest)
     write_atomically(output.directory.child(SUCCESS), b"")
 

@@ -7,7 +7,7 @@ import fnmatch
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -151,20 +151,32 @@ def write_atomically(location: Location, content: bytes | pa.Buffer) -> None:
 
     Writing the same file twice is harmless, so a retry and a late orphan may both do it.
     """
+    write_stream(location, [content])
+
+
+def write_stream(location: Location, parts: Iterable[bytes | pa.Buffer]) -> None:
+    """As write_atomically, part by part; where making a part fails nothing is left."""
     if location.is_local:
-        _write_local(location.path, content)
+        _write_local(location.path, parts)
         return
     with location.filesystem.open_output_stream(location.path) as stream:
-        stream.write(content)
+        try:
+            for part in parts:
+                stream.write(part)
+        except BaseException:
+            stream.close()  # completes the object: pyarrow has no way to abandon one
+            location.filesystem.delete_file(location.path)
+            raise
 
 
-def _write_local(path: str, content: bytes | pa.Buffer) -> None:
+def _write_local(path: str, parts: Iterable[bytes | pa.Buffer]) -> None:
     directory, name = os.path.split(path)
     os.makedirs(directory, exist_ok=True)
     temporary = os.path.join(directory, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            stream.write(content)
+            for part in parts:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -5,6 +5,10 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 # Ray's workers have the environment in which it was started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -41,7 +45,7 @@ def ray_address() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as path:
         started = ray.init(
             address="local",
-            num_cpus=4,
+            num_cpus=2,
             include_dashboard=False,
             object_store_memory=200 << 20,
             log_to_driver=False,

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from job_cases import (
@@ -17,6 +18,7 @@ from job_cases import (
     write_sets,
 )
 
+from jobs.errors import JobError
 from jobs.outputs import UnitCollector, read_scores, trec_lines, write_trec_run
 from jobs.scores import ranked
 
@@ -132,7 +134,7 @@ sets = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sets, st.integers(1, 4), st.integers(1, 12))
 def test_every_input_pair_has_exactly_one_output_row(
     tmp_path_factory: Any, rows: list[dict[str, Any]], group_size: int, unit_pairs: int
@@ -149,3 +151,9 @@ def test_every_input_pair_has_exactly_one_output_row(
     assert sorted(repr((row["query_id"], row["doc_id"])) for row in written) == expected
     assert counts.num_pairs == len(expected)
     assert all((row["score"] is None) == (row["error_code"] is not None) for row in written)
+
+
+def test_an_id_that_a_trec_run_cannot_hold_is_refused() -> None:
+    rows = pa.table({"query_id": ["a b"], "doc_id": ["d"], "rank": [1], "logit": [0.5]})
+    with pytest.raises(JobError, match="'a b'"):
+        list(trec_lines(rows, "tag"))
