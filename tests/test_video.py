@@ -290,3 +290,8 @@ def test_without_decord_pyav_reads() -> None:
 def test_frames_come_in_the_order_asked_for(tmp_path: Path, reader: Any) -> None:
     levels = reader(made(tmp_path / "a.mp4", 8)).frames([0, 3, 6], LIMIT)[:, 32, 32, 0]
     assert np.abs(levels.astype(int) - [0, 60, 120]).max() < 10
+
+
+def test_letters_in_a_videos_data_do_not_make_it_a_playlist() -> None:
+    honest = (MEDIA / "v2s_24.mp4").read_bytes() + b"....<mpd...."
+    assert len(load(honest).frames) >= 2
