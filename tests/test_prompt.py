@@ -150,6 +150,13 @@ def test_the_last_five_tokens_come_on_top_of_max_length() -> None:
     assert decoded(ids).endswith("word word" + CLOSING)
 
 
+def test_a_prompt_of_exactly_the_limit_is_whole() -> None:
+    whole = encode(text("q"), text("some words"))
+    length = len(whole.input_ids) - 5
+    assert not encode(text("q"), text("some words"), length).is_truncated
+    assert encode(text("q"), text("some words"), length - 1).is_truncated
+
+
 def test_a_long_query_leaves_no_document() -> None:
     prompt = decoded(encode(text("word " * 500), text("secret"), 100))
     assert "secret" not in prompt and "<Document>" not in prompt
