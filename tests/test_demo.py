@@ -34,7 +34,7 @@ FLOORS = {
     "text-to-mixed": 0.70,
     "text-to-video": 0.60,
 }
-NUM_QUERIES = 32  # of each task
+NUM_QUERIES = 24  # of each task
 
 
 def rows(name: str) -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ def check_output(folder: Path) -> None:
 
 def test_the_job_runs_unchanged_through_ray_job_submit(cluster, tmp_path):
     submit = ("ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT))
-    arguments = ("python", "-m", "jobs.rerank", *rerank_arguments(tmp_path))
+    arguments = ("shardrank", "rerank", *rerank_arguments(tmp_path))
     submitted = cluster.run(*submit, "--", *arguments)
     assert submitted.returncode == 0, submitted.stdout
     assert "succeeded" in submitted.stdout
