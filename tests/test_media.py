@@ -130,8 +130,10 @@ def test_what_is_no_whole_picture_does_not_decode(data: bytes) -> None:
         load(data)
 
 
-def test_pillow_itself_would_have_opened_the_eps() -> None:
-    assert Image.open(io.BytesIO(EPS)).format == "EPS"
+def test_no_ghostscript_is_looked_for() -> None:
+    assert Image.open(io.BytesIO(EPS)).format == "EPS"  # Pillow would start it on decoding
+    with pytest.raises(ImageDecodeError, match="not an image that can be read$"):
+        load(EPS)
 
 
 def test_a_path_is_named_in_the_sentence(tmp_path: Path) -> None:
