@@ -155,7 +155,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         table.add_row(name, value)
     console.print(table)
     for code, count in manifest["errors"].items():
-        console.print(f"  {count:,} x {code}", style="yellow")
+        console.print(f"  {count:,} x {code}", style="yellow", highlight=False)
 
 
 def _summary_rows(summary: Summary) -> list[tuple[str, str]]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -72,20 +74,23 @@ def duration(seconds: float) -> str:
 class Display:
     """Call `update` as often as you like; it draws or logs when it is time."""
 
-    def __init__(self, meter: Meter, progress: Progress | None) -> None:
+    def __init__(self, meter: Meter, live: Live | None) -> None:
         self._meter = meter
-        self._progress = progress
-        self._task = progress.add_task("starting", total=meter.total_pairs) if progress else None
+        self._live = live
         self._last_logged = time.monotonic()
 
     def update(self) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(
-                self._task, completed=self._meter.num_pairs, description=self._meter.line()
-            )
+        if self._live is not None:
+            self._live.update(_drawn(self._meter))
         elif time.monotonic() - self._last_logged >= LOG_EVERY_S:
             self._last_logged = time.monotonic()
             logger.info(self._meter.line())
+
+
+def _drawn(meter: Meter) -> Group:
+    """A bar, and the line below it, which a narrow terminal may fold but never cuts."""
+    bar = ProgressBar(total=max(1, meter.total_pairs), completed=meter.num_pairs)
+    return Group(bar, Text(meter.line()))
 
 
 @contextmanager
@@ -93,6 +98,5 @@ def display(meter: Meter) -> Iterator[Display]:
     if not sys.stderr.isatty():
         yield Display(meter, None)
         return
-    columns = (BarColumn(30), TaskProgressColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield Display(meter, progress)
+    with Live(_drawn(meter), console=Console(stderr=True), transient=True) as live:
+        yield Display(meter, live)
