@@ -41,10 +41,11 @@ demo-model: install  ## Train the demo's model again (fixed steps and seed)
 	@echo "==> training demo/model"
 	@$(BIN)/python demo/train.py
 
-demo-data: install  ## Draw the demo's data set again (maintainers: needs the drawings' packages)
+demo-data: install  ## Draw the demo's data set again (maintainers: fetches the drawings with npm)
 	@echo "==> building demo/data"
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data]'
 	@$(BIN)/python demo/build_data.py
+	@$(BIN)/python demo/build_set.py
 
 install: $(INSTALLED)
 
