@@ -122,17 +122,21 @@ class RerankerConfig:
     feature_cache_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model must be a checkpoint directory or a hub name, got ''")
+        for name in ("model", "instruction"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("special_tokens", self.special_tokens, ("neutralize", "official"))
         for name in ("max_batch_tokens", "num_threads"):
             _check_limit(name, getattr(self, name))
         for name in ("max_text_chars", "max_decoded_pixels"):
-            _check_limit(name, getattr(self, name))
-        if self.feature_cache_bytes < 0:
+            value = getattr(self, name)
+            _check_limit(name, 0 if value is None else value)
+        if not isinstance(self.feature_cache_bytes, int) or self.feature_cache_bytes < 0:
             raise ValueError(
-                f"feature_cache_bytes must not be negative, got {self.feature_cache_bytes}"
+                f"feature_cache_bytes must be a whole number and not negative, "
+                f"got {self.feature_cache_bytes!r}"
             )
 
     def resolve(self, checkpoint: Path) -> "RerankerConfig":

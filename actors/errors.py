@@ -33,12 +33,15 @@ The job writes code and sentence beside a null score; the endpoint answers with 
 class RerankError(Exception):
     """One pair cannot be scored; `code` is stable, the message is a sentence for people.
 
-    The message is always valid Unicode, whatever a path or a decoder put into it.
+    The message is always valid Unicode and never long, whatever a path or a decoder put into it.
     """
 
     code = "rerank_error"
+    _MAX_CHARS = 1_000
 
     def __init__(self, message: str) -> None:
+        if len(message) > self._MAX_CHARS:
+            message = f"{message[:300]} ... {message[300 - self._MAX_CHARS :]}"
         super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def __reduce__(self) -> tuple[type["RerankError"], tuple[str]]:

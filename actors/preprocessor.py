@@ -20,11 +20,10 @@ from actors.pixels import (
     frame_pairs,
     image_pixels,
     merged_grid,
-    video_file_pixels,
 )
 from actors.prepared import PreparedPair, PreparedSet, Visual
 from actors.prompt import PromptEncoder, Side, VisualSpan
-from actors.video import load_video
+from actors.video_process import VideoProcess
 
 FRAME_LIST_FPS = 2.0
 _PIXEL_CACHE_BYTES = 256 << 20
@@ -43,6 +42,7 @@ class Preprocessor:
             checkpoint / "tokenizer.json", neutralize=config.special_tokens == "neutralize"
         )
         self._reader = MediaReader(config.media_root)
+        self._videos = VideoProcess()
         self._cache = _PixelCache(_PIXEL_CACHE_BYTES)
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
@@ -118,6 +118,8 @@ class Preprocessor:
         return Side(tuple(spans), content.texts)
 
     def _check_text(self, text: str, field: str) -> None:
+        if not isinstance(text, str):  # an instruction, which nothing has parsed before
+            raise InvalidContent(f"{field} must be a string, got {type(text).__name__}")
         if len(text) > self.config.max_text_chars:
             raise TextTooLarge(
                 f"{field} has a text of {len(text)} characters, over the limit of "
@@ -157,11 +159,10 @@ class Preprocessor:
 
     def _video_frames(self, video: Video, options: QueryOptions) -> tuple[np.ndarray, list[float]]:
         """Resized frames, an even number of them, and the time of each in seconds."""
-        assert options.fps is not None and options.max_frames is not None
+        assert options.max_frames is not None
         max_pixels = self.config.max_decoded_pixels
         if video.frames is None:
-            sampled = load_video(video, self._reader, options.fps, options.max_frames, max_pixels)
-            return video_file_pixels(sampled.frames, options), sampled.times_s
+            return self._videos.frames(video, self._reader, options, max_pixels)
         decoded = load_frames(video, self._reader, options.max_frames, max_pixels)
         frames = frame_list_pixels(decoded, options)
         rate = video.fps or FRAME_LIST_FPS

@@ -194,8 +194,8 @@ class PromptEncoder:
             ids = self._tokenize_run(run)
         if np.isin(ids, (self.image_pad, self.video_pad)).any():
             raise SpecialTokenInText(
-                f"{field} has a visual placeholder token typed in a text; special tokens are read "
-                f"as plain text unless special_tokens='official'"
+                f"{field}: a text of its prompt has a visual placeholder typed in it; special "
+                f"tokens are read as plain text unless special_tokens='official'"
             )
         return ids
 

@@ -1,6 +1,6 @@
 """Both halves in one object: the three lines that a library user needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.config import QueryOptions, RerankerConfig
@@ -37,6 +37,8 @@ class Reranker:
         query and documents: a string, an image, or {"text", "image", "video"}, each one or many.
         options: QueryOptions' fields. Raises the first RerankError; score_sets returns them all.
         """
+        if isinstance(documents, str | bytes | Mapping):
+            raise ValueError(f"documents must be a list, got one {type(documents).__name__}")
         candidates = CandidateSet.parse(query, documents, instruction, QueryOptions(**options))
         scores = self.score_sets([candidates])[0]
         for pair in scores:

@@ -61,15 +61,25 @@ class _OpenVideo(Protocol):
 
 
 def load_video(
-    video: Video, reader: MediaReader, fps: float, max_frames: int, max_pixels: int
+    video: Video,
+    reader: MediaReader,
+    fps: float,
+    max_frames: int,
+    max_pixels: int,
+    name: str | None = None,
 ) -> SampledVideo:
-    """Sample a video file at `fps` (its own fps first), at most max_frames, an even number."""
-    assert video.source is not None
+    """Sample a video file at `fps` (its own fps first), at most max_frames, an even number.
+
+    Decoders may crash on damaged files, which VideoProcess keeps away from its caller. `name` is
+    what error sentences say, instead of the path.
+    """
+    source: bytes | Path
     if isinstance(video.source, str):
-        name = video.source
-        source = reader.local_path(name) or reader.read(name)
+        name = name or video.source
+        source = reader.local_path(video.source) or reader.read(video.source)
     else:
-        name, source = f"a video of {len(video.source)} bytes", video.source
+        assert video.source is not None
+        name, source = name or f"a video of {len(video.source)} bytes", video.source
     try:
         _check_container(source)
         opened = _open(source)

@@ -61,7 +61,7 @@ def test_a_setting_out_of_range_is_named(wrong: dict[str, object]) -> None:
 
 
 def test_a_model_must_be_given() -> None:
-    with pytest.raises(ValueError, match="model must be a checkpoint directory or a hub name"):
+    with pytest.raises(ValueError, match="model must be a string that is not empty"):
         RerankerConfig("")
 
 

@@ -52,3 +52,9 @@ def test_an_error_survives_pickling(kind: type[RerankError]) -> None:
 def test_a_sentence_is_valid_unicode_whatever_a_path_held() -> None:
     error = RerankError("\ud800.png: no such file, é 東")
     assert str(error).encode("utf-8").decode() == "\\ud800.png: no such file, é 東"
+
+
+def test_a_long_message_keeps_its_ends() -> None:
+    message = str(RerankError("data:" + "x" * 100_000 + ": no such file"))
+    assert len(message) < 1_100
+    assert message.startswith("data:xxx") and message.endswith("xxx: no such file")

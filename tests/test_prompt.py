@@ -201,7 +201,7 @@ def test_in_official_mode_a_typed_token_acts() -> None:
 @pytest.mark.parametrize("typed_in", ["query", "document", "instruction"])
 def test_in_official_mode_a_typed_placeholder_is_refused(token: str, typed_in: str) -> None:
     texts = {"query": "q", "document": "d", "instruction": "i", typed_in: f"a {token} b"}
-    with pytest.raises(SpecialTokenInText, match="visual placeholder token typed in a text"):
+    with pytest.raises(SpecialTokenInText, match="visual placeholder typed in it"):
         encode(
             text(texts["query"]),
             text(texts["document"]),

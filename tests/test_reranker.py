@@ -108,6 +108,11 @@ def test_options_apply_to_one_call():
     assert reranker.score("q", [image]) == [small.score]
 
 
+def test_one_document_in_place_of_a_list_is_refused():
+    with pytest.raises(ValueError, match="documents must be a list, got one str"):
+        tiny_reranker().score("query", "document")
+
+
 def test_an_unknown_setting_is_refused():
     with pytest.raises(TypeError, match="max_tokens"):
         Reranker(str(TINY), max_tokens=3)

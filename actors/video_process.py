@@ -1,0 +1,151 @@
+"""Video files decoded in a child process: decoders crash, or hang, on damaged files.
+
+Of 533 damaged MP4 files decord 0.6 died on 19, and a dead worker takes its whole unit with it. The
+child lives as long as its parent and is started again after a file that killed it.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.config import QueryOptions
+from actors.data import Video
+from actors.errors import RerankError, VideoDecodeError
+from actors.fetch import MediaReader
+from actors.pixels import video_file_pixels
+from actors.video import load_video
+
+TIMEOUT_S = 300.0
+"""For one file. Sampling 64 frames of an hour of video takes seconds."""
+
+_STARTUP = "import sys; from actors.video_process import serve; serve(int(sys.argv[1]))"
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    video: Video  # its source is bytes or an absolute path
+    name: str
+    options: QueryOptions
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+    @classmethod
+    def start(cls) -> "_Child":
+        ours, theirs = Pipe()
+        packages = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
+        process = subprocess.Popen(
+            [sys.executable, "-c", _STARTUP, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # FFmpeg writes a line for every damaged frame
+        )
+        theirs.close()
+        return cls(process, ours)
+
+    def stop(self) -> int:
+        """Kill it; its exit status, a negative signal where it had died by itself."""
+        self.connection.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        return self.process.wait()
+
+
+class VideoProcess:
+    """Samples and resizes video files in a child process; safe to call from several threads."""
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        self._cleanup: Any = None
+
+    def frames(
+        self, video: Video, reader: MediaReader, options: QueryOptions, max_pixels: int
+    ) -> tuple[np.ndarray, list[float]]:
+        """Resized frames (T, H, W, 3) uint8, T even, and the time of each in seconds.
+
+        Raises a MediaError, VideoDecodeError also where the child dies of the file or is too slow.
+        """
+        request = _Request(*_local(video, reader), options, max_pixels)
+        with self._lock:
+            reply = self._ask(request)
+        if isinstance(reply, RerankError):
+            raise reply
+        return reply
+
+    def _ask(self, request: _Request) -> Any:
+        child = self._running()
+        try:
+            child.connection.send(request)
+            if child.connection.poll(self._timeout_s):
+                return child.connection.recv()
+        except (EOFError, OSError):
+            status = self._stop()
+            return VideoDecodeError(
+                f"{request.name}: the decoder's process died of it (exit status {status})"
+            )
+        self._stop()
+        return VideoDecodeError(f"{request.name}: not decoded within {self._timeout_s:.0f} s")
+
+    def _running(self) -> _Child:
+        if self._child is None:
+            self._child = _Child.start()
+            self._cleanup = weakref.finalize(self, self._child.stop)
+        return self._child
+
+    def _stop(self) -> int:
+        assert self._child is not None
+        status = self._child.stop()
+        self._cleanup.detach()
+        self._child = None
+        return status
+
+
+def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
+    """The video as bytes or an absolute path, and its name in error sentences."""
+    source = video.source
+    assert source is not None
+    if isinstance(source, bytes):
+        return video, f"a video of {len(source)} bytes"
+    local = reader.local_path(source)
+    return Video(str(local.absolute()) if local else reader.read(source), fps=video.fps), source
+
+
+def serve(handle: int) -> None:
+    """The child: answer requests until the parent is gone."""
+    connection = Connection(handle)
+    reader = MediaReader()
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        connection.send(_answer(request, reader))
+
+
+def _answer(request: _Request, reader: MediaReader) -> tuple[np.ndarray, list[float]] | RerankError:
+    options = request.options
+    assert options.fps is not None and options.max_frames is not None
+    try:
+        sampled = load_video(
+            request.video, reader, options.fps, options.max_frames, request.max_pixels, request.name
+        )
+        return video_file_pixels(sampled.frames, options), sampled.times_s
+    except RerankError as error:
+        return error
