@@ -6,9 +6,9 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
     if manifest is None:
         manifest = new_manifest(job, config)
     if not was_finished:
+        config = _for_workers(config, job["model"])
         _run(options, config, engine or _own_engine(), plan, output, manifest)
         _finish(output, manifest)
     trec_run = str(write_trec_run(output, plan.units)) if options.with_trec_run else None
@@ -119,6 +120,24 @@ def _model(config: RerankerConfig) -> dict[str, str]:
         return checkpoint_fingerprint(checkpoint)
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
+
+
+def _for_workers(config: RerankerConfig, model: Mapping[str, str]) -> RerankerConfig:
+    """The checkpoint that the driver saw, by paths that hold wherever a worker starts.
+
+    A submitted job's workers start in its own copy of the working directory, as the driver does.
+    """
+    from jobs.cluster import is_submitted
+
+    config = replace(config, revision=model.get("commit", config.revision))
+    if is_submitted():
+        return config
+    return replace(config, model=_absolute(config.model), media_root=_absolute(config.media_root))
+
+
+def _absolute(path: Any) -> Any:
+    """A local directory's absolute path; a hub name, an object store's prefix or None as it is."""
+    return str(Path(path).resolve()) if path and Path(path).is_dir() else path
 
 
 def _load_qrels(options: JobOptions) -> Any:
