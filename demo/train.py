@@ -8,6 +8,7 @@ import argparse
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from checkpoint import HIDDEN, new_model, save_checkpoint
 from designed import CONTENT, ONE, set_up
-from drawings import DATA, DEV_DESIGN, TRAIN_DESIGNS, Drawings, augment, load_drawings
+from drawings import DATA, DEV_DESIGN, Drawings, augment, load_drawings
 from evaluate_model import evaluate, summary
 from prompts import encode, train_tokenizer
 from scoring import Candidates, forward, num_tokens, pack
@@ -52,17 +53,20 @@ HANDS = (
     ("fxemoji",),
     ("streamline",),
 )
+DEV_HAND = (DEV_DESIGN,)  # held out while the recipe was chosen, trained on in the final model
 
 
 class Shelf:
-    """The training designs' drawings of each object."""
+    """The training designs' drawings of each object, by hand."""
 
-    def __init__(self, drawings: Drawings, rng: np.random.Generator) -> None:
-        self.drawings, self.rng = drawings, rng
+    def __init__(
+        self, drawings: Drawings, hands: Sequence[tuple[str, ...]], rng: np.random.Generator
+    ) -> None:
+        self.drawings, self.hands, self.rng = drawings, hands, rng
         labels = drawings.labels.numpy()
         self.by_hand = [
             [rows[labels[rows] == thing] for thing in range(len(drawings.objects))]
-            for rows in (drawings.rows(hand) for hand in HANDS)
+            for rows in (drawings.rows(hand) for hand in hands)
         ]
 
     def pick(self, thing: int, hands: list[int]) -> int:
@@ -83,7 +87,7 @@ class TrainingGallery:
         self.next_row()
 
     def next_row(self) -> None:
-        hands = self.shelf.rng.permutation(len(HANDS)).tolist()
+        hands = self.shelf.rng.permutation(len(self.shelf.hands)).tolist()
         self.query_hands = hands[:2]
         self.document_hands = hands[2:3] if self.shelf.rng.random() < 0.5 else hands[2:]
 
@@ -146,7 +150,7 @@ def update(
 
 def draw_pictures(shelf: Shelf, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 2, 3, 64, 64) frame pairs of B different objects, and which ones they are (B,)."""
-    drawings, hands = shelf.drawings, list(range(len(HANDS)))
+    drawings, hands = shelf.drawings, list(range(len(shelf.hands)))
     count = BATCH_IMAGES + BATCH_PAIRS
     things = shelf.rng.choice(len(drawings.objects), count, replace=False)
     chosen = [shelf.pick(int(thing), hands) for thing in things]
@@ -192,17 +196,18 @@ def train_vision(
         loss = pointing_loss(tokens, vectors, labels, log_scale.exp())
         update(optimizer, loss, weights)
         progress.log(step, loss)
-    settle_vision(model, shelf.drawings, generator)
+    settle_vision(model, shelf, generator)
     return F.normalize(vectors.detach(), dim=-1)
 
 
 @torch.no_grad()
 def settle_vision(
-    model: Qwen3VLForConditionalGeneration, drawings: Drawings, generator: torch.Generator
+    model: Qwen3VLForConditionalGeneration, shelf: Shelf, generator: torch.Generator
 ) -> None:
     """Brings visual tokens to the embeddings' length and clears what is beyond CONTENT."""
     tower = model.model.visual
-    pixels = drawings.pixels[drawings.rows(TRAIN_DESIGNS)]
+    designs = [design for hand in shelf.hands for design in hand]
+    pixels = shelf.drawings.pixels[shelf.drawings.rows(designs)]
     tokens = vision_forward(tower, patchify(augment(pixels, generator)))[..., :CONTENT]
     lengths = tokens.norm(dim=-1).mean(dim=(1, 2))
     mergers = (tower.merger, tower.deepstack_merger_list[0])
@@ -308,10 +313,13 @@ def score_by_length(
     return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
-def seeded(drawings: Drawings, seed: int) -> tuple[Shelf, torch.Generator]:
+def seeded(
+    drawings: Drawings, hands: Sequence[tuple[str, ...]], seed: int
+) -> tuple[Shelf, torch.Generator]:
     """Each phase starts its random numbers anew: phase 2 depends on phase 1's weights alone."""
     torch.manual_seed(seed)
-    return Shelf(drawings, np.random.default_rng(seed)), torch.Generator().manual_seed(seed)
+    shelf = Shelf(drawings, hands, np.random.default_rng(seed))
+    return shelf, torch.Generator().manual_seed(seed)
 
 
 def main() -> None:
@@ -322,23 +330,28 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=DATA.parent / "model", help="checkpoint to write"
     )
+    parser.add_argument(
+        "--hold-out-dev", action="store_true", help=f"do not train on {DEV_DESIGN}, report on it"
+    )
     options = parser.parse_args()
+    hands = HANDS if options.hold_out_dev else (*HANDS, DEV_HAND)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     drawings = load_drawings()
     names = (name for by_language in drawings.names for name in by_language.values())
     tokenizer = train_tokenizer(names, VOCAB_SIZE)
-    shelf, generator = seeded(drawings, options.seed)
+    shelf, generator = seeded(drawings, hands, options.seed)
     model = new_model(tokenizer, options.out)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info("%d parameters, %d tokens", num_parameters, tokenizer.get_vocab_size())
     vectors = train_vision(model, shelf, options.steps1, generator)
-    shelf, generator = seeded(drawings, options.seed)
+    shelf, generator = seeded(drawings, hands, options.seed)
     set_up(model, tokenizer)
     train_names(model, tokenizer, drawings, vectors)
     train_ranking(model, tokenizer, shelf, options.steps2, generator)
     save_checkpoint(options.out, model.eval(), tokenizer)
-    logger.info("dev: %s", summary(evaluate(model, tokenizer, drawings, DEV_DESIGN, 0, 96)))
+    if options.hold_out_dev:
+        logger.info("dev: %s", summary(evaluate(model, tokenizer, drawings, DEV_DESIGN, 0, 96)))
 
 
 if __name__ == "__main__":
