@@ -1,7 +1,7 @@
 """The embedded demo: what the committed model reaches on the committed set, and what ships with it.
 
 The floors lie 0.05 under what these queries give in float32, which is the same on every machine but
-for rounding: an engine or a model that got worse falls under them. They are not the model's figures.
+for rounding: an engine or a model that got worse falls under them. The model card has figures.
 """
 
 import json
