@@ -16,7 +16,8 @@ from jobs.preparing import Engine, prepare_unit
 from jobs.scores import with_scores
 from jobs.units import Unit
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 1 << 20
+"""Below a chunk's size: a larger block would hold chunks back until it is full."""
 NO_PROGRESS_TIMEOUT_S = 1_800
 
 

@@ -21,7 +21,7 @@ from jobs.scores import row_schema
 from jobs.units import Unit
 
 CHUNK_BYTES = 32 << 20
-CHUNK_PAIRS = 2_048
+CHUNK_PAIRS = 512
 SLICE_DOCUMENTS = 512
 SLICE_MEDIA_DOCUMENTS = 16
 

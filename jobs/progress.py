@@ -17,6 +17,7 @@ from rich.text import Text
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
+STEADY_AFTER_S = 20.0
 
 
 @dataclass(slots=True)
@@ -41,11 +42,15 @@ class Meter:
             self.first = (time.monotonic(), self.num_pairs, self.num_tokens)
 
     def rates(self) -> tuple[float, float]:
-        """Pairs and tokens a second since the first scores came: starting up is not in them."""
-        since, pairs, tokens = self.first or (self.started, 0, 0)
-        if self.num_pairs == pairs:
+        """Pairs and tokens a second since the first scores came: starting up is not in them.
+
+        Soon after the first scores, when others may come in a burst, it is since the start.
+        """
+        now = time.monotonic()
+        since, pairs, tokens = self.first or (now, 0, 0)
+        if now - since < STEADY_AFTER_S:
             since, pairs, tokens = self.started, 0, 0
-        seconds = max(time.monotonic() - since, 1e-3)
+        seconds = max(now - since, 1e-3)
         return (self.num_pairs - pairs) / seconds, (self.num_tokens - tokens) / seconds
 
     @property
