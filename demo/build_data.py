@@ -23,7 +23,7 @@ from PIL import Image
 DEMO = Path(__file__).resolve().parent
 SIZE = 64  # pixels a side: the smallest square that the official preprocessing leaves as it is
 
-# design -> (npm package, version). Training never sees the last two (see drawings.py).
+# design -> (npm package, version). Training never sees the last one (see drawings.py).
 DESIGNS = {
     "noto": ("@iconify-json/noto", "1.2.9"),
     "noto-v1": ("@iconify-json/noto-v1", "1.2.5"),

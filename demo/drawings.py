@@ -23,7 +23,7 @@ TRAIN_DESIGNS = (
     "fxemoji",
     "streamline",
 )
-DEV_DESIGN = "twemoji"  # the recipe was chosen by it
+DEV_DESIGN = "twemoji"  # held out while the recipe was chosen
 TEST_DESIGN = "emojitwo"  # used for nothing but the figures in the model card
 SIZE = 64
 

@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, nargs="+", default=[DATA.parent / "model"])
     parser.add_argument("--design", default=TEST_DESIGN, choices=(TEST_DESIGN, DEV_DESIGN))
     parser.add_argument("--draw", type=int, default=0, help="seed of the random lists")
-    parser.add_argument("--queries", type=int, default=384, help="queries a task")
+    parser.add_argument("--queries", type=int, default=192, help="queries a task")
     options = parser.parse_args()
     torch.set_num_threads(1)
     drawings = load_drawings()
