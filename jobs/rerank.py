@@ -174,8 +174,9 @@ def _run(
 
     from jobs.cluster import choose_pool, connected
     from jobs.execution import score_remaining, verify_all
+    from jobs.interruption import interruptible
 
-    with connected(options.address):
+    with connected(options.address), interruptible() as check_interruption:
         pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
         remaining = output.remaining(plan.units)
         num_done = len(plan.units) - len(remaining)
@@ -186,8 +187,14 @@ def _run(
         manifest["num_runs"] += 1
         manifest["num_actors"] = pool.num_actors
         with _timed(output, manifest) as clock:
-            score_remaining(plan, remaining, output, config, engine, pool, clock.tick)
+
+            def tick() -> None:
+                check_interruption()
+                clock.tick()
+
+            score_remaining(plan, remaining, output, config, engine, pool, tick)
             counts = verify_all(plan, output)
+            check_interruption()
         manifest.update(asdict(counts))
         _add_rates(manifest, options, pool.num_actors if pool.num_gpus else 0)
 

@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM end a job, also where Ray swallows the exception or sets its own handler."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Both signals raise KeyboardInterrupt; the yielded function raises it again, once received.
+
+    A KeyboardInterrupt that arrives inside Ray's compiled code or a callback can be lost there, so
+    whoever loops calls the function in between. Outside the main thread there are no signals.
+    """
+    received = threading.Event()
+
+    def interrupt(signum: int, frame: Any) -> None:
+        received.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if received.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
