@@ -54,16 +54,16 @@ class _Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # FFmpeg writes a line for every damaged frame
+            start_new_session=True,  # Ctrl-C is for the job: here it would look like a bad file
         )
         theirs.close()
         return cls(process, ours)
 
-    def stop(self) -> int:
-        """Kill it; its exit status, a negative signal where it had died by itself."""
+    def stop(self) -> None:
         self.connection.close()
         if self.process.poll() is None:
             self.process.kill()
-        return self.process.wait()
+        self.process.wait()
 
 
 class VideoProcess:
@@ -85,21 +85,24 @@ class VideoProcess:
         request = _Request(*_local(video, reader), options, max_pixels)
         with self._lock:
             reply = self._ask(request)
+            if reply is None:  # killed by the file, or by somebody else: a second child tells
+                reply = self._ask(request) or VideoDecodeError(
+                    f"{request.name}: the decoder's process died of it, twice"
+                )
         if isinstance(reply, RerankError):
             raise reply
         return reply
 
     def _ask(self, request: _Request) -> Any:
+        """The child's reply, an error where it is too slow, None where it died."""
         child = self._running()
         try:
             child.connection.send(request)
             if child.connection.poll(self._timeout_s):
                 return child.connection.recv()
         except (EOFError, OSError):
-            status = self._stop()
-            return VideoDecodeError(
-                f"{request.name}: the decoder's process died of it (exit status {status})"
-            )
+            self._stop()
+            return None
         self._stop()
         return VideoDecodeError(f"{request.name}: not decoded within {self._timeout_s:.0f} s")
 
@@ -109,12 +112,11 @@ class VideoProcess:
             self._cleanup = weakref.finalize(self, self._child.stop)
         return self._child
 
-    def _stop(self) -> int:
+    def _stop(self) -> None:
         assert self._child is not None
-        status = self._child.stop()
+        self._child.stop()
         self._cleanup.detach()
         self._child = None
-        return status
 
 
 def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
