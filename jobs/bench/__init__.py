@@ -1,0 +1,1 @@
+"""The benchmark: ours against other implementations, on checkpoints and workloads of its own."""
