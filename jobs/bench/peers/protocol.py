@@ -56,8 +56,9 @@ class Peer(Protocol):
     """An implementation with its checkpoint loaded.
 
     work: what it computes, for the bound: "one_by_one" (each pair alone, nothing shared), "padded"
-    (batches of `batch_size` pairs padded to their longest), "prefix_cached" (the pairs' common
-    prefixes once, by whole blocks of 16 tokens), "needed" (ours).
+    (batches of `batch_size` pairs in input order, padded to their longest), "sorted_padded" (the
+    same, by falling length), "prefix_cached" (the pairs' common prefixes once, by whole blocks of
+    16 tokens), "needed" (ours). "padded:8" names the size too, for a peer without `batch_sizes`.
     Optional attributes: `batch_sizes`, a tuple of the sizes to try, of which the benchmark sets
     `batch_size` before each call of `score`; `peak_device_bytes()` where the device's memory is
     held by another process; `close()`, called at the end.

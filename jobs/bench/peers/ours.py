@@ -1,0 +1,58 @@
+"""This project's engine: candidate sets whole, packed, prefixes and images shared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
+
+if TYPE_CHECKING:
+    from actors import PairScore, Reranker
+
+
+class Ours:
+    label = "ours"
+    work = "needed"
+
+    def __init__(self, settings: PeerSettings) -> None:
+        self.reranker = make_reranker(settings)
+        self.versions = versions()
+
+    def score(self, sets: list[CandidateSet]) -> list[list[float]]:
+        from actors import CandidateSet as Parsed
+
+        parsed = [Parsed.parse(one["query"], one["documents"], one["instruction"]) for one in sets]
+        return [[score_of(pair) for pair in pairs] for pairs in self.reranker.score_sets(parsed)]
+
+
+def make_reranker(settings: PeerSettings, **others: Any) -> Reranker:
+    from actors import Reranker
+
+    return Reranker(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        num_threads=settings.threads,
+        max_batch_tokens=settings.max_batch_tokens,
+        **settings.extra,
+        **others,
+    )
+
+
+def score_of(pair: PairScore) -> float:
+    """A benchmark has no bad data, so a failed pair is a failed benchmark."""
+    if pair.error is not None:
+        raise pair.error
+    assert pair.score is not None
+    return pair.score
+
+
+def versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+if __name__ == "__main__":
+    serve(Ours)
