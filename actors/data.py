@@ -96,12 +96,16 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class CandidateSet:
-    """One query and its documents. A side that could not be parsed is its error."""
+    """One query and its documents. A side that could not be parsed is its error.
+
+    document_name: what messages call a document, by its index.
+    """
 
     query: Content | RerankError
     documents: tuple[Content | RerankError, ...]
     instruction: str | None = None
     options: QueryOptions = QueryOptions()
+    document_name: str = "documents[{}]"
 
     @classmethod
     def parse(
@@ -110,16 +114,18 @@ class CandidateSet:
         documents: Sequence[Any],
         instruction: str | None = None,
         options: QueryOptions | None = None,
+        document_name: str = "documents[{}]",
     ) -> "CandidateSet":
         """Parse both sides; what cannot be parsed becomes that document's error."""
         return cls(
-            query=_or_error(Content.parse_query, query, "query"),
+            query=parse_or_error(Content.parse_query, query, "query"),
             documents=tuple(
-                _or_error(Content.parse, document, f"documents[{index}]")
+                parse_or_error(Content.parse, document, document_name.format(index))
                 for index, document in enumerate(documents)
             ),
             instruction=instruction,
             options=options or QueryOptions(),
+            document_name=document_name,
         )
 
 
@@ -138,7 +144,7 @@ class PairScore:
     error: RerankError | None = None
 
 
-def _or_error(parse: Any, value: Any, field: str) -> Content | RerankError:
+def parse_or_error(parse: Any, value: Any, field: str) -> Content | RerankError:
     try:
         return parse(value, field)
     except RerankError as error:

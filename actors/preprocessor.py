@@ -1,10 +1,11 @@
-"""The CPU half: candidate sets to token ids and uint8 pixels.
+"""The CPU half: candidate sets, or any pairs, to token ids and uint8 pixels.
 
 Decodes and resizes media, builds and tokenises prompts. Bad data becomes that document's error;
 knows nothing about the model.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
@@ -21,11 +22,13 @@ from actors.pixels import (
     image_pixels,
     merged_grid,
 )
-from actors.prepared import PreparedPair, PreparedSet, Visual
-from actors.prompt import PromptEncoder, Side, VisualSpan
+from actors.prepared import PreparedPair, PreparedSet
+from actors.prompt import PromptEncoder
+from actors.sides import OpenQuery, OpenSide, ReadSide, SideBuilder, VisualTable
 from actors.video_process import VideoProcess
 
 FRAME_LIST_FPS = 2.0
+NO_OPTIONS = QueryOptions()
 _PIXEL_CACHE_BYTES = 256 << 20
 
 
@@ -47,49 +50,72 @@ class Preprocessor:
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
         """Never raises for bad data: a document that cannot be scored holds its RerankError."""
-        visuals = _VisualTable()
-        try:
-            options = self._options(candidate_set.options)
-            query = self._side(candidate_set.query, options, visuals, "query")
-        except RerankError as error:
-            return PreparedSet((error,) * len(candidate_set.documents), ())
-        instruction = candidate_set.instruction or self.config.instruction
-        pairs: list[PreparedPair | RerankError] = []
-        for index, document in enumerate(candidate_set.documents):
+        query = self.open_query(
+            candidate_set.query, candidate_set.instruction, candidate_set.options
+        )
+        names = candidate_set.document_name
+        return self.prepare_pairs(
+            (query, self.open_document(document, names.format(index)))
+            for index, document in enumerate(candidate_set.documents)
+        )
+
+    def open_query(
+        self,
+        query: Content | RerankError,
+        instruction: str | None = None,
+        options: QueryOptions = NO_OPTIONS,
+    ) -> OpenQuery:
+        """A query for any number of pairs; nothing is read before its first one."""
+        return OpenQuery(
+            OpenSide(query, "query"),
+            instruction or self.config.instruction,
+            self._options(options),
+        )
+
+    def open_document(self, document: Content | RerankError, name: str = "document") -> OpenSide:
+        """A document for any number of pairs: it is fetched, decoded and resized once for all
+        of them whose queries have the same options. `name` is what messages call it.
+        """
+        return OpenSide(document, name)
+
+    def prepare_pairs(self, pairs: Iterable[tuple[OpenQuery, OpenSide]]) -> PreparedSet:
+        """Any pairs as one set, in order; they may share a query, a document, both or neither.
+
+        Never raises for bad data, as `prepare`.
+        """
+        visuals = VisualTable()
+        prepared: list[PreparedPair | RerankError] = []
+        for query, document in pairs:
             mark = len(visuals)
             try:
-                pairs.append(
-                    self._pair(
-                        instruction, query, document, options, visuals, f"documents[{index}]"
-                    )
-                )
+                prepared.append(self._pair(query, document, visuals))
             except RerankError as error:
                 visuals.forget_after(mark)
-                pairs.append(error)
-        return PreparedSet(tuple(pairs), visuals.visuals)
+                prepared.append(error)
+        return PreparedSet(tuple(prepared), visuals.visuals)
 
-    def _options(self, own: QueryOptions) -> QueryOptions:
+    def _options(self, own: QueryOptions) -> QueryOptions | RerankError:
         """The query's own over the configured ones, with which they may not fit together."""
         try:
             return own.over(self.config.options)
         except ValueError as error:
-            raise InvalidContent(
-                f"the query's options do not fit the configuration: {error}"
-            ) from error
+            return InvalidContent(f"the query's options do not fit the configuration: {error}")
 
-    def _pair(
-        self,
-        instruction: str,
-        query: Side,
-        document: Content | RerankError,
-        options: QueryOptions,
-        visuals: "_VisualTable",
-        field: str,
-    ) -> PreparedPair:
+    def _pair(self, query: OpenQuery, document: OpenSide, visuals: VisualTable) -> PreparedPair:
+        options = query.options
+        if isinstance(options, RerankError):
+            raise options.with_traceback(None)
         assert options.max_length is not None
-        self._check_text(instruction, "instruction")
-        side = self._side(document, options, visuals, field)
-        ids = self._encoder.encode(instruction, query, side, options.max_length, field)
+        query_side = query.side.read(options, self._read)
+        self._check_text(query.instruction, "instruction")
+        document_side = document.read(options, self._read)
+        ids = self._encoder.encode(
+            query.instruction,
+            visuals.add_side(query_side),
+            visuals.add_side(document_side),
+            options.max_length,
+            document.field,
+        )
         of_span = np.array([span.visual for span in ids.spans] + [-1], dtype=np.int32)
         return PreparedPair(
             input_ids=ids.input_ids,
@@ -98,24 +124,19 @@ class Preprocessor:
             is_truncated=ids.is_truncated,
         )
 
-    def _side(
-        self,
-        content: Content | RerankError,
-        options: QueryOptions,
-        visuals: "_VisualTable",
-        field: str,
-    ) -> Side:
-        if isinstance(content, RerankError):
-            raise content
+    def _read(self, content: Content, options: QueryOptions, field: str) -> ReadSide:
         for text in content.texts:
             self._check_text(text, field)
-        spans: list[VisualSpan] = []
+        side = SideBuilder()
         for video in content.videos:
-            spans += self._video_spans(video, options, visuals)
+            frames, times_s = self._video_frames(video, options)
+            grid = merged_grid(frames)
+            for index, pair in enumerate(frame_pairs(frames)):
+                side.show(pair, grid, (times_s[2 * index] + times_s[2 * index + 1]) / 2)
         for image in content.images:
             pixels = self._image_pixels(image, options)
-            spans.append(VisualSpan(visuals.add(pixels), merged_grid(pixels)))
-        return Side(tuple(spans), content.texts)
+            side.show(pixels, merged_grid(pixels))
+        return side.build(content.texts)
 
     def _check_text(self, text: str, field: str) -> None:
         if not isinstance(text, str):  # an instruction, which nothing has parsed before
@@ -147,16 +168,6 @@ class Preprocessor:
             self._cache.put(key, pixels)
         return pixels
 
-    def _video_spans(
-        self, video: Video, options: QueryOptions, visuals: "_VisualTable"
-    ) -> list[VisualSpan]:
-        frames, times_s = self._video_frames(video, options)
-        grid = merged_grid(frames)
-        return [
-            VisualSpan(visuals.add(pair), grid, (times_s[2 * index] + times_s[2 * index + 1]) / 2)
-            for index, pair in enumerate(frame_pairs(frames))
-        ]
-
     def _video_frames(self, video: Video, options: QueryOptions) -> tuple[np.ndarray, list[float]]:
         """Resized frames, an even number of them, and the time of each in seconds."""
         assert options.max_frames is not None
@@ -167,33 +178,6 @@ class Preprocessor:
         frames = frame_list_pixels(decoded, options)
         rate = video.fps or FRAME_LIST_FPS
         return frames, [index / rate for index in range(len(frames))]
-
-
-class _VisualTable:
-    """The distinct visuals of one set, by content."""
-
-    def __init__(self) -> None:
-        self._visuals: list[Visual] = []
-        self._index: dict[bytes, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._visuals)
-
-    @property
-    def visuals(self) -> tuple[Visual, ...]:
-        return tuple(self._visuals)
-
-    def add(self, pixels: np.ndarray) -> int:
-        visual = Visual.of(pixels)
-        index = self._index.setdefault(visual.key, len(self._visuals))
-        if index == len(self._visuals):
-            self._visuals.append(visual)
-        return index
-
-    def forget_after(self, mark: int) -> None:
-        for visual in self._visuals[mark:]:
-            del self._index[visual.key]
-        del self._visuals[mark:]
 
 
 class _PixelCache:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
-from actors.data import CandidateSet, Video
+from actors.data import CandidateSet, Content, Video
 from actors.errors import (
     EmptyQuery,
     ImageDecodeError,
@@ -267,3 +267,42 @@ def test_the_pixel_cache_takes_nothing_larger_than_itself() -> None:
     cache, key = _PixelCache(50), (b"a", QueryOptions())
     cache.put(key, np.zeros(100, dtype=np.uint8))
     assert cache.get(key) is None
+
+
+def test_pairs_of_one_document_are_those_of_candidate_sets() -> None:
+    document = Content.parse({"image": png(96, 64, seed=3), "text": "a page"})
+    queries = [
+        ("one", None, QueryOptions()),
+        ({"image": png(64, 64, seed=4)}, "find it", QueryOptions()),
+        ("three", None, QueryOptions(image_max_pixels=4_096)),
+        ({"image": b"broken"}, None, QueryOptions()),
+        ("five", None, QueryOptions(max_length=9)),
+        ("six", None, QueryOptions(image_min_pixels=10_000_000)),
+    ]
+    opened = PLAIN.open_document(document, "documents[0]")
+    shared = PLAIN.prepare_pairs(
+        (PLAIN.open_query(Content.parse(query), *more), opened) for query, *more in queries
+    )
+    for index, (query, *more) in enumerate(queries):
+        alone = PLAIN.prepare(CandidateSet.parse(query, [document], *more))
+        if isinstance(alone.pairs[0], RerankError):
+            assert repr(shared.pairs[index]) == repr(alone.pairs[0])
+        else:
+            assert same(pair_of(shared, index), pair_of(alone))
+    assert len(shared.visuals) == 3  # the page in two sizes, and one query's image
+
+
+def test_a_document_is_read_once_for_all_its_pairs(tmp_path: Path) -> None:
+    frames = [tmp_path / "0.png", tmp_path / "1.png"]
+    for index, path in enumerate(frames):
+        path.write_bytes(png(64, 64, seed=index))
+    fresh = Preprocessor(RerankerConfig(str(GOLDEN / "tiny")))
+    document = fresh.open_document(Content.parse({"video": [str(path) for path in frames]}))
+    first = fresh.prepare_pairs([(fresh.open_query(Content.parse("one")), document)])
+    for path in frames:
+        path.unlink()
+    options = QueryOptions(max_length=500)
+    second = fresh.prepare_pairs(
+        [(fresh.open_query(Content.parse("two"), "find it", options), document)]
+    )
+    assert [visual.key for visual in second.visuals] == [visual.key for visual in first.visuals]

@@ -1,0 +1,123 @@
+"""The sides of pairs on their way through the preprocessor: each is read once for all its pairs.
+
+Knows nothing about decoding: the preprocessor brings the function that reads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.config import QueryOptions
+from actors.data import Content
+from actors.errors import RerankError
+from actors.prepared import Visual
+from actors.prompt import Side, VisualSpan
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSide:
+    """A side with its media decoded and resized; a span's `visual` is an index in `visuals`."""
+
+    side: Side
+    visuals: tuple[Visual, ...]
+
+
+ReadContent = Callable[[Content, QueryOptions, str], ReadSide]
+"""Reads a side's content; raises RerankError, whose message names the side by the last argument."""
+
+
+class OpenSide:
+    """A side that is read when it is first needed, once for each distinct set of options.
+
+    field: how messages name it. What went wrong is kept like what was read.
+    """
+
+    def __init__(self, content: Content | RerankError, field: str) -> None:
+        self.field = field
+        self._content = content
+        self._read: dict[QueryOptions, ReadSide | RerankError] = {}
+
+    def read(self, options: QueryOptions, read: ReadContent) -> ReadSide:
+        """Raises the side's RerankError."""
+        options = replace(options, max_length=None)  # no matter of media
+        if options not in self._read:
+            self._read[options] = self._attempt(options, read)
+        found = self._read[options]
+        if isinstance(found, RerankError):
+            raise found.with_traceback(None)  # or it would grow with every pair
+        return found
+
+    def _attempt(self, options: QueryOptions, read: ReadContent) -> ReadSide | RerankError:
+        if isinstance(self._content, RerankError):
+            return self._content
+        try:
+            return read(self._content, options, self.field)
+        except RerankError as error:
+            return error
+
+    @property
+    def size_bytes(self) -> int:
+        """Pixels held."""
+        return sum(
+            visual.pixels.nbytes
+            for found in self._read.values()
+            if isinstance(found, ReadSide)
+            for visual in found.visuals
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQuery:
+    """A query with what it says for all of its pairs; options that do not fit are their error."""
+
+    side: OpenSide
+    instruction: str
+    options: QueryOptions | RerankError
+
+
+class VisualTable:
+    """The distinct visuals of one set, by content."""
+
+    def __init__(self) -> None:
+        self._visuals: list[Visual] = []
+        self._index: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._visuals)
+
+    @property
+    def visuals(self) -> tuple[Visual, ...]:
+        return tuple(self._visuals)
+
+    def add(self, visual: Visual) -> int:
+        index = self._index.setdefault(visual.key, len(self._visuals))
+        if index == len(self._visuals):
+            self._visuals.append(visual)
+        return index
+
+    def add_side(self, read: ReadSide) -> Side:
+        """The side, with its spans' visuals by their index in this table."""
+        indices = [self.add(visual) for visual in read.visuals]
+        spans = tuple(replace(span, visual=indices[span.visual]) for span in read.side.spans)
+        return replace(read.side, spans=spans)
+
+    def forget_after(self, mark: int) -> None:
+        for visual in self._visuals[mark:]:
+            del self._index[visual.key]
+        del self._visuals[mark:]
+
+
+class SideBuilder:
+    """Collects what is decoded of one side."""
+
+    def __init__(self) -> None:
+        self._table = VisualTable()
+        self._spans: list[VisualSpan] = []
+
+    def show(self, pixels: np.ndarray, grid: tuple[int, int], time_s: float | None = None) -> None:
+        visual = self._table.add(Visual.of(pixels))
+        self._spans.append(VisualSpan(visual, grid, time_s))
+
+    def build(self, texts: tuple[str, ...]) -> ReadSide:
+        return ReadSide(Side(tuple(self._spans), texts), self._table.visuals)
