@@ -76,7 +76,7 @@ class Peer(Protocol):
 
 
 class Unavailable(Exception):
-    """The peer cannot run here; the message is one sentence that says what is missing."""
+    """The peer cannot run here, or not this workload; the message says in one sentence why."""
 
 
 def serve(make_peer: Callable[[PeerSettings], Peer]) -> None:
@@ -138,6 +138,8 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     try:
         scores = peer.score(sets)
         _synchronize()
+    except Unavailable as error:
+        return {"error": _sentence(error)}
     except Exception as error:  # any library's; the process stays for the next workload
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {_sentence(error)}"}

@@ -33,8 +33,9 @@ class TransformersModel:
         model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=self.dtype)
         self.model = model.requires_grad_(False).eval().to(self.device).model
         tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-        yes, no = (model.lm_head.weight[tokenizer.token_to_id(word)] for word in ("yes", "no"))
-        self._head = yes.float() - no.float()
+        self.head_weight = model.lm_head.weight
+        yes, no = (self.head_weight[tokenizer.token_to_id(word)] for word in ("yes", "no"))
+        self.head = yes.float() - no.float()
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         self._image_token, self._video_token = config["image_token_id"], config["video_token_id"]
         self._preprocessor = Preprocessor(RerankerConfig(model=settings.model))
@@ -46,7 +47,24 @@ class TransformersModel:
         parsed = Parsed.parse(one["query"], [document], one["instruction"])
         return self._preprocessor.prepare(parsed)
 
-    def visual_inputs(self, prepared: PreparedSet, pair: PreparedPair) -> dict[str, torch.Tensor]:
+    def last_state(self, one: CandidateSet, document: Any) -> torch.Tensor:
+        """(hidden,) normed state of one pair's last token. Raises the pair's RerankError."""
+        import torch
+
+        prepared = self.prepare(one, document)
+        pair = prepared.pairs[0]
+        if isinstance(pair, Exception):
+            raise pair
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.from_numpy(pair.input_ids).long()[None].to(self.device),
+                position_ids=torch.from_numpy(pair.position_ids).long()[:, None].to(self.device),
+                use_cache=False,
+                **self._visual_inputs(prepared, pair),
+            )
+        return output.last_hidden_state[0, -1]
+
+    def _visual_inputs(self, prepared: PreparedSet, pair: PreparedPair) -> dict[str, torch.Tensor]:
         """Patches and grids by kind; visuals in the order in which the pair's tokens name them."""
         import torch
 
@@ -77,7 +95,7 @@ class TransformersModel:
         """(B, hidden) normed states of the last tokens to scores."""
         import torch
 
-        scores: list[float] = torch.sigmoid(last_hidden.float() @ self._head).tolist()
+        scores: list[float] = torch.sigmoid(last_hidden.float() @ self.head).tolist()
         return scores
 
 

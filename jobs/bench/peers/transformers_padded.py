@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.bench.peers.ours import versions
-from jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
+from jobs.bench.peers.protocol import CandidateSet, PeerSettings, Unavailable, serve
 from jobs.bench.peers.transformers_model import TransformersModel
 
 
@@ -24,7 +24,7 @@ class TransformersPadded:
         if any(
             set(side) - {"text"} for one, document in pairs for side in (one["query"], document)
         ):
-            raise ValueError("text only: padding visual tokens is not done here")
+            raise Unavailable("text only")
         scores: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(pairs), self.batch_size):

@@ -1,0 +1,125 @@
+"""One implementation on one workload: warmed up, its batch size chosen, its share of time kept to.
+
+Knows nothing about the order of the rounds, or about other contenders.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.pool import PeerPool
+from jobs.bench.processes import PeerFailed, PeerProcess
+from jobs.bench.workloads import Workload
+
+_WARM_UP = (2, 4)
+"""Queries and documents of each."""
+_TRIAL_PAIRS = 64
+"""Two batches of the largest size tried."""
+
+
+@dataclass(slots=True)
+class Contender:
+    """budget_s: seconds for all its rounds, or None. `timed` is the workload or a part of it."""
+
+    name: str
+    workload: Workload
+    directory: Path
+    budget_s: float | None
+    timed: Workload = field(init=False)
+    label: str = ""
+    work: str = "one_by_one"
+    versions: dict[str, str] = field(default_factory=dict)
+    batch_size: int | None = None
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    failure: str | None = None
+
+    def __post_init__(self) -> None:
+        self.timed = self.workload
+        self.label = self.name
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(run["seconds"] for run in self.runs)
+
+    @property
+    def is_done(self) -> bool:
+        """Failed, or another round would go over the budget; one round is always made."""
+        if self.failure is not None:
+            return True
+        if self.budget_s is None or not self.runs:
+            return False
+        return sum(run["seconds"] for run in self.runs) + self.seconds > self.budget_s
+
+    def prepare(self, pool: PeerPool, rounds: int) -> None:
+        """Start and warm up; choose the batch size, and how much of the workload there is time for.
+
+        A failure is kept as this contender's own.
+        """
+        try:
+            process = pool.get(self.name)
+            self._introduce(process.introduction)
+            sizes = process.introduction["batch_sizes"]
+            self._warm_up(process)
+            if sizes or self.budget_s is not None:
+                seconds_per_pair = self._trials(process, sizes)
+                self._shorten(seconds_per_pair * rounds)
+        except PeerFailed as failure:
+            self.failure = str(failure)
+
+    def run(self, pool: PeerPool) -> None:
+        try:
+            process = pool.get(self.name)
+            self._warm_up(process)
+            self.runs.append(self._ask(process, self.timed))
+        except PeerFailed as failure:
+            self.failure = str(failure)
+
+    def scores(self) -> list[dict[int, float]]:
+        """Of each run, by the pair's place in the whole workload."""
+        return [
+            {
+                place: score
+                for places, scores in zip(self.timed.places, run["scores"], strict=True)
+                for place, score in zip(places, scores, strict=True)
+            }
+            for run in self.runs
+        ]
+
+    def _introduce(self, introduction: dict[str, Any]) -> None:
+        self.label = introduction["label"]
+        self.work = introduction["work"]
+        self.versions = introduction["versions"]
+
+    def _warm_up(self, process: PeerProcess) -> None:
+        if self.workload.name not in process.warmed:
+            self._ask(process, self.workload.head(*_WARM_UP))
+            process.warmed.add(self.workload.name)
+
+    def _trials(self, process: PeerProcess, sizes: list[int]) -> float:
+        """Seconds of a pair on a part of the workload, with the best batch size, which is kept."""
+        part = self.workload.part(_TRIAL_PAIRS)
+        tried: list[int | None] = [*sizes] or [None]
+        seconds: dict[int | None, float] = {}
+        for size in tried:
+            self.batch_size = size
+            seconds[size] = self._ask(process, part)["seconds"]
+        self.batch_size = min(seconds, key=lambda size: seconds[size])
+        if sizes:
+            self.work = f"{self.work}:{self.batch_size}"
+            self.label = f"{self.label} of {self.batch_size}"
+        return seconds[self.batch_size] / part.num_pairs
+
+    def _shorten(self, seconds_of_a_pair: float) -> None:
+        """Only where pairs or batches are alone, so that fewer of them are not slower each."""
+        if self.budget_s is None or not self.work.startswith(("one_by_one", "padded", "sorted")):
+            return
+        fitting = int(self.budget_s / seconds_of_a_pair)
+        self.timed = self.workload.part(max(fitting, min(_TRIAL_PAIRS, self.workload.num_pairs)))
+
+    def _ask(self, process: PeerProcess, workload: Workload) -> dict[str, Any]:
+        answer = process.ask(workload.save(self.directory), self.batch_size, None)
+        expected = [len(one["documents"]) for one in workload.sets]
+        if [len(scores) for scores in answer["scores"]] != expected:
+            raise PeerFailed("it answered with another number of scores than there are pairs")
+        return answer
