@@ -75,6 +75,10 @@ class OpenQuery:
     instruction: str
     options: QueryOptions | RerankError
 
+    @property
+    def size_bytes(self) -> int:
+        return self.side.size_bytes
+
 
 class VisualTable:
     """The distinct visuals of one set, by content."""

@@ -8,7 +8,7 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -96,6 +96,13 @@ def rerank(
     unit_pairs: Annotated[
         int, typer.Option(help="Pairs of a unit, which is written and resumed as a whole")
     ] = DEFAULT_UNIT_PAIRS,
+    order: Annotated[
+        Literal["auto", "query", "document"],
+        typer.Option(
+            help="What is scored together: a query's documents, or a document's queries, "
+            "so that each page is read and encoded once; auto: as the corpus and the run suggest"
+        ),
+    ] = "auto",
     gpu_hour_price: Annotated[
         float | None, typer.Option(help="Of one GPU-hour, to state the cost")
     ] = None,
@@ -137,6 +144,7 @@ def rerank(
         address=address,
         num_actors=num_actors,
         unit_pairs=unit_pairs,
+        order=order,
         with_rankings=rankings,
         with_trec_run=trec_run,
         qrels=qrels,
@@ -171,11 +179,21 @@ def _summary_rows(summary: Summary) -> list[tuple[str, str]]:
         ("time", f"{duration(manifest['seconds'])} ({manifest['pairs_per_s']:,.1f} pairs/s)"),
         ("scores", f"{summary.output}/scores/"),
     ]
+    if "vision_cache_hit_rate" in manifest:
+        rows.append(("vision cache", _lookups(manifest)))
     if "cost" in manifest:
         rows.append(("cost", f"{manifest['cost']:,.4f}"))
     if summary.trec_run:
         rows.append(("TREC run", summary.trec_run))
     return rows + [(name, f"{value:.4f}") for name, value in summary.measures.items()]
+
+
+def _lookups(manifest: Mapping[str, Any]) -> str:
+    hits, misses = manifest["vision_cache_hits"], manifest["num_visuals_encoded"]
+    return (
+        f"{hits:,} of {hits + misses:,} lookups hit ({manifest['vision_cache_hit_rate']:.1%}), "
+        f"{misses:,} visuals encoded"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,21 +1,26 @@
 """The units on Ray: scored, collected, written as they complete, verified at the end."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, UserCodeException
 
 from actors.config import RerankerConfig
+from jobs.documents import DocumentPlan, DocumentUnit
+from jobs.engine import Engine
 from jobs.errors import JobError
 from jobs.outputs import Output, UnitCollector, write_unit
+from jobs.parts import regroup, write_part
 from jobs.pipeline import Pool, score_units
-from jobs.preparing import Engine
-from jobs.progress import Meter, display
-from jobs.units import Plan, Unit
+from jobs.progress import LOG_EVERY_S, Meter, display
+from jobs.units import PairsUnit, Plan, Unit
 from jobs.verify import Counts, verify_units
 
 logger = logging.getLogger(__name__)
@@ -23,47 +28,93 @@ logger = logging.getLogger(__name__)
 _MAX_WRITES_IN_FLIGHT = 64
 _VERIFY_UNITS = 16
 
+Tick = Callable[[pa.Table | None], None]
+"""Called now and then while something is awaited, with the score rows that came, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What scores, and on what."""
+
+    config: RerankerConfig
+    engine: Engine
+    pool: Pool
+
 
 def score_remaining(
-    plan: Plan,
-    remaining: Sequence[Unit],
-    output: Output,
-    config: RerankerConfig,
-    engine: Engine,
-    pool: Pool,
-    tick: Callable[[], None],
+    plan: Plan, remaining: Sequence[Unit], output: Output, workers: Workers, tick: Tick
 ) -> None:
-    """Score the units and write each as soon as it is complete; `tick` is called in between."""
-    if not remaining:
+    """Score the units and write each as soon as it is complete."""
+    if plan.documents is not None:
+        _score_documents(plan, plan.documents, remaining, output, workers, tick)
         return
-    units = {unit.index: unit for unit in remaining}
     meter = Meter(
         sum(unit.num_pairs for unit in remaining), sum(unit.num_queries for unit in remaining)
     )
-    collector, writer = UnitCollector(), _Writer(plan, output)
+    _score(plan, remaining, workers, meter, _Writer(write_unit, output, plan.input), tick)
+
+
+def _score_documents(
+    plan: Plan,
+    documents: DocumentPlan,
+    remaining: Sequence[Unit],
+    output: Output,
+    workers: Workers,
+    tick: Tick,
+) -> None:
+    """Score into parts what the remaining units need, then regroup the parts by query."""
+    needed = documents.units_with([unit.index for unit in remaining])
+    missing = output.remaining_parts(needed)
+    meter = Meter(
+        sum(unit.num_pairs for unit in missing),
+        sum(unit.num_documents for unit in missing),
+        "documents",
+    )
+    writer = _Writer(write_part, output, documents.bucket_places)
+    _score(plan, missing, workers, meter, writer, tick)
+    _regroup(plan, documents, remaining, needed, output, tick)
+
+
+def _score(
+    plan: Plan,
+    remaining: Sequence[Unit] | Sequence[DocumentUnit],
+    workers: Workers,
+    meter: Meter,
+    writer: "_Writer",
+    tick: Tick,
+) -> None:
+    if not remaining:
+        return
+    units = {unit.index: unit for unit in remaining}
+    collector = UnitCollector()
     with _ray_errors(), display(meter) as shown:
-        for scored in score_units(remaining, plan.input, engine, config, pool):
+        for scored in score_units(
+            remaining, plan.input, workers.engine, workers.config, workers.pool
+        ):
             meter.add(scored)
             for index, rows in collector.add(scored):
-                writer.write(units[index], rows)
-                meter.num_queries += units[index].num_queries
+                unit = units[index]
+                writer.write(unit, rows)
+                meter.num_groups += (
+                    unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
+                )
             shown.update()
-            tick()
+            tick(scored)
         writer.wait(0)
     logger.info(meter.line())
 
 
 class _Writer:
-    """Writes units on CPU tasks, a bounded number at a time."""
+    """Writes units on CPU tasks, a bounded number at a time; `common` are the first arguments."""
 
-    def __init__(self, plan: Plan, output: Output) -> None:
-        self._task = ray.remote(num_cpus=0, max_retries=5)(write_unit)
-        self._input = ray.put(plan.input)
+    def __init__(self, write: Callable[..., None], output: Output, common: Any) -> None:
+        self._task = ray.remote(num_cpus=0, max_retries=5)(write)
+        self._common = ray.put(common)
         self._output = output
         self._pending: list[Any] = []
 
-    def write(self, unit: Unit, rows: pa.Table) -> None:
-        self._pending.append(self._task.remote(self._output, self._input, unit, rows))
+    def write(self, unit: Unit | DocumentUnit, rows: pa.Table) -> None:
+        self._pending.append(self._task.remote(self._output, self._common, unit, rows))
         self.wait(_MAX_WRITES_IN_FLIGHT)
 
     def wait(self, num_left: int) -> None:
@@ -74,6 +125,49 @@ class _Writer:
                 self._pending, num_returns=max(1, excess), timeout=None if excess > 0 else 0
             )
             ray.get(finished)
+
+
+def _regroup(
+    plan: Plan,
+    documents: DocumentPlan,
+    remaining: Sequence[Unit],
+    needed: Sequence[DocumentUnit],
+    output: Output,
+    tick: Tick,
+) -> None:
+    """Score files out of parts, a task a bucket, as many at a time as there are CPUs."""
+    task = ray.remote(num_cpus=1, max_retries=5)(regroup)
+    common = ray.put(plan.input), ray.put([output.part_file(unit) for unit in needed])
+    max_in_flight = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    total = sum(unit.num_pairs for unit in remaining)
+    pending: list[Any] = []
+    num_pairs, logged = 0, time.monotonic()
+    buckets = _buckets(documents, remaining)
+    with _ray_errors():
+        while True:
+            while len(pending) < max_in_flight and buckets:
+                pending.append(task.remote(output, *common, *buckets.pop(0)))
+            if not pending:
+                break
+            finished, pending = ray.wait(pending, timeout=1)
+            num_pairs += sum(ray.get(finished))
+            tick(None)
+            if not pending and not buckets or time.monotonic() - logged >= LOG_EVERY_S:
+                logged = time.monotonic()
+                logger.info(f"regrouped by query: {num_pairs:,}/{total:,} pairs")
+
+
+def _buckets(
+    documents: DocumentPlan, remaining: Sequence[Unit]
+) -> list[tuple[int, list[tuple[int, PairsUnit]]]]:
+    """(bucket, its remaining units with their first places), those without any left out."""
+    units = {unit.index: unit for unit in remaining if isinstance(unit, PairsUnit)}
+    buckets = []
+    for bucket, (low, high) in enumerate(pairwise(documents.bucket_starts)):
+        placed = [(documents.unit_starts[i], units[i]) for i in range(low, high) if i in units]
+        if placed:
+            buckets.append((bucket, placed))
+    return buckets
 
 
 def verify_all(plan: Plan, output: Output) -> Counts:
@@ -101,6 +195,13 @@ def _own_error(error: BaseException) -> JobError:
     while seen is not None:
         if isinstance(seen, JobError):
             return seen
-        sentence = next((line for line in reversed(str(seen).splitlines()) if line), sentence)
+        if type(seen) is not UserCodeException:  # which says how to configure Ray, not what failed
+            sentence = _last_line(str(seen)) or sentence
         seen = getattr(seen, "cause", None) or seen.__cause__
-    return JobError(f"a worker failed: {sentence.strip()}")
+    return JobError(f"a worker failed: {sentence}")
+
+
+def _last_line(text: str) -> str:
+    """Of a traceback's text, the first exception of a chain: what comes of it is Ray's."""
+    first = text.partition("\nThe above exception was the direct cause")[0]
+    return next((line.strip() for line in reversed(first.splitlines()) if line.strip()), "")

@@ -32,7 +32,7 @@ def list_pairs(opened: OpenedInput) -> pa.Table:
 def _own_pairs(opened: OpenedInput) -> pa.Table:
     """Pairs that carry their payload: a query is read from its first row."""
     scanned = scan_columns(opened.queries, ["query_id", "doc_id", "rank", "score"])
-    codes = _codes(scanned["query_id"])
+    codes = id_codes(scanned["query_id"])
     first_rows = np.unique(codes, return_index=True)[1][codes]
     return _with_places(scanned, scanned, first_rows, scanned, np.arange(len(codes)))
 
@@ -210,14 +210,14 @@ def _places(table: pa.Table, rows: np.ndarray) -> Iterator[np.ndarray]:
             yield np.where(rows >= 0, values[np.maximum(rows, 0)], -1)
 
 
-def _codes(ids: pa.ChunkedArray) -> np.ndarray:
+def id_codes(ids: pa.ChunkedArray) -> np.ndarray:
     """Integers that are equal where the ids are equal, growing by first appearance."""
     encoded = ids.combine_chunks().dictionary_encode(null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False)
 
 
 def _grouped_by_query(pairs: pa.Table) -> pa.Table:
-    codes = _codes(pairs["query_id"])
+    codes = id_codes(pairs["query_id"])
     return pairs.take(pa.array(np.argsort(codes, kind="stable"))).append_column(
         "query_index", pa.array(np.sort(codes))
     )

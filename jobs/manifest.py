@@ -50,6 +50,7 @@ def job_fingerprint(
         "prompt_sha256": hashlib.sha256(f"{SYSTEM}\n{NULL}".encode()).hexdigest(),
         "options": {k: v for k, v in asdict(config).items() if k not in _NOT_IN_SCORES},
         "form": opened.form,
+        "order": plan.choice.order,
         "columns": {each.table.name: each.table.columns for each in opened.tables},
         "input": _input_files(opened),
         "unit_pairs": unit_pairs,
@@ -159,3 +160,16 @@ def save_manifest(output: Output, manifest: Manifest) -> None:
     manifest["updated"] = _now()
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     write_atomically(output.directory.child(MANIFEST), text.encode())
+
+
+def add_lookups(manifest: Manifest, hits: int, misses: int) -> None:
+    """Count the vision cache's lookups, over all runs of the job; a miss is a visual encoded.
+
+    What a run that was killed looked up since it last saved the manifest is not in it.
+    """
+    hits += manifest.get("vision_cache_hits", 0)
+    misses += manifest.get("num_visuals_encoded", 0)
+    manifest["num_visuals_encoded"] = misses
+    manifest["vision_cache_hits"] = hits
+    if hits + misses:
+        manifest["vision_cache_hit_rate"] = round(hits / (hits + misses), 6)

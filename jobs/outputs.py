@@ -1,6 +1,7 @@
 """What a job leaves: one score file a unit, nested rankings and a TREC run on request.
 
-A unit's score file is written last and at once: where it exists, the unit is done.
+A unit's score file is written last and at once: where it exists, the unit is done. Parts (parts.py)
+are there only while a document-major job runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.documents import DocumentUnit
 from jobs.errors import JobError
 from jobs.inputs import JobInput
-from jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema
+from jobs.scores import UNIT_COLUMNS, VISION_COLUMNS, nested, ranked, score_schema
 from jobs.storage import (
     Location,
     list_files,
+    remove_directory,
     remove_leftovers,
     write_atomically,
     write_stream,
@@ -25,6 +28,7 @@ from jobs.units import Unit, unit_name
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 TREC_RUN = "run.trec"
+PARTS = "parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +42,29 @@ class Output:
     def rankings_file(self, unit: Unit) -> Location:
         return self.directory.child("rankings").child(f"{unit_name(unit)}.parquet")
 
+    def part_file(self, unit: DocumentUnit) -> Location:
+        return self.directory.child(PARTS).child(f"{unit_name(unit)}.parquet")
+
     def remaining(self, units: Sequence[Unit]) -> list[Unit]:
         """The units without a score file, by one listing."""
-        done = {place.name for place, _ in list_files(self.directory.child("scores"))}
+        done = self._names("scores")
         return [unit for unit in units if self.scores_file(unit).name not in done]
 
+    def remaining_parts(self, units: Sequence[DocumentUnit]) -> list[DocumentUnit]:
+        """The document-major units without a part, by one listing."""
+        done = self._names(PARTS)
+        return [unit for unit in units if self.part_file(unit).name not in done]
+
+    def _names(self, directory: str) -> set[str]:
+        return {place.name for place, _ in list_files(self.directory.child(directory))}
+
     def remove_leftovers(self) -> None:
-        for name in ("scores", "rankings"):
+        for name in ("scores", "rankings", PARTS):
             remove_leftovers(self.directory.child(name))
+
+    def remove_parts(self) -> None:
+        """Only after all score files were verified: they hold what the parts held."""
+        remove_directory(self.directory.child(PARTS))
 
 
 class UnitCollector:
@@ -67,7 +86,8 @@ class UnitCollector:
                 del self._num_chunks[unit]
                 parts = self._chunks.pop(unit)
                 names = [name for name, _ in UNIT_COLUMNS]
-                yield unit, pa.concat_tables(parts.values()).drop_columns(names)
+                rows = pa.concat_tables(parts.values())
+                yield unit, rows.drop_columns([*names, *VISION_COLUMNS])
 
 
 def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) -> None:

@@ -137,6 +137,8 @@ def _fetch_group(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     for position, batch in _cached_batches(file, location, group, columns):
         start = first_row + position
+        if start > wanted[-1]:
+            return
         low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
         rows = batch.take(pa.array(wanted[low:high] - start)).to_pylist()
         yield from zip(wanted[low:high].tolist(), rows, strict=True)

@@ -11,9 +11,12 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from actors.config import RerankerConfig
+from jobs.documents import DocumentUnit
+from jobs.engine import Engine
 from jobs.inputs import JobInput
-from jobs.preparing import Engine, prepare_unit
-from jobs.scores import with_scores
+from jobs.ipc import from_ipc
+from jobs.preparing import prepare_unit
+from jobs.scores import with_lookups, with_scores
 from jobs.units import Unit
 
 BLOCK_BYTES = 1 << 20
@@ -42,15 +45,29 @@ class Score:
         return pa.concat_tables([self._score(batch, i) for i in range(batch.num_rows)])
 
     def _score(self, batch: pa.Table, index: int) -> pa.Table:
-        rows = pa.ipc.open_stream(batch["rows"][index].as_buffer()).read_all()
+        rows = from_ipc(batch["rows"][index].as_buffer())
         prepared = pickle.loads(batch["prepared"][index].as_buffer())
+        before = self._lookups()
         scores = [score for each in self._scorer.score(prepared) for score in each]
         scored = with_scores(rows, scores)
+        scored = with_lookups(scored, _since(before, self._lookups()))
         for name in ("unit", "chunk", "is_last"):
             value = batch[name][index]
             column = pa.array([value.as_py()] * scored.num_rows, value.type)
             scored = scored.append_column(name, column)
         return scored
+
+    def _lookups(self) -> list[int | None]:
+        """The vision cache's hits and misses so far; of a scorer without one, nothing."""
+        cache = getattr(self._scorer, "vision_cache", None)
+        return [getattr(cache, "num_hits", None), getattr(cache, "num_misses", None)]
+
+
+def _since(before: list[int | None], now: list[int | None]) -> list[int | None]:
+    return [
+        None if then is None or later is None else later - then
+        for then, later in zip(before, now, strict=True)
+    ]
 
 
 def _fair_threads(pool: Pool) -> int:
@@ -59,7 +76,11 @@ def _fair_threads(pool: Pool) -> int:
 
 
 def score_units(
-    units: Sequence[Unit], job_input: JobInput, engine: Engine, config: RerankerConfig, pool: Pool
+    units: Sequence[Unit | DocumentUnit],
+    job_input: JobInput,
+    engine: Engine,
+    config: RerankerConfig,
+    pool: Pool,
 ) -> Iterator[pa.Table]:
     """Tables of score rows as they come, in no order; a table may hold several chunks."""
     _configure()

@@ -6,49 +6,26 @@ carry their unit's index; they meet again when the unit is written.
 
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from actors.config import RerankerConfig
-from actors.data import CandidateSet, Content, PairScore
+from actors.data import CandidateSet, Content
+from jobs.chunks import Chunk
+from jobs.document_preparing import prepare_documents
+from jobs.documents import DocumentUnit
+from jobs.engine import Engine, PreprocessorLike
 from jobs.inputs import JobInput
-from jobs.reading import Candidate, QueryRow, read_unit
+from jobs.reading import DOCUMENT_NAME, QueryRow, pair_row, read_unit
 from jobs.scores import row_schema
 from jobs.units import Unit
 
-CHUNK_BYTES = 32 << 20
-CHUNK_PAIRS = 512
 SLICE_DOCUMENTS = 512
 SLICE_MEDIA_DOCUMENTS = 16
-
-
-class PreparedPairs(Protocol):
-    """What a preprocessor returns for a candidate set (actors' PreparedSet)."""
-
-    @property
-    def num_pairs(self) -> int: ...
-    @property
-    def size_bytes(self) -> int: ...
-
-
-class PreprocessorLike(Protocol):
-    def prepare(self, candidate_set: CandidateSet) -> Any: ...
-
-
-class ScorerLike(Protocol):
-    def score(self, sets: list[Any]) -> list[list[PairScore]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The two halves of the reranker, as classes that each worker calls with the config."""
-
-    preprocessor: Callable[[RerankerConfig], PreprocessorLike]
-    scorer: Callable[[RerankerConfig], ScorerLike]
 
 
 @lru_cache(maxsize=1)
@@ -62,75 +39,48 @@ def prepare_unit(
     batch: pa.Table, job_input: JobInput, engine: Engine, config: RerankerConfig
 ) -> Iterator[pa.Table]:
     """Ray Data's function: `batch` has one row, a pickled unit."""
-    unit: Unit = pickle.loads(batch["unit"][0].as_py())
+    unit: Unit | DocumentUnit = pickle.loads(batch["unit"][0].as_py())
     preprocessor = _preprocessor(engine, config)
-    yield from prepare_chunks(job_input, unit, preprocessor)
+    if isinstance(unit, DocumentUnit):
+        yield from prepare_documents(job_input, unit, preprocessor)
+    else:
+        yield from prepare_chunks(job_input, unit, preprocessor)
 
 
 def prepare_chunks(
     job_input: JobInput, unit: Unit, preprocessor: PreprocessorLike
 ) -> Iterator[pa.Table]:
-    """One-row tables: unit, chunk, is_last, rows (Arrow IPC) and prepared (pickled sets)."""
+    """A query-major unit's chunks, as one-row tables (see Chunk.table)."""
     schema = row_schema(job_input)
-    chunk = _Chunk()
+    chunk = Chunk()
     index = 0
     for query in read_unit(job_input, unit):
         for rows, candidate_set in _slices(query):
             if chunk.is_full:
                 yield chunk.table(schema, unit.index, index, is_last=False)
-                chunk, index = _Chunk(), index + 1
+                chunk, index = Chunk(), index + 1
             chunk.rows += rows
             if candidate_set is not None:
                 chunk.add(preprocessor.prepare(candidate_set))
     yield chunk.table(schema, unit.index, index, is_last=True)
 
 
-@dataclass(slots=True)
-class _Chunk:
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    prepared: list[PreparedPairs] = field(default_factory=list)
-    size_bytes: int = 0
-
-    def add(self, prepared: PreparedPairs) -> None:
-        self.prepared.append(prepared)
-        self.size_bytes += prepared.size_bytes
-
-    @property
-    def is_full(self) -> bool:
-        return self.size_bytes >= CHUNK_BYTES or len(self.rows) >= CHUNK_PAIRS
-
-    def table(self, schema: pa.Schema, unit: int, index: int, is_last: bool) -> pa.Table:
-        rows = pa.Table.from_pylist(self.rows, schema=schema)
-        return pa.table(
-            {
-                "unit": pa.array([unit], pa.int32()),
-                "chunk": pa.array([index], pa.int32()),
-                "is_last": pa.array([is_last]),
-                "rows": pa.array([_to_ipc(rows)], pa.large_binary()),
-                "prepared": pa.array([pickle.dumps(self.prepared, 5)], pa.large_binary()),
-            }
-        )
-
-
-def _to_ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
 def _slices(query: QueryRow) -> Iterator[tuple[list[dict[str, Any]], CandidateSet | None]]:
     """Rows in the candidates' order, and the set of those among them that can be scored."""
     good = [candidate for candidate in query.candidates if candidate.error is None]
     parsed = CandidateSet.parse(
-        query.query, [each.document for each in good], query.instruction, query.options
+        query.query,
+        [each.document for each in good],
+        query.instruction,
+        query.options,
+        DOCUMENT_NAME,
     )
     rows: list[dict[str, Any]] = []
     documents: list[Any] = []
     num_media = 0
     remaining = iter(parsed.documents)
     for doc_index, candidate in enumerate(query.candidates):
-        rows.append(_row(query, doc_index, candidate))
+        rows.append(pair_row(query, doc_index, candidate))
         if candidate.error is None:
             documents.append(next(remaining))
             num_media += isinstance(documents[-1], Content) and documents[-1].has_media
@@ -143,16 +93,3 @@ def _slices(query: QueryRow) -> Iterator[tuple[list[dict[str, Any]], CandidateSe
 
 def _subset(parsed: CandidateSet, documents: list[Any]) -> CandidateSet | None:
     return replace(parsed, documents=tuple(documents)) if documents else None
-
-
-def _row(query: QueryRow, doc_index: int, candidate: Candidate) -> dict[str, Any]:
-    return {
-        "query_index": query.index,
-        "doc_index": doc_index,
-        "query_id": query.query_id,
-        "doc_id": candidate.doc_id,
-        "first_stage_rank": candidate.rank,
-        "first_stage_score": candidate.score,
-        "error_code": candidate.error.code if candidate.error else None,
-        "error": str(candidate.error) if candidate.error else None,
-    }

@@ -22,12 +22,16 @@ STEADY_AFTER_S = 20.0
 
 @dataclass(slots=True)
 class Meter:
-    """Counts of this run; `total_pairs` is an estimate for candidate sets."""
+    """Counts of this run; `total_pairs` is an estimate for candidate sets.
+
+    What pairs are grouped by has the name `groups`: queries, or documents in document-major order.
+    """
 
     total_pairs: int
-    total_queries: int
+    total_groups: int
+    groups: str = "queries"
     num_pairs: int = 0
-    num_queries: int = 0
+    num_groups: int = 0
     num_tokens: int = 0
     num_errors: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -64,7 +68,7 @@ class Meter:
         eta = "--" if self.eta_s is None else duration(self.eta_s)
         pairs_per_s, tokens_per_s = self.rates()
         return (
-            f"{self.num_queries:,}/{self.total_queries:,} queries · {self.num_pairs:,} pairs · "
+            f"{self.num_groups:,}/{self.total_groups:,} {self.groups} · {self.num_pairs:,} pairs · "
             f"{pairs_per_s:,.1f} pairs/s · {tokens_per_s:,.0f} tokens/s · ETA {eta} · "
             f"{self.num_errors:,} errors"
         )

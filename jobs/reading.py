@@ -9,8 +9,10 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from actors.config import QueryOptions
+from actors.data import Content, parse_or_error
 from actors.errors import (
     DocumentNotFound,
     DuplicateId,
@@ -27,6 +29,9 @@ from jobs.units import PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
 Row = dict[str, Any]
+
+DOCUMENT_NAME = "doc"
+"""What messages call a document: its row has its id, and its place in a set says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,23 +169,64 @@ def _checked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 def _read_pairs(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
     pairs = unit.pairs()
-    queries = _fetch(job_input.queries, pairs, "query", QUERY_COLUMNS)
-    documents = _fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS)
+    queries = read_queries(job_input.queries, pairs)
+    documents = dict(_fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS))
+    return _paired_rows(pairs, queries, documents)
+
+
+def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
+    """As read_unit without any content: what is wrong with ids and options is there all the same,
+    and is then the same error.
+    """
+    pairs = unit.pairs()
+    options = [name for name in OPTION_COLUMNS if job_input.queries.has(name)]
+    queries = read_queries(job_input.queries, pairs, options) if options else {}
+    return _paired_rows(pairs, queries, {})
+
+
+def read_queries(
+    table: Table, pairs: pa.Table, columns: Sequence[str] = QUERY_COLUMNS
+) -> dict[tuple[int, int], Row]:
+    """(file, position) -> row of every query that the pairs name."""
+    return dict(_fetch(table, pairs, "query", columns))
+
+
+def query_parts(
+    row: Row, instruction: str | None
+) -> tuple[Content | RerankError, str | None, QueryOptions]:
+    """Query, instruction and options of a row of the queries table. Options that are wrong in
+    themselves are the query's error, before what is wrong with its content.
+    """
+    options, wrong = _options(row)
+    query = wrong or parse_or_error(Content.parse_query, query_value(row), "query")
+    return query, row.get("instruction") if instruction is None else instruction, options
+
+
+def read_documents(corpus: Table, pairs: pa.Table) -> Iterator[tuple[Any, list[Row]]]:
+    """(document, its pairs) of pairs that are sorted by document, one document at a time."""
+    groups = groupby(pairs.to_pylist(), key=lambda pair: (pair["doc_file"], pair["doc_position"]))
+    fetched = _fetch(corpus, pairs, "doc", DOCUMENT_COLUMNS)
+    for (place, group), (found, row) in zip(groups, fetched, strict=True):
+        assert place == found
+        yield document_value(row), list(group)
+
+
+def _paired_rows(
+    pairs: pa.Table, queries: Mapping[tuple[int, int], Row], documents: Mapping[Any, Row]
+) -> Iterator[QueryRow]:
     groups = groupby(pairs.to_pylist(), key=lambda pair: pair["query_index"])
     for index, (_, group) in enumerate(groups):
         rows = list(group)
-        query = queries.get((rows[0]["query_file"], rows[0]["query_position"]))
+        query = queries.get((rows[0]["query_file"], rows[0]["query_position"]), {})
         candidates = tuple(_paired_candidate(pair, documents) for pair in rows)
         yield _paired_row(index, rows[0], query, candidates)
 
 
-def _paired_row(
-    index: int, pair: Row, query: Row | None, candidates: tuple[Candidate, ...]
-) -> QueryRow:
-    if query is None and pair["query_id"] is not None:
+def _paired_row(index: int, pair: Row, query: Row, candidates: tuple[Candidate, ...]) -> QueryRow:
+    if pair["query_file"] < 0 and pair["query_id"] is not None:
         error = QueryNotFound(f"query_id {pair['query_id']!r} is not in the queries table")
         candidates = tuple(replace(each, error=error) for each in candidates)
-    named = {"query_id": pair["query_id"], **(query or {})}
+    named = {"query_id": pair["query_id"], **query}
     if pair["instruction"] is not None:
         named["instruction"] = pair["instruction"]
     return _query_row(index, named, candidates)
@@ -190,20 +236,32 @@ def _paired_candidate(pair: Row, documents: Mapping[tuple[int, int], Row]) -> Ca
     doc_id = pair["doc_id"]
     row = documents.get((pair["doc_file"], pair["doc_position"]))
     error = None
-    if row is None and doc_id is not None:
+    if pair["doc_file"] < 0 and doc_id is not None:
         error = DocumentNotFound(f"doc_id {doc_id!r} is not in the corpus")
     document = None if row is None else document_value(row)
     return Candidate(doc_id, document, _rank(pair["rank"]), pair["score"], error)
 
 
+def pair_row(query: QueryRow, doc_index: int, candidate: Candidate) -> Row:
+    """A row of scores.py's row_schema."""
+    return {
+        "query_index": query.index,
+        "doc_index": doc_index,
+        "query_id": query.query_id,
+        "doc_id": candidate.doc_id,
+        "first_stage_rank": candidate.rank,
+        "first_stage_score": candidate.score,
+        "error_code": candidate.error.code if candidate.error else None,
+        "error": str(candidate.error) if candidate.error else None,
+    }
+
+
 def _fetch(
-    table: Table, pairs: Any, side: str, columns: Sequence[str]
-) -> dict[tuple[int, int], Row]:
-    """(file, position) -> row of everything that the pairs name, each once."""
+    table: Table, pairs: pa.Table, side: str, columns: Sequence[str]
+) -> Iterator[tuple[tuple[int, int], Row]]:
+    """((file, position), row) of everything that the pairs name, each once, in that order."""
     files = pairs[f"{side}_file"].to_numpy()
     positions = pairs[f"{side}_position"].to_numpy()
-    rows: dict[tuple[int, int], Row] = {}
     for file in np.unique(files[files >= 0]).tolist():
         for position, row in table.fetch(file, positions[files == file], columns):
-            rows[(file, position)] = row
-    return rows
+            yield (file, position), row

@@ -14,18 +14,21 @@ from typing import Any
 
 from actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from actors.config import RerankerConfig
+from jobs.engine import Engine
 from jobs.errors import UnreadableInput, UsageError
 from jobs.inputs import InputOptions, open_job_input
 from jobs.manifest import (
     Manifest,
+    add_lookups,
     check_same_job,
     job_fingerprint,
     new_manifest,
     read_manifest,
     save_manifest,
 )
+from jobs.order import WantedOrder
 from jobs.outputs import SUCCESS, Output, write_trec_run
-from jobs.preparing import Engine
+from jobs.scores import lookups_of
 from jobs.storage import Location, write_atomically
 from jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
 
@@ -43,6 +46,7 @@ class JobOptions:
     address: str | None = None
     num_actors: int | None = None
     unit_pairs: int = DEFAULT_UNIT_PAIRS
+    order: WantedOrder = "auto"
     with_rankings: bool = False
     with_trec_run: bool = False
     qrels: str | None = None
@@ -79,6 +83,7 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
     was_finished = manifest is not None and output.directory.child(SUCCESS).exists()
     if manifest is None:
         manifest = new_manifest(job, config)
+    logger.info(plan.choice)
     if not was_finished:
         config = _for_workers(config, job["model"])
         _run(options, config, engine or _own_engine(), plan, output, manifest)
@@ -95,7 +100,7 @@ def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:
     model = _model(config)
     try:
         opened = open_job_input(options.input)
-        plan = plan_units(opened, options.unit_pairs)
+        plan = plan_units(opened, options.unit_pairs, options.order)
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
     return plan, job_fingerprint(
@@ -173,7 +178,7 @@ def _run(
     import ray  # seconds to import, and a refusal needs none of it
 
     from jobs.cluster import choose_pool, connected
-    from jobs.execution import score_remaining, verify_all
+    from jobs.execution import Workers, score_remaining, verify_all
     from jobs.interruption import interruptible
 
     with connected(options.address), interruptible() as check_interruption:
@@ -188,13 +193,18 @@ def _run(
         manifest["num_actors"] = pool.num_actors
         with _timed(output, manifest) as clock:
 
-            def tick() -> None:
+            def tick(scored: Any) -> None:
+                lookups = None if scored is None else lookups_of(scored)
+                if lookups is not None:
+                    add_lookups(manifest, *lookups)
                 check_interruption()
                 clock.tick()
 
-            score_remaining(plan, remaining, output, config, engine, pool, tick)
+            score_remaining(plan, remaining, output, Workers(config, engine, pool), tick)
             counts = verify_all(plan, output)
             check_interruption()
+            # Before _SUCCESS: where only some are gone, all score files are there and suffice.
+            output.remove_parts()
         manifest.update(asdict(counts))
         _add_rates(manifest, options, pool.num_actors if pool.num_gpus else 0)
 

@@ -13,6 +13,16 @@ from jobs.inputs import JobInput
 UNIT_COLUMNS = (("unit", pa.int32()), ("chunk", pa.int32()), ("is_last", pa.bool_()))
 """Which chunk of which unit a row belongs to; dropped when the unit is written."""
 
+VISION_COLUMNS = ("vision_hits", "vision_misses")
+"""In a chunk's first row, what the scorer's vision cache had and had not, all null without one;
+dropped when the unit is written.
+"""
+
+PLACE_SCHEMA = pa.schema(
+    [("place", pa.int64()), ("error_code", pa.large_string()), ("error", pa.large_string())]
+)
+"""As row_schema, in document-major order."""
+
 
 def row_schema(job_input: JobInput) -> pa.Schema:
     """What is known of a pair before it is scored; an error here means it will not be."""
@@ -76,6 +86,20 @@ def with_scores(rows: pa.Table, scores: Sequence[PairScore]) -> pa.Table:
     for name, (kind, values) in columns.items():
         scored = scored.append_column(name, pa.array(values, kind))
     return scored
+
+
+def with_lookups(scored: pa.Table, lookups: Sequence[int | None]) -> pa.Table:
+    """Add VISION_COLUMNS to a chunk's rows."""
+    for name, value in zip(VISION_COLUMNS, lookups, strict=True):
+        values = [value, *[None] * (scored.num_rows - 1)]
+        scored = scored.append_column(name, pa.array(values[: scored.num_rows], pa.int64()))
+    return scored
+
+
+def lookups_of(scored: pa.Table) -> tuple[int, int] | None:
+    """(hits, misses) of the chunks in a table, None where the scorer has no vision cache."""
+    hits, misses = (pc.sum(scored[name]).as_py() for name in VISION_COLUMNS)
+    return None if hits is None else (hits, misses)
 
 
 def ranked(rows: pa.Table) -> pa.Table:

@@ -192,3 +192,9 @@ def remove_leftovers(directory: Location) -> None:
     for name in os.listdir(directory.path):
         if name.startswith(".") and name.endswith(".tmp"):
             os.unlink(os.path.join(directory.path, name))
+
+
+def remove_directory(directory: Location) -> None:
+    """Delete a directory with everything in it, if it is there; on an object store, its prefix."""
+    if directory.exists():
+        directory.filesystem.delete_dir(directory.path)

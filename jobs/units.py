@@ -11,11 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from jobs.documents import (
+    BUCKET_PAIRS,
+    DocumentPlan,
+    DocumentUnit,
+    num_shared,
+    plan_documents,
+    scorable,
+)
 from jobs.errors import UsageError
 from jobs.inputs import JobInput, OpenedInput, job_input
+from jobs.ipc import from_ipc, to_ipc
 from jobs.joins import list_pairs
+from jobs.order import Choice, WantedOrder, check_order, settled_order, shared_order
 from jobs.parquet import Footer, leaf_path
-from jobs.tables import DOCUMENT_COLUMNS
+from jobs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
 
 DEFAULT_UNIT_PAIRS = 4_096
 UNIT_BYTES = 512 << 20
@@ -51,43 +61,72 @@ class PairsUnit:
     num_pairs: int
 
     def pairs(self) -> pa.Table:
-        return pa.ipc.open_stream(self.content).read_all()
+        return from_ipc(self.content)
 
 
 Unit = SetsUnit | PairsUnit
 
 
-def unit_name(unit: Unit) -> str:
+def unit_name(unit: Unit | DocumentUnit) -> str:
     return f"part-{unit.index:06d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All units of a job, done or not, and what a worker needs to read one."""
+    """All units of a job, done or not, and what a worker needs to read one.
+
+    documents: the units that are scored first, where the order is document-major; `units` are the
+    score files in either order, and in query-major order what is scored too.
+    """
 
     input: JobInput
     units: tuple[Unit, ...]
+    choice: Choice
+    documents: DocumentPlan | None = None
 
     @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for unit in self.units:
             digest.update(hashlib.sha256(unit.content).digest())
+        if self.documents is not None:
+            digest.update(repr(self.documents.bucket_starts).encode())
+            for part in self.documents.units:
+                digest.update(hashlib.sha256(part.content).digest())
         return digest.hexdigest()
 
 
-def plan_units(opened: OpenedInput, unit_pairs: int = DEFAULT_UNIT_PAIRS) -> Plan:
-    """Raises UsageError if there is nothing to score."""
+def plan_units(
+    opened: OpenedInput,
+    unit_pairs: int = DEFAULT_UNIT_PAIRS,
+    order: WantedOrder = "auto",
+    bucket_pairs: int = BUCKET_PAIRS,
+) -> Plan:
+    """Raises UsageError if there is nothing to score, or not in this order."""
+    check_order(opened, order)
+    choice = settled_order(opened, order)
+    documents = None
     if opened.form == "sets":
-        plan = _plan_sets(opened, unit_pairs)
+        job, units = _set_units(opened, unit_pairs)
     else:
-        plan = _plan_pairs(opened, unit_pairs)
-    if not plan.units:
-        raise UsageError(f"{plan.input.queries.name}: the input has no rows")
-    return plan
+        pairs = list_pairs(opened)
+        job, units = _pairs_units(opened, pairs, unit_pairs)
+        if choice is None:
+            is_scorable = scorable(pairs)
+            choice = shared_order(order, *num_shared(pairs, is_scorable))
+            if choice.order == "document":
+                limit = _document_limit(opened, pairs, unit_pairs)
+                sizes = [unit.num_pairs for unit in units]
+                documents = plan_documents(
+                    opened.corpus, pairs, is_scorable, limit, sizes, bucket_pairs
+                )
+    if not units:
+        raise UsageError(f"{job.queries.name}: the input has no rows")
+    assert choice is not None
+    return Plan(job, units, choice, documents)
 
 
-def _plan_sets(opened: OpenedInput, unit_pairs: int) -> Plan:
+def _set_units(opened: OpenedInput, unit_pairs: int) -> tuple[JobInput, tuple[Unit, ...]]:
     table = opened.queries
     columns = list(table.table.columns.values())
     candidates = table.table.columns["candidates"]
@@ -101,7 +140,7 @@ def _plan_sets(opened: OpenedInput, unit_pairs: int) -> Plan:
     assert schema is not None
     document = schema.field(candidates).type.value_type
     query_ids = schema.field(table.table.columns["query_id"]).type
-    return Plan(job_input(opened, query_ids, document.field("doc_id").type), tuple(units))
+    return job_input(opened, query_ids, document.field("doc_id").type), tuple(units)
 
 
 def _row_ranges(
@@ -128,24 +167,30 @@ def _row_ranges(
         yield start, stop, pairs
 
 
-def _plan_pairs(opened: OpenedInput, unit_pairs: int) -> Plan:
-    pairs = list_pairs(opened)
-    document_bytes = _document_bytes(opened, pairs)
-    limit = max(1, min(unit_pairs, UNIT_BYTES // document_bytes))
+def _pairs_units(
+    opened: OpenedInput, pairs: pa.Table, unit_pairs: int
+) -> tuple[JobInput, tuple[Unit, ...]]:
+    limit = _limit(unit_pairs, opened.corpus, DOCUMENT_COLUMNS, pairs.num_rows)
     codes = pairs["query_index"].to_numpy()
     bounds = np.append(np.flatnonzero(np.diff(codes, prepend=-1)), len(codes)).tolist()
-    units = [
+    units = tuple(
         _pairs_unit(index, pairs.slice(bounds[low], bounds[high] - bounds[low]), high - low)
         for index, (low, high) in enumerate(_query_ranges(bounds, limit))
-    ]
+    )
     types = (pairs.schema.field("query_id").type, pairs.schema.field("doc_id").type)
-    return Plan(job_input(opened, *types), tuple(units))
+    return job_input(opened, *types), units
 
 
-def _document_bytes(opened: OpenedInput, pairs: pa.Table) -> int:
-    footers = [footer for footer in opened.corpus.footers if footer]
-    num_rows = sum(footer.num_rows for footer in footers) or pairs.num_rows
-    return opened.corpus.row_bytes(DOCUMENT_COLUMNS, num_rows)
+def _document_limit(opened: OpenedInput, pairs: pa.Table, unit_pairs: int) -> int:
+    """A unit's queries are in memory together, as its documents are in query-major order."""
+    return _limit(unit_pairs, opened.queries, QUERY_COLUMNS, pairs.num_rows)
+
+
+def _limit(unit_pairs: int, table: OpenedTable, columns: Sequence[str], num_pairs: int) -> int:
+    """Pairs of a unit whose rows of this table, which a worker holds, are of UNIT_BYTES at most."""
+    footers = [footer for footer in table.footers if footer]
+    num_rows = sum(footer.num_rows for footer in footers) or num_pairs
+    return max(1, min(unit_pairs, UNIT_BYTES // table.row_bytes(columns, num_rows)))
 
 
 def _query_ranges(bounds: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
@@ -160,7 +205,4 @@ def _query_ranges(bounds: Sequence[int], limit: int) -> Iterator[tuple[int, int]
 
 
 def _pairs_unit(index: int, pairs: pa.Table, num_queries: int) -> PairsUnit:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, pairs.schema) as writer:
-        writer.write_table(pairs.combine_chunks())
-    return PairsUnit(index, sink.getvalue().to_pybytes(), num_queries, pairs.num_rows)
+    return PairsUnit(index, to_ipc(pairs), num_queries, pairs.num_rows)

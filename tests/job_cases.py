@@ -1,5 +1,6 @@
 """Small inputs of the job in all forms, and the job's steps without Ray, for the tests."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import pyarrow.parquet as pq
 import standin
 
 from actors.config import RerankerConfig
+from jobs.document_preparing import prepare_documents
+from jobs.documents import DocumentPlan
+from jobs.engine import Engine
 from jobs.inputs import InputOptions, open_job_input
 from jobs.outputs import Output, UnitCollector, read_scores, write_unit
+from jobs.parts import regroup, write_part
 from jobs.pipeline import Pool, Score
-from jobs.preparing import Engine, prepare_chunks
+from jobs.preparing import prepare_chunks
 from jobs.reading import QueryRow, read_unit
 from jobs.storage import Location
 from jobs.units import Plan, plan_units
@@ -74,10 +79,10 @@ def write_text(path: Path, content: str) -> str:
     return str(path)
 
 
-def plan_of(options: InputOptions | str, unit_pairs: int = 4_096) -> Plan:
+def plan_of(options: InputOptions | str, unit_pairs: int = 4_096, **more: Any) -> Plan:
     if isinstance(options, str):
         options = InputOptions(options)
-    return plan_units(open_job_input(options), unit_pairs)
+    return plan_units(open_job_input(options), unit_pairs, **more)
 
 
 def read_all(options: InputOptions | str) -> list[QueryRow]:
@@ -97,12 +102,29 @@ def run_inline(
     engine = engine or standin.make_engine()
     preprocessor = engine.preprocessor(config)
     score = Score(engine, config, Pool(1, 1, 0))
+    if plan.documents is not None:
+        _run_documents_inline(plan, plan.documents, output, preprocessor, score)
+        return output, verify_units(plan.input, output, plan.units)
     collector = UnitCollector()
     for unit in plan.units:
         for chunk in prepare_chunks(plan.input, unit, preprocessor):
             for _, rows in collector.add(score(chunk)):
                 write_unit(output, plan.input, unit, rows)
     return output, verify_units(plan.input, output, plan.units)
+
+
+def _run_documents_inline(
+    plan: Plan, documents: DocumentPlan, output: Output, preprocessor: Any, score: Score
+) -> None:
+    collector = UnitCollector()
+    for unit in documents.units:
+        for chunk in prepare_documents(plan.input, unit, preprocessor):
+            for _, rows in collector.add(score(chunk)):
+                write_part(output, documents.bucket_places, unit, rows)
+    parts = [output.part_file(unit) for unit in documents.units]
+    for bucket, (low, high) in enumerate(pairwise(documents.bucket_starts)):
+        units = [(documents.unit_starts[i], plan.units[i]) for i in range(low, high)]
+        regroup(output, plan.input, parts, bucket, units)
 
 
 def score_rows(directory: Path | str) -> list[dict[str, Any]]:

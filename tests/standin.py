@@ -4,12 +4,13 @@ Its own module and built from plain values, so that any worker can unpickle what
 """
 
 import zlib
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 from actors.data import CandidateSet, Content, PairScore
 from actors.errors import ImageDecodeError, RerankError
-from jobs.preparing import Engine
+from jobs.engine import Engine
 
 
 def make_engine() -> Engine:
@@ -21,8 +22,16 @@ class StandInPreprocessor:
         self.config = config
 
     def prepare(self, candidate_set: CandidateSet) -> Any:
-        results = [_result(candidate_set.query, each) for each in candidate_set.documents]
-        return SimpleNamespace(results=results, num_pairs=len(results), size_bytes=len(results))
+        return _prepared((candidate_set.query, each) for each in candidate_set.documents)
+
+    def open_query(self, query: Any, instruction: Any, options: Any) -> Any:
+        return SimpleNamespace(query=query, size_bytes=0)
+
+    def open_document(self, document: Any, name: str) -> Any:
+        return document
+
+    def prepare_pairs(self, pairs: Iterable[tuple[Any, Any]]) -> Any:
+        return _prepared((query.query, document) for query, document in pairs)
 
 
 class StandInScorer:
@@ -31,6 +40,11 @@ class StandInScorer:
 
     def score(self, sets: list[Any]) -> list[list[PairScore]]:
         return [prepared.results for prepared in sets]
+
+
+def _prepared(pairs: Iterable[tuple[Any, Any]]) -> Any:
+    results = [_result(query, document) for query, document in pairs]
+    return SimpleNamespace(results=results, num_pairs=len(results), size_bytes=len(results))
 
 
 def _result(query: Content | RerankError, document: Content | RerankError) -> PairScore:

@@ -120,7 +120,7 @@ def test_a_pool_that_could_never_run_is_refused(
 
 
 def test_a_line_of_progress_has_rates_an_eta_and_errors() -> None:
-    meter = Meter(total_pairs=1_000, total_queries=10)
+    meter = Meter(total_pairs=1_000, total_groups=10)
     assert "ETA -- · 0 errors" in meter.line()
     meter.num_pairs, meter.num_errors = 500, 3
     meter.started -= 10

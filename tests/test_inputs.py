@@ -288,7 +288,7 @@ def test_every_error_row_has_a_sentence(tmp_path: Path) -> None:
     run_inline(plan_of(write_sets(tmp_path / "sets.parquet", rows)), tmp_path / "out")
     assert [row["error"] for row in score_rows(tmp_path / "out")] == [
         "doc_id is null",
-        "documents[0].image has neither bytes nor a path",
+        "doc.image has neither bytes nor a path",
     ]
 
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 from job_cases import candidate, image, plan_of, query_row, text, text_rows, write_sets
 
 from actors.data import CandidateSet
-from jobs.preparing import CHUNK_BYTES, CHUNK_PAIRS, SLICE_MEDIA_DOCUMENTS, prepare_chunks
+from jobs.chunks import CHUNK_BYTES, CHUNK_PAIRS
+from jobs.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks
 
 
 class Recorder:

@@ -27,9 +27,9 @@ from pyarrow import fs
 from actors.config import RerankerConfig
 from actors.preprocessor import Preprocessor
 from actors.scorer import Scorer
+from jobs.engine import Engine
 from jobs.errors import JobError, UsageError, VerificationError
 from jobs.inputs import InputOptions
-from jobs.preparing import Engine
 from jobs.rerank import JobOptions, Summary, rerank
 
 pytestmark = pytest.mark.usefixtures("ray_address")

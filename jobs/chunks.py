@@ -1,0 +1,41 @@
+"""What the CPU stage hands to the scoring actors: prepared pairs, and the rows they are for."""
+
+import pickle
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.engine import PreparedPairs
+from jobs.ipc import to_ipc
+
+CHUNK_BYTES = 32 << 20
+CHUNK_PAIRS = 512
+
+
+@dataclass(slots=True)
+class Chunk:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    prepared: list[PreparedPairs] = field(default_factory=list)
+    size_bytes: int = 0
+
+    def add(self, prepared: PreparedPairs) -> None:
+        self.prepared.append(prepared)
+        self.size_bytes += prepared.size_bytes
+
+    @property
+    def is_full(self) -> bool:
+        return self.size_bytes >= CHUNK_BYTES or len(self.rows) >= CHUNK_PAIRS
+
+    def table(self, schema: pa.Schema, unit: int, index: int, is_last: bool) -> pa.Table:
+        """One row: unit, chunk, is_last, rows (Arrow IPC) and prepared (pickled sets)."""
+        rows = pa.Table.from_pylist(self.rows, schema=schema)
+        return pa.table(
+            {
+                "unit": pa.array([unit], pa.int32()),
+                "chunk": pa.array([index], pa.int32()),
+                "is_last": pa.array([is_last]),
+                "rows": pa.array([to_ipc(rows)], pa.large_binary()),
+                "prepared": pa.array([pickle.dumps(self.prepared, 5)], pa.large_binary()),
+            }
+        )
