@@ -1,9 +1,13 @@
 """The reranker: pairs in, scores out. Knows torch and transformers; knows no Ray and no HTTP."""
 
+from typing import TYPE_CHECKING, Any
+
 from actors.config import QueryOptions, RerankerConfig
 from actors.data import CandidateSet, Content, PairScore, Video
 from actors.errors import RerankError
-from actors.reranker import Reranker
+
+if TYPE_CHECKING:
+    from actors.reranker import Reranker
 
 __all__ = [
     "CandidateSet",
@@ -15,3 +19,12 @@ __all__ = [
     "RerankerConfig",
     "Video",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Reranker brings torch: seconds, which a worker that only reads or writes need not wait."""
+    if name == "Reranker":
+        from actors.reranker import Reranker
+
+        return Reranker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
