@@ -22,6 +22,8 @@ class PeerPool:
         process = self._processes.get(name)
         if process is not None and process.is_alive:
             return process
+        if process is not None:
+            process.close()
         if self._settings.alone:
             self.close()
         try:

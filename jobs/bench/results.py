@@ -78,6 +78,7 @@ def _figures(contender: Contender, counted: Counted, shape: ModelShape) -> Figur
     return figures | {
         "seconds": seconds,
         "run_seconds": [run["seconds"] for run in contender.runs],
+        "run_cpu_seconds": [run["cpu_seconds"] for run in contender.runs],
         "timed_pairs": contender.timed.num_pairs,
         "pairs_per_s": len(counted.pairs) / seconds,
         "tokens_per_s": counted.num_tokens / seconds,

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from jobs.bench.flops import ModelShape
 from jobs.bench.machine import describe_machine
 from jobs.bench.matmul import MatmulRates
 from jobs.bench.pool import PeerPool
-from jobs.bench.processes import run_once
-from jobs.bench.results import Figures, score_faults, workload_figures
+from jobs.bench.processes import PeerFailed, run_once
+from jobs.bench.results import score_faults, workload_figures
 from jobs.bench.rounds import measure
-from jobs.bench.settings import BenchSettings
+from jobs.bench.settings import MAX_SCORE_DIFFERENCE, BenchSettings
 from jobs.bench.tables import LEGEND, workload_table
 from jobs.bench.work import Counted, flops_of
 from jobs.bench.workloads import Drawing, build_workload
@@ -24,28 +25,131 @@ def run_bench(settings: BenchSettings, command: list[str]) -> int:
     """Prints tables, and as the last line everything as JSON. 1 where our scores are wrong."""
     progress = Progress()
     progress("building the checkpoint and the workloads")
-    checkpoint = _checkpoint(settings)
     report: dict[str, Any] = {
         "command": command,
         "machine": describe_machine(settings.device),
         "model": settings.model or settings.preset,
         "dtype": settings.dtype,
         "threads": settings.threads,
-        "workloads": {},
+        "scale": settings.scale,
+        "seed": settings.seed,
     }
     faults: list[str] = []
-    if settings.scored:
-        report |= _scored(settings, checkpoint, progress)
-        faults += score_faults(report["workloads"], settings.dtype)
-    progress.clear()
+    for part in _Bench(settings, progress).parts():
+        try:
+            name, figures, text, wrong = part()
+        except PeerFailed as failure:
+            name, figures, text = part.__name__, None, ""
+            wrong = [f"{part.__name__}: {failure}"]
+        progress.clear()
+        print(text, flush=True)
+        report[name] = figures
+        faults += wrong
     for fault in faults:
         print(f"WRONG: {fault}")
-    report["faults"] = faults
-    line = json.dumps(report)
+    line = json.dumps(report | {"faults": faults})
     if settings.json_file is not None:
         Path(settings.json_file).write_text(line + "\n", encoding="utf-8")
     print(line, flush=True)
     return 1 if faults else 0
+
+
+_Part = tuple[str, Any, str, list[str]]
+"""Name in the JSON object, figures, text, and what is wrong."""
+
+
+class _Bench:
+    """The checkpoint and what is measured on it."""
+
+    def __init__(self, settings: BenchSettings, progress: "Progress") -> None:
+        self._settings = settings
+        self._progress = progress
+        self._checkpoint = _checkpoint(settings)
+        self._drawing = _drawing(settings, self._checkpoint)
+
+    def parts(self) -> Iterator[Callable[[], _Part]]:
+        settings = self._settings
+        if settings.scored:
+            yield self.workloads
+        if settings.profile is not None:
+            yield self.profile
+        for name, part in (
+            ("job", self.job),
+            ("memory", self.memory),
+            ("preprocess", self.preprocess),
+        ):
+            if name in settings.workloads:
+                yield part
+
+    def workloads(self) -> _Part:
+        from jobs.bench.counting import count  # torch: seconds to import
+
+        settings = self._settings
+        workloads = [build_workload(name, self._drawing) for name in settings.scored]
+        counted = {each.name: count(each, self._checkpoint) for each in workloads}
+        shape = self._shape()
+        rates = self._rates(counted.values())
+        with PeerPool(settings, str(self._checkpoint)) as pool:
+            contenders = measure(workloads, settings, pool, self._progress)
+        figures = {
+            name: workload_figures(
+                [each for each in contenders if each.workload.name == name], one, shape, rates
+            )
+            for name, one in counted.items()
+        }
+        tables = [workload_table(name, one) for name, one in figures.items()]
+        text = "\n\n".join([*tables, LEGEND]) + "\n"
+        return "workloads", figures, text, score_faults(figures, settings.dtype)
+
+    def profile(self) -> _Part:
+        from jobs.bench.counting import count
+        from jobs.bench.profiling import linear_summary, profile, profile_table
+
+        name = self._settings.profile
+        assert name is not None
+        workload = build_workload(name, self._drawing)
+        rates = self._rates([count(workload, self._checkpoint)])
+        self._progress(f"profiling ours on {name}")
+        profiled = profile(workload, self._settings, self._checkpoint)
+        figures: dict[str, Any] = {"workload": name, "matmul": _matmul_json(rates)}
+        figures |= linear_summary(profiled, rates)
+        return "profile", figures, profile_table(name, profiled, rates), []
+
+    def job(self) -> _Part:
+        from jobs.bench.job import job_lines, measure_job
+
+        workload = build_workload("text", self._drawing)
+        figures = measure_job(workload, self._settings, self._checkpoint, self._progress)
+        wrong = []
+        is_float32 = self._settings.dtype == "float32"
+        if is_float32 and not figures["max_score_difference"] <= MAX_SCORE_DIFFERENCE:
+            wrong = [f"job: scores are {figures['max_score_difference']:.1e} off the bare engine's"]
+        return "job", figures, job_lines(figures), wrong
+
+    def memory(self) -> _Part:
+        from jobs.bench.job import measure_memory, memory_lines
+
+        figures = measure_memory(self._drawing, self._settings, self._checkpoint, self._progress)
+        return "memory", figures, memory_lines(figures), []
+
+    def preprocess(self) -> _Part:
+        from jobs.bench.preprocessing import measure_preprocessing, preprocessing_lines
+
+        self._progress("preprocess: pages on one core")
+        figures = measure_preprocessing(self._settings, self._checkpoint)
+        return "preprocess", figures, preprocessing_lines(figures), []
+
+    def _shape(self) -> ModelShape:
+        config = (self._checkpoint / "config.json").read_text(encoding="utf-8")
+        return ModelShape.of(json.loads(config))
+
+    def _rates(self, counted: Iterable[Counted]) -> MatmulRates:
+        """Of all shapes that the workloads need."""
+        self._progress("measuring the matmul rate")
+        linear: Counter[tuple[int, int]] = Counter()
+        for one in counted:
+            linear += flops_of("needed", one, self._shape()).linear
+        return _matmul_rates(self._settings, sorted(linear))
 
 
 class Progress:
@@ -76,27 +180,6 @@ def _checkpoint(settings: BenchSettings) -> Path:
     return build(settings.preset, settings.workdir / name, settings.seed, settings.device)
 
 
-def _scored(settings: BenchSettings, checkpoint: Path, progress: Progress) -> dict[str, Any]:
-    from jobs.bench.counting import count
-
-    workloads = [build_workload(name, _drawing(settings, checkpoint)) for name in settings.scored]
-    counted = {workload.name: count(workload, checkpoint) for workload in workloads}
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    shape = ModelShape.of(config)
-    progress("measuring the matmul rate")
-    rates = _matmul_rates(settings, counted, shape)
-    with PeerPool(settings, str(checkpoint)) as pool:
-        contenders = measure(workloads, settings, pool, progress)
-    figures: dict[str, Figures] = {}
-    progress.clear()
-    for workload in workloads:
-        own = [c for c in contenders if c.workload.name == workload.name]
-        figures[workload.name] = workload_figures(own, counted[workload.name], shape, rates)
-        print(f"{workload_table(workload.name, figures[workload.name])}\n")
-    print(f"{LEGEND}\n")
-    return {"workloads": figures, "matmul": _matmul_json(rates)}
-
-
 def _drawing(settings: BenchSettings, checkpoint: Path) -> Drawing:
     from tokenizers import Tokenizer
 
@@ -110,15 +193,9 @@ def _drawing(settings: BenchSettings, checkpoint: Path) -> Drawing:
     )
 
 
-def _matmul_rates(
-    settings: BenchSettings, counted: dict[str, Counted], shape: ModelShape
-) -> MatmulRates:
-    """Of all shapes that the workloads need."""
-    linear: Counter[tuple[int, int]] = Counter()
-    for one in counted.values():
-        linear += flops_of("needed", one, shape).linear
+def _matmul_rates(settings: BenchSettings, shapes: list[tuple[int, int]]) -> MatmulRates:
     argument = {
-        "shapes": sorted(linear),
+        "shapes": shapes,
         "device": settings.device,
         "dtype": settings.dtype,
         "threads": settings.threads,

@@ -49,7 +49,7 @@ class BenchSettings:
         _check("--preset", [self.preset], NAMES)
         _check("--workloads", self.workloads, (*SCORED, *OTHERS))
         _check("--peers", self.peers, PEERS)
-        _check("--peer-python", self.peer_pythons, PEERS)
+        _check("--peer-python", self.peer_pythons, (OURS, OURS_ONE, *PEERS))
         if self.profile is not None:
             _check("--profile", [self.profile], SCORED)
         for name in ("rounds", "scale", "page_tokens"):

@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from actors.config import DEFAULT_INSTRUCTION
 from actors.prompt import SYSTEM
-from jobs.bench.words import vocabulary, weights
+from jobs.bench.words import draw
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -59,9 +59,7 @@ def train_tokenizer() -> Tokenizer:
 
 def _corpus() -> list[str]:
     rng = random.Random("corpus")
-    sentences = [
-        " ".join(rng.choices(vocabulary(), weights(), k=20)) + " a." for _ in range(_NUM_SENTENCES)
-    ]
+    sentences = [" ".join(draw(rng, 20)) + " a." for _ in range(_NUM_SENTENCES)]
     prompt = f"{SYSTEM}\nuser\n<Instruct>: {DEFAULT_INSTRUCTION}<Query>:\n<Document>:NULL"
     times = ["<0.5 seconds>", "<12.5 seconds>"]
     return [*sentences, *[prompt, "yes", "no", "assistant\n", *times] * _NUM_PROMPTS]

@@ -3,9 +3,11 @@
 import random
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
 
 NUM_WORDS = 3_000
-_ONSETS = tuple("b br c ch d dr f g gr h l m n p pl r s sh st t tr v w".split())
+_ONSETS = ("b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "l", "m")
+_MORE_ONSETS = ("n", "p", "pl", "r", "s", "sh", "st", "t", "tr", "v", "w")
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _CODAS = ("", "", "l", "m", "n", "nd", "r", "s", "st", "t")
 _ZIPF_SHIFT = 20
@@ -19,15 +21,20 @@ def vocabulary() -> tuple[str, ...]:
     words: dict[str, None] = {}
     while len(words) < NUM_WORDS:
         syllables = (
-            rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+            rng.choice(_ONSETS + _MORE_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
             for _ in range(rng.choice((2, 2, 3, 3, 4)))
         )
         words["".join(syllables)] = None
     return tuple(words)
 
 
-def weights() -> list[float]:
-    return [1 / (rank + _ZIPF_SHIFT) for rank in range(NUM_WORDS)]
+@cache
+def cumulative_weights() -> list[float]:
+    return list(accumulate(1 / (rank + _ZIPF_SHIFT) for rank in range(NUM_WORDS)))
+
+
+def draw(rng: random.Random, number: int) -> list[str]:
+    return rng.choices(vocabulary(), cum_weights=cumulative_weights(), k=number)
 
 
 class WordSource:
@@ -40,13 +47,12 @@ class WordSource:
     def __init__(self, seed: str, count: Callable[[str], int]) -> None:
         self.rng = random.Random(seed)
         self._count = cache(count)
-        self._weights = weights()
 
     def text(self, num_tokens: int) -> str:
         """A text of exactly num_tokens tokens."""
         text, left = "", num_tokens
         while left > 0:
-            word = self.rng.choices(vocabulary(), self._weights)[0]
+            (word,) = draw(self.rng, 1)
             piece = f" {word}" if text else word
             if left <= 3:  # where words of several tokens may not fit any more
                 piece = " a" if text else "a"
