@@ -36,6 +36,17 @@ app = typer.Typer(
 app.command()(evaluate)
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def bench(context: typer.Context) -> None:
+    """Time this engine beside every other one that is installed; `bench --help` says how."""
+    from jobs.bench.__main__ import main as run_bench  # it runs without typer too
+
+    raise typer.Exit(run_bench(context.args))
+
+
 @app.command()
 def rerank(
     input: Annotated[

@@ -14,6 +14,7 @@ from jobs.bench.rounds import schedule
 from jobs.bench.settings import PEERS, BenchSettings
 from jobs.bench.tables import aligned
 from jobs.bench.workloads import Workload
+from jobs.cli import main as shardrank
 
 SETS = [{"query": {"text": "q"}, "instruction": None, "documents": [{"text": "a"}, {"text": "bb"}]}]
 WORKLOAD = Workload("text", SETS, [[0, 1]])
@@ -122,6 +123,11 @@ def test_a_wrong_score_of_ours_makes_the_exit_code_1(workdir, capfd):
 def test_a_wrong_command_is_one_sentence(arguments, sentence, capsys):
     assert main(["--device", "cpu", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_command_shardrank_bench_is_the_same(capsys):
+    assert shardrank(["bench", "--device", "cpu", "--rounds", "0"]) == 2
+    assert "--rounds must be above zero" in capsys.readouterr().err
 
 
 def contender(name: str, path: Path, budget_s: float | None = None) -> Contender:

@@ -1,4 +1,7 @@
-"""`python -m jobs.bench`: the command line of the benchmark. The same as `shardrank bench`."""
+"""`python -m jobs.bench`: the command line of the benchmark, the same as `shardrank bench`.
+
+argparse, because a bare machine with a GPU has torch and transformers, and nothing for the job.
+"""
 
 import argparse
 import sys

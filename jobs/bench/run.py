@@ -1,10 +1,12 @@
 """The benchmark from end to end: checkpoint, workloads, rounds, tables, one line of JSON."""
 
+import importlib.util
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,11 @@ def run_bench(settings: BenchSettings, command: list[str]) -> int:
         "seed": settings.seed,
     }
     faults: list[str] = []
-    for part in _Bench(settings, progress).parts():
+    for name, part in _Bench(settings, progress).parts():
         try:
-            name, figures, text, wrong = part()
+            figures, text, wrong = part()
         except PeerFailed as failure:
-            name, figures, text = part.__name__, None, ""
-            wrong = [f"{part.__name__}: {failure}"]
+            figures, text, wrong = None, "", [f"{name}: {failure}"]
         progress.clear()
         print(text, flush=True)
         report[name] = figures
@@ -54,8 +55,8 @@ def run_bench(settings: BenchSettings, command: list[str]) -> int:
     return 1 if faults else 0
 
 
-_Part = tuple[str, Any, str, list[str]]
-"""Name in the JSON object, figures, text, and what is wrong."""
+_Part = tuple[Any, str, list[str]]
+"""Figures for the JSON object, text, and what is wrong."""
 
 
 class _Bench:
@@ -67,19 +68,18 @@ class _Bench:
         self._checkpoint = _checkpoint(settings)
         self._drawing = _drawing(settings, self._checkpoint)
 
-    def parts(self) -> Iterator[Callable[[], _Part]]:
+    def parts(self) -> Iterator[tuple[str, Callable[[], _Part]]]:
+        """What the settings ask for, by its name in the JSON object."""
         settings = self._settings
         if settings.scored:
-            yield self.workloads
+            yield "workloads", self.workloads
         if settings.profile is not None:
-            yield self.profile
-        for name, part in (
-            ("job", self.job),
-            ("memory", self.memory),
-            ("preprocess", self.preprocess),
-        ):
+            yield "profile", self.profile
+        for name, part in (("job", self.job), ("memory", self.memory)):
             if name in settings.workloads:
-                yield part
+                yield name, part if _has_job() else partial(_not_measured, name)
+        if "preprocess" in settings.workloads:
+            yield "preprocess", self.preprocess
 
     def workloads(self) -> _Part:
         from jobs.bench.counting import count  # torch: seconds to import
@@ -99,7 +99,7 @@ class _Bench:
         }
         tables = [workload_table(name, one) for name, one in figures.items()]
         text = "\n\n".join([*tables, LEGEND]) + "\n"
-        return "workloads", figures, text, score_faults(figures, settings.dtype)
+        return figures, text, score_faults(figures, settings.dtype)
 
     def profile(self) -> _Part:
         from jobs.bench.counting import count
@@ -113,7 +113,7 @@ class _Bench:
         profiled = profile(workload, self._settings, self._checkpoint)
         figures: dict[str, Any] = {"workload": name, "matmul": _matmul_json(rates)}
         figures |= linear_summary(profiled, rates)
-        return "profile", figures, profile_table(name, profiled, rates), []
+        return figures, profile_table(name, profiled, rates), []
 
     def job(self) -> _Part:
         from jobs.bench.job import job_lines, measure_job
@@ -124,20 +124,20 @@ class _Bench:
         is_float32 = self._settings.dtype == "float32"
         if is_float32 and not figures["max_score_difference"] <= MAX_SCORE_DIFFERENCE:
             wrong = [f"job: scores are {figures['max_score_difference']:.1e} off the bare engine's"]
-        return "job", figures, job_lines(figures), wrong
+        return figures, job_lines(figures), wrong
 
     def memory(self) -> _Part:
         from jobs.bench.job import measure_memory, memory_lines
 
         figures = measure_memory(self._drawing, self._settings, self._checkpoint, self._progress)
-        return "memory", figures, memory_lines(figures), []
+        return figures, memory_lines(figures), []
 
     def preprocess(self) -> _Part:
         from jobs.bench.preprocessing import measure_preprocessing, preprocessing_lines
 
         self._progress("preprocess: pages on one core")
         figures = measure_preprocessing(self._settings, self._checkpoint)
-        return "preprocess", figures, preprocessing_lines(figures), []
+        return figures, preprocessing_lines(figures), []
 
     def _shape(self) -> ModelShape:
         config = (self._checkpoint / "config.json").read_text(encoding="utf-8")
@@ -169,6 +169,15 @@ class Progress:
     def clear(self) -> None:
         if self._is_terminal:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def _has_job() -> bool:
+    """Whether the packages of the job are here; a bare machine has only the engine's."""
+    return all(importlib.util.find_spec(name) for name in ("ray", "pyarrow", "typer"))
+
+
+def _not_measured(name: str) -> _Part:
+    return None, f"{name}: not measured: Ray is not installed here\n", []
 
 
 def _checkpoint(settings: BenchSettings) -> Path:
