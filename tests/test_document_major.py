@@ -19,17 +19,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from job_cases import MEDIA, plan_of, run_inline, score_rows, text_rows, write_sets, write_table
 from PIL import Image
+from rich.console import Console
 
 from actors.config import RerankerConfig
 from actors.preprocessor import Preprocessor
 from actors.scorer import Scorer
-from jobs.cli import main
-from jobs.documents import DocumentPlan, bucket_starts, plan_documents, unit_ends
+from jobs.cli import main, print_summary
+from jobs.documents import (
+    DocumentPlan,
+    DocumentUnit,
+    bucket_starts,
+    plan_documents,
+    unit_ends,
+)
 from jobs.engine import Engine
 from jobs.errors import JobError, UsageError
 from jobs.inputs import InputOptions
+from jobs.manifest import add_lookups
 from jobs.outputs import Output
 from jobs.parquet import Footer, RowGroup
+from jobs.parts import read_bucket, regroup, write_part
 from jobs.rerank import JobOptions, Summary, rerank
 from jobs.scores import lookups_of
 from jobs.storage import Location
@@ -248,6 +257,43 @@ def test_only_what_wanted_units_need_is_scored_again(tmp_path: Path) -> None:
         assert unit in units or not named & needed
 
 
+def part_of(output: Output, unit: DocumentUnit, places: list[int]) -> None:
+    """Write what scoring these places would give as a unit's part."""
+    rows = pa.table({"place": places, "logit": [0.5] * len(places), "score": [0.6] * len(places)})
+    for name in ("num_tokens", "num_visual_tokens", "is_truncated"):
+        rows = rows.append_column(name, pa.array([0] * len(places)))
+    for name in ("error_code", "error"):
+        rows = rows.append_column(name, pa.nulls(len(places)))
+    write_part(output, (0, 5, 10), unit, rows)
+
+
+def test_a_bucket_has_its_rows_of_all_parts_by_place(tmp_path: Path) -> None:
+    output = Output(Location.parse(str(tmp_path)))
+    units = [DocumentUnit(i, b"", 1, 3) for i in range(2)]
+    part_of(output, units[0], [7, 1, 9])
+    part_of(output, units[1], [4, 0, 2])
+    parts = [output.part_file(unit) for unit in units]
+    assert read_bucket(parts, 0)["place"].to_pylist() == [0, 1, 2, 4]
+    assert read_bucket(parts, 1)["place"].to_pylist() == [7, 9]
+    part_of(output, units[1], [4, 0, 1])
+    with pytest.raises(JobError, match="hold a pair twice"):
+        read_bucket(parts, 0)
+    Path(parts[0].path).write_bytes(b"PAR1 broken")
+    with pytest.raises(JobError, match=r"part-000000\.parquet cannot be read .* delete it"):
+        read_bucket(parts, 0)
+
+
+def test_a_pair_that_no_part_has_is_never_left_out(tmp_path: Path) -> None:
+    plan = plan_of(pages_and_queries(tmp_path, 4, 4, 2), order="document")
+    assert plan.documents is not None
+    output = Output(Location.parse(str(tmp_path / "out")))
+    part_of(output, plan.documents.units[0], [0, 1, 2])
+    parts = [output.part_file(plan.documents.units[0])]
+    with pytest.raises(JobError, match="the parts lack 5 pairs"):
+        regroup(output, plan.input, parts, 0, [(0, plan.units[0])])
+    assert not (tmp_path / "out" / "scores").exists()
+
+
 # The choice
 
 
@@ -343,21 +389,15 @@ class CachingScorer(standin.StandInScorer):
 
 
 class NotingScorer(standin.StandInScorer):
-    """A stand-in that notes how many pairs it scores, and stops the job before the limit."""
+    """A stand-in that notes how many pairs it scores."""
 
-    def __init__(self, log: Path, limit: int, config: RerankerConfig) -> None:
+    def __init__(self, log: Path, config: RerankerConfig) -> None:
         super().__init__(config)
         self._log = log
-        self._limit = limit
 
     def score(self, sets: list[Any]) -> Any:
-        scored = sum(map(int, self._log.read_text().split())) if self._log.exists() else 0
-        num_pairs = sum(prepared.num_pairs for prepared in sets)
-        if scored + num_pairs > self._limit:
-            time.sleep(1)  # what was scored before gets written
-            raise JobError("enough")
         with self._log.open("a") as stream:
-            stream.write(f"{num_pairs}\n")
+            stream.write(f"{sum(prepared.num_pairs for prepared in sets)}\n")
         return super().score(sets)
 
 
@@ -393,35 +433,60 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
     assert len(opened) == len(set(opened)) == 20
 
 
-def run_job(options: InputOptions, output: Path, log: Path, limit: int) -> Summary:
-    engine = Engine(standin.StandInPreprocessor, by_value(NotingScorer, log, limit))
+def run_job(options: InputOptions, output: Path, log: Path) -> Summary:
+    log.touch()
+    engine = Engine(standin.StandInPreprocessor, by_value(NotingScorer, log))
     return rerank(JobOptions(str(output), options, unit_pairs=12), CONFIG, engine)
+
+
+def num_scored(log: Path) -> int:
+    return sum(map(int, log.read_text().split()))
 
 
 def test_a_job_that_was_cut_goes_on_where_it_was(tmp_path: Path, ray_address: str) -> None:
     options = pages_and_queries(tmp_path, 20, 24, 5)
-    out, first, second = tmp_path / "out", tmp_path / "first", tmp_path / "second"
-    with pytest.raises(JobError, match="enough"):
-        run_job(options, out, first, 70)
-    parts = {path.name: path.read_bytes() for path in (out / "parts").glob("part-*")}
-    committed = sum(pq.read_metadata(out / "parts" / name).num_rows for name in parts)
-    assert 0 < committed <= 70 and not (out / "scores").exists()
-
+    out, log = tmp_path / "out", tmp_path / "log"
     blocker = out / "scores" / "part-000004.parquet"  # regrouping fails where this directory is
     blocker.mkdir(parents=True)
     with pytest.raises(JobError):
-        run_job(options, out, second, 120)
-    assert sum(map(int, second.read_text().split())) == 120 - committed
-    assert all((out / "parts" / name).read_bytes() == part for name, part in parts.items())
-    blocker.rmdir()
+        run_job(options, out, log)
+    parts = sorted((out / "parts").glob("part-*"))
+    assert len(parts) == 7 and num_scored(log) == 120
+
+    for path in (*parts[3:], *(out / "scores").glob("part-00000[0-3]*")):
+        path.unlink()  # as if the first phase had been cut after three parts
+    kept = {path: (path.stat().st_mtime_ns, pq.read_metadata(path).num_rows) for path in parts[:3]}
+    with pytest.raises(JobError):
+        run_job(options, out, tmp_path / "second")
+    assert num_scored(tmp_path / "second") == 120 - sum(rows for _, rows in kept.values())
+    assert all(path.stat().st_mtime_ns == mtime for path, (mtime, _) in kept.items())
+
+    blocker.rmdir()  # the second phase was cut after four score files
     written = {path: path.stat().st_mtime_ns for path in (out / "scores").iterdir()}
     assert len(written) == 4
-
-    summary = run_job(options, out, tmp_path / "third", limit=0)
+    summary = run_job(options, out, tmp_path / "third")
+    assert num_scored(tmp_path / "third") == 0
     assert not summary.was_finished and summary.manifest["job"]["order"] == "document"
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "manifest.json", "scores"]
     run_inline(plan_of(options, 12, order="query"), tmp_path / "inline")
     assert score_rows(out) == score_rows(tmp_path / "inline")
+    assert "vision_cache_hits" not in summary.manifest  # the stand-in has no such cache
     with pytest.raises(UsageError, match='order was "document" and is now "query"'):
         rerank(JobOptions(str(out), options, unit_pairs=12, order="query"), CONFIG)
+
+
+def test_the_vision_caches_lookups_are_counted_over_runs_and_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest: dict[str, Any] = {"num_queries": 1, "num_pairs": 1_200, "num_failed": 0}
+    manifest |= {"num_truncated": 0, "num_tokens": 9, "num_visual_tokens": 8, "seconds": 1.0}
+    manifest |= {"pairs_per_s": 1.0, "errors": {}}
+    print_summary(Summary("out", manifest), Console(width=120))
+    assert "vision cache" not in capsys.readouterr().out
+    add_lookups(manifest, 1_000, 50)
+    add_lookups(manifest, 140, 10)
+    print_summary(Summary("out", manifest), Console(width=120))
+    line = "1,140 of 1,200 lookups hit (95.0%), 60 visuals encoded"
+    assert line in capsys.readouterr().out
+    assert manifest["vision_cache_hit_rate"] == 0.95

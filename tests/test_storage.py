@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.storage import Location, list_files, read_bytes, remove_leftovers, write_atomically
+from jobs.storage import (
+    Location,
+    list_files,
+    read_bytes,
+    remove_directory,
+    remove_leftovers,
+    write_atomically,
+)
 
 
 def names(uri: str) -> list[str]:
@@ -55,3 +62,18 @@ def test_s3_is_reached_by_the_usual_variables(
     assert names("s3://bucket/by-variable") == ["a.parquet"]
     assert read_bytes(place.child("a.parquet")) == b"content"
     assert not place.child("b").exists()
+
+
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_a_directory_is_removed_with_what_it_holds_and_nothing_else(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    base = str(tmp_path) if store == "local" else "s3://bucket/removing"
+    place = Location.parse(base)
+    for name in ("parts/a.parquet", "parts/b.parquet", "scores/a.parquet"):
+        write_atomically(place.child(name), b"content")
+    for _ in range(2):  # the second time there is nothing
+        remove_directory(place.child("parts"))
+        assert [found.path for found, _ in list_files(place)] == [f"{place.path}/scores/a.parquet"]
+    assert not place.child("parts").exists()
