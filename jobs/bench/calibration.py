@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -65,7 +66,9 @@ def _centred(direction: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 
 def _write_rows(directory: Path, name: str, rows: list[int], values: torch.Tensor) -> None:
     for file in sorted(directory.glob("*.safetensors")):
-        tensors = load_file(file)
-        if name in tensors:
+        with safe_open(file, "pt") as opened:
+            is_there = name in opened.keys()  # noqa: SIM118  (no mapping)
+        if is_there:
+            tensors = load_file(file)
             tensors[name][rows] = values.to(tensors[name].dtype)
             save_file(tensors, file, metadata={"format": "pt"})

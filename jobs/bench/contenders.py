@@ -14,8 +14,14 @@ from jobs.bench.workloads import Workload
 
 _WARM_UP = (2, 4)
 """Queries and documents of each."""
+_FEW_PAIRS = 16
+"""Enough to tell about how long a pair takes."""
 _TRIAL_PAIRS = 64
 """Two batches of the largest size tried."""
+_ALONE = ("one_by_one", "padded", "sorted_padded")
+"""Work in which pairs or batches have nothing to do with one another: fewer are not slower each."""
+_PATIENCE, _PATIENCE_S = 5.0, 300.0
+"""With a time limit, an answer may take so many times the whole budget, and some more."""
 
 
 @dataclass(slots=True)
@@ -61,9 +67,11 @@ class Contender:
             self._introduce(process.introduction)
             sizes = process.introduction["batch_sizes"]
             self._warm_up(process)
-            if sizes or self.budget_s is not None:
+            can_shorten = self.budget_s is not None and self.work.startswith(_ALONE)
+            if sizes or can_shorten:
                 seconds_per_pair = self._trials(process, sizes)
-                self._shorten(seconds_per_pair * rounds)
+                if can_shorten:
+                    self._shorten(seconds_per_pair * rounds)
         except PeerFailed as failure:
             self.failure = str(failure)
 
@@ -98,7 +106,7 @@ class Contender:
 
     def _trials(self, process: PeerProcess, sizes: list[int]) -> float:
         """Seconds of a pair on a part of the workload, with the best batch size, which is kept."""
-        part = self.workload.part(_TRIAL_PAIRS)
+        part = self.workload.part(_TRIAL_PAIRS if sizes else _FEW_PAIRS)
         tried: list[int | None] = [*sizes] or [None]
         seconds: dict[int | None, float] = {}
         for size in tried:
@@ -111,14 +119,15 @@ class Contender:
         return seconds[self.batch_size] / part.num_pairs
 
     def _shorten(self, seconds_of_a_pair: float) -> None:
-        """Only where pairs or batches are alone, so that fewer of them are not slower each."""
-        if self.budget_s is None or not self.work.startswith(("one_by_one", "padded", "sorted")):
-            return
+        """As many pairs as fit the budget, but never fewer than the trial's."""
+        assert self.budget_s is not None
+        fewest = _FEW_PAIRS if self.batch_size is None else _TRIAL_PAIRS
         fitting = int(self.budget_s / seconds_of_a_pair)
-        self.timed = self.workload.part(max(fitting, min(_TRIAL_PAIRS, self.workload.num_pairs)))
+        self.timed = self.workload.part(max(fitting, min(fewest, self.workload.num_pairs)))
 
     def _ask(self, process: PeerProcess, workload: Workload) -> dict[str, Any]:
-        answer = process.ask(workload.save(self.directory), self.batch_size, None)
+        timeout_s = None if self.budget_s is None else _PATIENCE * self.budget_s + _PATIENCE_S
+        answer = process.ask(workload.save(self.directory), self.batch_size, timeout_s)
         expected = [len(one["documents"]) for one in workload.sets]
         if [len(scores) for scores in answer["scores"]] != expected:
             raise PeerFailed("it answered with another number of scores than there are pairs")

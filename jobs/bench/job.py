@@ -14,7 +14,7 @@ from typing import Any
 from jobs.bench.peers.usage import descendants, status_bytes
 from jobs.bench.pool import PeerPool
 from jobs.bench.processes import ROOT, PeerFailed
-from jobs.bench.rounds import Progress
+from jobs.bench.progress import Progress
 from jobs.bench.settings import OURS, BenchSettings
 from jobs.bench.workloads import Drawing, Workload, build_workload
 
@@ -128,7 +128,12 @@ def _run_job(
     log = output.with_suffix(".log")
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
-        memory = _watch(process)
+        try:
+            memory = _watch(process)
+        finally:
+            if process.poll() is None:  # interrupted: Ray is stopped by its driver
+                process.terminate()
+                process.wait()
     if process.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no message"]
         raise PeerFailed(f"the job ended with code {process.returncode}: {lines[-1]}")

@@ -7,14 +7,19 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.bench.flops import Flops, LinearShape
+from jobs.bench.processes import run_once
+from jobs.bench.settings import BenchSettings
 
 if TYPE_CHECKING:
     import torch
 
 ROWS = (256, 1_024, 4_096)
+CUDA_ROWS = (*ROWS, 16_384)
+_CUDA_CALLS = 10
+"""Between two synchronisations, which would otherwise be part of a short product's time."""
 _SECONDS_OF_A_PASS = 0.03
 _NUM_PASSES = 4
 """Apart in time, so that a moment in which something else runs does not count."""
@@ -29,11 +34,42 @@ class MatmulRates:
     def best(self, shape: LinearShape) -> float:
         return max(self.rates[shape].values())
 
+    def described(self) -> list[dict[str, Any]]:
+        """For the JSON object."""
+        return [
+            {
+                "inputs": inputs,
+                "outputs": outputs,
+                "gflops_per_s_by_rows": {
+                    rows: round(rate / 1e9, 1) for rows, rate in by_rows.items()
+                },
+            }
+            for (inputs, outputs), by_rows in self.rates.items()
+        ]
+
     def seconds(self, flops: Flops) -> float:
         """What the FLOPs take at these rates; attention at the mean rate of the linear layers."""
         linear = sum(amount / self.best(shape) for shape, amount in flops.linear.items())
         total = float(flops.linear.total())
         return linear * (1 + flops.attention / total) if total else 0.0
+
+
+def rates_of_machine(shapes: list[LinearShape], settings: BenchSettings) -> MatmulRates:
+    """Measured in a process of its own, with as many threads as everybody. Raises PeerFailed."""
+    argument = {
+        "shapes": shapes,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "threads": settings.threads,
+    }
+    log = settings.workdir / "logs" / "matmul.log"
+    answer = run_once("jobs.bench.matmul", argument, settings.threads, log)
+    return MatmulRates(
+        {
+            (inputs, outputs): {int(rows): rate for rows, rate in by_rows.items()}
+            for inputs, outputs, by_rows in answer
+        }
+    )
 
 
 def measure_rates(
@@ -44,11 +80,12 @@ def measure_rates(
     if threads is not None:
         torch.set_num_threads(threads)
     kind = getattr(torch, dtype)
-    best = {shape: dict.fromkeys(ROWS, 0.0) for shape in shapes}
+    all_rows = CUDA_ROWS if device.startswith("cuda") else ROWS
+    best = {shape: dict.fromkeys(all_rows, 0.0) for shape in shapes}
     for _ in range(_NUM_PASSES):
         for (inputs, outputs), by_rows in best.items():
             weight = torch.randn(outputs, inputs, device=device).to(kind)
-            for rows in ROWS:
+            for rows in all_rows:
                 seconds = _best_seconds(torch.randn(rows, inputs, device=device).to(kind), weight)
                 by_rows[rows] = max(by_rows[rows], 2 * rows * inputs * outputs / seconds)
     return best
@@ -57,13 +94,15 @@ def measure_rates(
 def _best_seconds(states: "torch.Tensor", weight: "torch.Tensor") -> float:
     import torch
 
+    calls = _CUDA_CALLS if states.is_cuda else 1
     best, started, repeats = float("inf"), time.perf_counter(), 0
     while repeats < 2 or time.perf_counter() - started < _SECONDS_OF_A_PASS:
         before = time.perf_counter()
-        torch.nn.functional.linear(states, weight)
+        for _ in range(calls):
+            torch.nn.functional.linear(states, weight)
         if states.is_cuda:
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - before)
+        best = min(best, (time.perf_counter() - before) / calls)
         repeats += 1
     return best
 

@@ -47,6 +47,10 @@ class PeerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """An interrupted one does not wait for what its peers are computing."""
+        if error is not None:
+            for process in self._processes.values():
+                process.kill()
         self.close()
 
     def _start(self, name: str) -> PeerProcess:

@@ -3,6 +3,7 @@
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -60,15 +61,22 @@ class PeerProcess:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """Closing stdin ends it; what does not end is killed, with nothing of it left behind."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        """Closing stdin ends it; what does not end is killed, with whatever it started."""
+        assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
-        try:
-            self._process.wait(_END_TIMEOUT_S if self._process.poll() is None else 0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_TIMEOUT_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """At once, the whole process group."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with suppress(OSError):
+            self._process.stdin.close()
         self._process.stdout.close()
 
     def __enter__(self) -> "PeerProcess":
@@ -80,14 +88,14 @@ class PeerProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close() if error is None else self.kill()
 
     def _read(self, timeout_s: float | None) -> dict[str, Any]:
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout_s):
-                self._process.kill()
+                self.kill()
                 raise PeerFailed(f"no answer within {timeout_s:.0f} s")
         line = self._process.stdout.readline()
         if not line:
@@ -104,7 +112,10 @@ def start(
     threads: int | None,
     errors: Any,
 ) -> "subprocess.Popen[bytes]":
-    """`python -m module JSON` with our packages on its path and its threads limited."""
+    """`python -m module JSON` with our packages on its path and its threads limited.
+
+    It leads a process group of its own, so that it can be ended with all that it starts.
+    """
     environment = dict(os.environ, PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
     if threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -116,6 +127,7 @@ def start(
         stderr=errors,
         env=environment,
         cwd=ROOT,
+        start_new_session=True,
     )
 
 
@@ -124,7 +136,11 @@ def run_once(module: str, argument: dict[str, Any], threads: int | None, log: Pa
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:
         process = start(module, argument, sys.executable, threads, errors)
-        output, _ = process.communicate()
+        try:
+            output, _ = process.communicate()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
         raise PeerFailed(f"{module} ended with code {process.returncode}: {_last_line(log)}")
     return json.loads(output.splitlines()[-1])

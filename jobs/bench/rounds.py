@@ -1,13 +1,12 @@
 """All contenders on all workloads: prepared, then timed in rounds that take turns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from jobs.bench.contenders import Contender
 from jobs.bench.pool import PeerPool
+from jobs.bench.progress import Progress
 from jobs.bench.settings import OURS, OURS_ONE, BenchSettings
 from jobs.bench.workloads import Workload
-
-Progress = Callable[[str], None]
 
 
 def measure(

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,9 +10,10 @@ from typing import Any
 
 from jobs.bench.flops import ModelShape
 from jobs.bench.machine import describe_machine
-from jobs.bench.matmul import MatmulRates
+from jobs.bench.matmul import MatmulRates, rates_of_machine
 from jobs.bench.pool import PeerPool
-from jobs.bench.processes import PeerFailed, run_once
+from jobs.bench.processes import PeerFailed
+from jobs.bench.progress import Progress
 from jobs.bench.results import score_faults, workload_figures
 from jobs.bench.rounds import measure
 from jobs.bench.settings import MAX_SCORE_DIFFERENCE, BenchSettings
@@ -62,7 +61,7 @@ _Part = tuple[Any, str, list[str]]
 class _Bench:
     """The checkpoint and what is measured on it."""
 
-    def __init__(self, settings: BenchSettings, progress: "Progress") -> None:
+    def __init__(self, settings: BenchSettings, progress: Progress) -> None:
         self._settings = settings
         self._progress = progress
         self._checkpoint = _checkpoint(settings)
@@ -111,7 +110,7 @@ class _Bench:
         rates = self._rates([count(workload, self._checkpoint)])
         self._progress(f"profiling ours on {name}")
         profiled = profile(workload, self._settings, self._checkpoint)
-        figures: dict[str, Any] = {"workload": name, "matmul": _matmul_json(rates)}
+        figures: dict[str, Any] = {"workload": name, "matmul": rates.described()}
         figures |= linear_summary(profiled, rates)
         return figures, profile_table(name, profiled, rates), []
 
@@ -149,26 +148,7 @@ class _Bench:
         linear: Counter[tuple[int, int]] = Counter()
         for one in counted:
             linear += flops_of("needed", one, self._shape()).linear
-        return _matmul_rates(self._settings, sorted(linear))
-
-
-class Progress:
-    """One line on stderr, rewritten on a terminal; where it is a file, a line for each step."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._started = time.monotonic()
-
-    def __call__(self, step: str) -> None:
-        line = f"{time.monotonic() - self._started:6.0f} s  {step}"
-        if self._is_terminal:
-            print(f"\r\x1b[2K{line[:110]}", end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._is_terminal:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+        return rates_of_machine(sorted(linear), self._settings)
 
 
 def _has_job() -> bool:
@@ -200,30 +180,3 @@ def _drawing(settings: BenchSettings, checkpoint: Path) -> Drawing:
         media=settings.workdir / "media",
         count=lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
     )
-
-
-def _matmul_rates(settings: BenchSettings, shapes: list[tuple[int, int]]) -> MatmulRates:
-    argument = {
-        "shapes": shapes,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
-    }
-    log = settings.workdir / "logs" / "matmul.log"
-    answer = run_once("jobs.bench.matmul", argument, settings.threads, log)
-    return MatmulRates(
-        {
-            (inputs, outputs): {int(rows): rate for rows, rate in by_rows.items()}
-            for inputs, outputs, by_rows in answer
-        }
-    )
-
-
-def _matmul_json(rates: MatmulRates) -> list[dict[str, Any]]:
-    return [
-        {"inputs": shape[0], "outputs": shape[1], "gflops_per_s_by_rows": by_rows}
-        for shape, by_rows in (
-            (shape, {rows: round(rate / 1e9, 1) for rows, rate in by_rows.items()})
-            for shape, by_rows in rates.rates.items()
-        )
-    ]
