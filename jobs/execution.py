@@ -193,8 +193,8 @@ def _own_error(error: BaseException) -> JobError:
     sentence = type(error).__name__
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, JobError):
-            return seen
+        if isinstance(seen, JobError) and not isinstance(seen, RayError):
+            return seen  # Ray's error is one of ours too, but says the whole traceback
         if type(seen) is not UserCodeException:  # which says how to configure Ray, not what failed
             sentence = _last_line(str(seen)) or sentence
         seen = getattr(seen, "cause", None) or seen.__cause__

@@ -1,0 +1,24 @@
+from ray.exceptions import RayTaskError, UserCodeException
+
+from jobs.errors import JobError
+from jobs.execution import _own_error
+
+TRACEBACK = """Traceback (most recent call last):
+  File "scorer.py", line 7, in score
+ValueError: the scorer's own sentence
+
+The above exception was the direct cause of the following exception:
+
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+To change retry attempts, configure Ray."""
+
+
+def test_what_failed_is_said_and_not_how_to_configure_ray() -> None:
+    cause = UserCodeException("UDF failed to process a data block.\nTo change retry attempts, ...")
+    error = RayTaskError("score", TRACEBACK, cause).as_instanceof_cause()
+    assert str(_own_error(error)) == "a worker failed: ValueError: the scorer's own sentence"
+
+
+def test_our_own_error_comes_out_as_it_was() -> None:
+    error = RayTaskError("score", "", JobError("ours")).as_instanceof_cause()
+    assert str(_own_error(error)) == "ours"
