@@ -20,7 +20,11 @@ PINNED = dict(
 
 
 def requirements() -> list[Requirement]:
-    texts = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    """All but those of the extra `peers`, which no test needs and .venv does not have."""
+    extras = [
+        names for extra, names in PROJECT["optional-dependencies"].items() if extra != "peers"
+    ]
+    texts = [*PROJECT["dependencies"], *sum(extras, [])]
     return [each for each in map(Requirement, texts) if each.name != PROJECT["name"]]
 
 
