@@ -73,6 +73,10 @@ class Vllm:
         self._forget()
         return score_by_instruction(sets, self._score)
 
+    def close(self) -> None:
+        """Without it the exit of this process waits for vLLM's own for ever."""
+        self._llm.llm_engine.engine_core.shutdown()
+
     def _forget(self) -> None:
         """The caches outlive a call; a workload that is timed again must not find its own."""
         self._llm.reset_mm_cache()
