@@ -103,6 +103,16 @@ def test_a_checkpoint_is_built_once_and_the_same_for_the_same_seed(checkpoint, t
     assert (build("tiny", tmp_path) / "model.safetensors").read_bytes() == weights
 
 
+def test_a_checkpoint_in_shards_is_the_same_checkpoint(checkpoint, tmp_path):
+    build("tiny", tmp_path, max_shard_bytes=300_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    whole, sharded = (
+        Reranker(str(path), device="cpu", dtype="float32").score("a query", ["a document"])
+        for path in (checkpoint, tmp_path)
+    )
+    assert whole == pytest.approx(sharded, abs=1e-6)
+
+
 def test_scores_of_a_random_checkpoint_spread(checkpoint):
     words = WordSource("test", count)
     sets = [

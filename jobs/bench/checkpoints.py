@@ -20,13 +20,18 @@ from jobs.bench.presets import PRESETS, Preset
 from jobs.bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 _FINISHED = ".finished"
-_MAX_SHARD_BYTES = 4 << 30
 _VOCAB_MULTIPLE = 64
 _QUERY_SHARPNESS = 2.5
 """Of q_norm: attention that picks few tokens, so that the last one depends on the document."""
 
 
-def build(preset: str, directory: Path, seed: int = 0, device: str = "cpu") -> Path:
+def build(
+    preset: str,
+    directory: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    max_shard_bytes: int = 4 << 30,
+) -> Path:
     """Write a checkpoint, or leave the finished one that is there. Weights are made on `device`."""
     finished = directory / _FINISHED
     if finished.exists():
@@ -39,7 +44,7 @@ def build(preset: str, directory: Path, seed: int = 0, device: str = "cpu") -> P
         _write_json(directory / name, content)
     if importlib.util.find_spec("jobs.bench.peer_files") is not None:
         importlib.import_module("jobs.bench.peer_files").write_peer_files(directory)
-    _save_weights(directory, config, seed, device)
+    _save_weights(directory, config, seed, device, max_shard_bytes)
     centre_scores(directory, device)
     finished.touch()
     return directory
@@ -126,11 +131,14 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _save_weights(directory: Path, config: dict[str, Any], seed: int, device: str) -> None:
-    """One file, or shards of at most 4 GB with their index, one shard in memory at a time."""
+def _save_weights(
+    directory: Path, config: dict[str, Any], seed: int, device: str, max_shard_bytes: int
+) -> None:
+    """One file, or shards with their index, one shard in memory at a time."""
     shapes = _shapes(config)
     dtype: torch.dtype = getattr(torch, config["dtype"])
-    shards = _shards({name: dtype.itemsize * math.prod(shape) for name, shape in shapes.items()})
+    sizes = {name: dtype.itemsize * math.prod(shape) for name, shape in shapes.items()}
+    shards = _shards(sizes, max_shard_bytes)
     generator = torch.Generator(device).manual_seed(seed)
     index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -158,11 +166,11 @@ def _shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
     return {name: state[name].shape for name in sorted(state)}
 
 
-def _shards(sizes: dict[str, int]) -> list[list[str]]:
+def _shards(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = []
-    filled = _MAX_SHARD_BYTES
+    filled = max_bytes
     for name, size in sizes.items():
-        if filled + size > _MAX_SHARD_BYTES:
+        if filled + size > max_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
