@@ -4,8 +4,6 @@ Random, but alive: activations keep their size from layer to layer, and scores s
 so that comparing the scores of two implementations says something.
 """
 
-import importlib
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from jobs.bench.calibration import centre_scores
+from jobs.bench.peer_files import write_peer_files
 from jobs.bench.presets import PRESETS, Preset
 from jobs.bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -40,10 +39,9 @@ def build(
     tokenizer = train_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
     config = config_of(PRESETS[preset], tokenizer)
-    for name, content in _settings(config, tokenizer).items():
-        _write_json(directory / name, content)
-    if importlib.util.find_spec("jobs.bench.peer_files") is not None:
-        importlib.import_module("jobs.bench.peer_files").write_peer_files(directory)
+    _write_json(directory / "config.json", config)
+    _write_json(directory / "generation_config.json", _generation_config(config))
+    write_peer_files(directory)
     _save_weights(directory, config, seed, device, max_shard_bytes)
     centre_scores(directory, device)
     finished.touch()
@@ -76,58 +74,11 @@ def config_of(preset: Preset, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _settings(config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    text = config["text_config"]
-    pixels = {
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
+def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "config.json": config,
-        "generation_config.json": {
-            "bos_token_id": text["bos_token_id"],
-            "eos_token_id": text["eos_token_id"],
-            "transformers_version": config["transformers_version"],
-        },
-        "tokenizer_config.json": _tokenizer_config(tokenizer),
-        "preprocessor_config.json": pixels
-        | {
-            "min_pixels": 4_096,
-            "max_pixels": 1_843_200,
-            "size": {"shortest_edge": 4_096, "longest_edge": 1_843_200},
-            "image_processor_type": "Qwen2VLImageProcessorFast",
-        },
-        "video_preprocessor_config.json": pixels
-        | {
-            "size": {"shortest_edge": 4_096, "longest_edge": 25_165_824},
-            "video_processor_type": "Qwen3VLVideoProcessor",
-        },
-    }
-
-
-def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    return {
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "added_tokens_decoder": {
-            str(tokenizer.token_to_id(token)): {"content": token, **flags, "special": True}
-            for token in SPECIAL_TOKENS
-        },
-        "additional_special_tokens": SPECIAL_TOKENS[1:],
-        "bos_token": None,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>",
-        "errors": "replace",
-        "model_max_length": 262_144,
-        "pad_token": "<|endoftext|>",
-        "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
-        "unk_token": None,
+        "bos_token_id": config["text_config"]["bos_token_id"],
+        "eos_token_id": config["text_config"]["eos_token_id"],
+        "transformers_version": config["transformers_version"],
     }
 
 
