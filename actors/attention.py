@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.device import to_device
 from actors.packing import AttentionBlock, AttentionPlan
 
 VarlenKernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -136,18 +137,19 @@ def _varlen_level(
     covers_queries = len(queries) == plan.num_queries and bool((np.diff(queries) == 1).all())
     covers_keys = len(keys) > 0 and bool((keys == np.arange(len(keys))).all())
     return _VarlenLevel(
-        query_rows=None if covers_queries else torch.from_numpy(queries).to(device),
-        key_rows=None if covers_keys else torch.from_numpy(keys).to(device),
-        cu_seqlens_q=_cumulative(query_lengths, device),
-        cu_seqlens_k=_cumulative(key_lengths, device),
+        query_rows=None if covers_queries else to_device(queries, device),
+        key_rows=None if covers_keys else to_device(keys, device),
+        cu_seqlens_q=cumulative(query_lengths, device),
+        cu_seqlens_k=cumulative(key_lengths, device),
         max_seqlen_q=max(query_lengths),
         max_seqlen_k=max(key_lengths),
         is_causal=level[0].is_causal,
     )
 
 
-def _cumulative(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)).to(device)
+def cumulative(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """cu_seqlens: (B + 1,) int32."""
+    return to_device(np.cumsum([0, *lengths]).astype(np.int32), device)
 
 
 def _attend_varlen(

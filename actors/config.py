@@ -103,6 +103,11 @@ class RerankerConfig:
     special_tokens: "neutralize" reads `<|im_end|>` typed in a text as plain characters;
         "official" lets it act as the special token, as the official scorer does.
     max_batch_tokens: tokens of one packed forward; None chooses by device and free memory.
+    feature_cache_bytes, host_feature_cache_bytes: vision features kept on the device, and of a
+        GPU's those that had to leave it on the host.
+    quantization: "fp8" rounds the decoder's linear layers to float8 (by row, dynamically), which
+        moves scores; for GPUs that multiply fp8, a CPU imitates it.
+    compile: torch.compile for the layers' parts; None: on CUDA only.
     media_root: relative media paths start here and no local path may leave it; None: any local
         path, relative ones from the working directory.
     """
@@ -120,6 +125,9 @@ class RerankerConfig:
     max_text_chars: int = 1_000_000
     max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
     feature_cache_bytes: int = 1 << 30
+    host_feature_cache_bytes: int = 4 << 30
+    quantization: Literal["none", "fp8"] = "none"
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "instruction"):
@@ -133,11 +141,13 @@ class RerankerConfig:
         for name in ("max_text_chars", "max_decoded_pixels"):
             value = getattr(self, name)
             _check_limit(name, 0 if value is None else value)
-        if not isinstance(self.feature_cache_bytes, int) or self.feature_cache_bytes < 0:
-            raise ValueError(
-                f"feature_cache_bytes must be a whole number and not negative, "
-                f"got {self.feature_cache_bytes!r}"
-            )
+        _check_choice("quantization", self.quantization, ("none", "fp8"))
+        for name in ("feature_cache_bytes", "host_feature_cache_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a whole number and not negative, got {value!r}")
+        if self.compile not in (None, True, False):
+            raise ValueError(f"compile must be True, False or None, got {self.compile!r}")
 
     def resolve(self, checkpoint: Path) -> "RerankerConfig":
         """Fill every option: this config, then `reranker.json` of the checkpoint, then official."""

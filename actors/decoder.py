@@ -1,24 +1,46 @@
 """The language model on a packed batch, to the hidden states of the last tokens, no further.
 
-transformers' own weights, layer by layer; no padding, no logits, no cache. In the last layer only
-the last tokens get queries, an MLP and a norm. Source: transformers' Qwen3VLTextModel.
+transformers' own weights, layer by layer; no padding, no logits. In the last layer only the last
+tokens get queries, an MLP and a norm. Source: transformers' Qwen3VLTextModel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from actors.attention import PackedAttention, kernel_for
+from actors.device import maybe_compiled, to_device
+from actors.linear import Weight, linear, quantize_rows
 from actors.packing import PackedBatch, attention_plan, last_token_plan
 from actors.vision import rotate
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
+class LayerWeights(NamedTuple):
+    """Tensors and numbers alone, so that one compiled graph serves every layer."""
+
+    input_norm: torch.Tensor
+    query: Weight
+    key: Weight
+    value: Weight
+    query_norm: torch.Tensor  # (D,)
+    key_norm: torch.Tensor  # (D,)
+    output: Weight
+    post_norm: torch.Tensor
+    gate: Weight
+    up: Weight
+    down: Weight
+    epsilon: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Rope:
-    cos: torch.Tensor  # (T, 1, D) float32
+    cos: torch.Tensor  # (T, 1, D / 2) float32
     sin: torch.Tensor
 
     def __getitem__(self, rows: torch.Tensor) -> "_Rope":
@@ -26,76 +48,144 @@ class _Rope:
 
 
 class Decoder:
-    """Wraps a loaded Qwen3VLTextModel; the weights stay its own."""
+    """Wraps a loaded Qwen3VLTextModel; the weights stay its own, but for fp8.
 
-    def __init__(self, language_model: Any) -> None:
-        self._model = language_model
+    is_compiled: the parts of a layer before and after attention are compiled, for any number of
+    tokens, on first use.
+    """
+
+    def __init__(
+        self, language_model: Any, is_fp8: bool = False, is_compiled: bool = False
+    ) -> None:
+        self._embedding = language_model.embed_tokens
+        self._norm = language_model.norm
+        self._layers = [_layer_weights(layer, is_fp8) for layer in language_model.layers]
         rotary = language_model.rotary_emb
         self._inverse_frequencies = rotary.inv_freq.float()
         self._rope_scale = float(rotary.attention_scaling)
         self._axes = _axis_of_frequency(len(self._inverse_frequencies), rotary.mrope_section)
-        self._head_dim = language_model.layers[0].self_attn.head_dim
+        self._keys_values = maybe_compiled(_keys_values, is_compiled)
+        self._queries = maybe_compiled(_queries, is_compiled)
+        self._finish = maybe_compiled(_finish, is_compiled)
 
-    def last_hidden(self, batch: PackedBatch, features: torch.Tensor | None) -> torch.Tensor:
-        """(P, hidden): the normed state of each pair's last token.
+    def last_hidden(
+        self,
+        batch: PackedBatch,
+        features: torch.Tensor | None,
+        feature_rows: torch.Tensor | None,
+        cached: Sequence[KeyValue] = (),
+        kept_rows: np.ndarray | None = None,
+    ) -> tuple[torch.Tensor, tuple[KeyValue, ...]]:
+        """(P, hidden), the normed state of each pair's last token, and what was kept.
 
-        features: (N, levels, hidden) of the batch's visuals end to end, None where it has none.
+        features: (N, levels, hidden) of visuals, feature_rows: (V,) which of them each of the
+            batch's visual tokens has; None where there are none.
+        cached: each layer's keys and values of the batch's num_cached first tokens, or more.
+        kept_rows: the key rows whose keys and values are returned, by layer.
         """
-        embedding = self._model.embed_tokens
-        device, dtype = embedding.weight.device, embedding.weight.dtype
-        hidden = embedding(torch.from_numpy(batch.input_ids).to(device))
-        visual_rows = torch.from_numpy(batch.visual_rows).to(device)
+        weight = self._embedding.weight
+        device, dtype = weight.device, weight.dtype
+        hidden = self._embedding(to_device(batch.input_ids, device))
+        visual_rows = to_device(batch.visual_rows, device)
         if features is not None:
-            features = features[torch.from_numpy(batch.visual_tokens).to(device)]
-            hidden[visual_rows] = features[:, 0]
-        rope = self._rope(torch.from_numpy(batch.position_ids).to(device))
+            hidden[visual_rows] = features[feature_rows, 0]
+        rope = self._rope(to_device(batch.position_ids, device))
         kernel = kernel_for(device, dtype)
         attention = PackedAttention(attention_plan(batch), device, kernel)
-        *layers, last_layer = self._model.layers
-        for index, layer in enumerate(layers):
-            hidden = self._layer(layer, hidden, rope, attention)
-            if features is not None and index + 1 < features.shape[1]:
-                hidden[visual_rows] += features[:, index + 1]
         rows, pair_row = np.unique(batch.last_rows, return_inverse=True)
         last_attention = PackedAttention(last_token_plan(batch, rows), device, kernel)
-        last = torch.from_numpy(rows).to(device)
-        hidden = self._layer(last_layer, hidden, rope, last_attention, last)
-        return _norm(self._model.norm, hidden)[torch.from_numpy(pair_row).to(device)]
-
-    def _layer(
-        self,
-        layer: Any,
-        hidden: torch.Tensor,
-        rope: _Rope,
-        attention: PackedAttention,
-        rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """One decoder layer on all tokens, or with `rows` on those alone (all tokens as keys)."""
-        attn = layer.self_attn
-        normed = _norm(layer.input_layernorm, hidden)
-        key = rotate(_norm(attn.k_norm, self._heads(attn.k_proj(normed))), rope.cos, rope.sin)
-        value = self._heads(attn.v_proj(normed))
-        if rows is not None:
-            hidden, normed, rope = hidden[rows], normed[rows], rope[rows]
-        query = rotate(_norm(attn.q_norm, self._heads(attn.q_proj(normed))), rope.cos, rope.sin)
-        hidden = hidden + attn.o_proj(attention(query, key, value).flatten(1))
-        normed = _norm(layer.post_attention_layernorm, hidden)
-        gated = functional.silu(layer.mlp.gate_proj(normed)).mul_(layer.mlp.up_proj(normed))
-        return hidden + layer.mlp.down_proj(gated)
-
-    def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.view(len(states), -1, self._head_dim)
+        last = to_device(rows, device)
+        kept_on_device = None if kept_rows is None else to_device(kept_rows, device)
+        kept: list[KeyValue] = []
+        for index, weights in enumerate(self._layers):
+            normed, key, value = self._keys_values(hidden, rope.cos, rope.sin, weights)
+            if batch.num_cached:
+                before_key, before_value = cached[index]
+                key = torch.cat((before_key[: batch.num_cached], key))
+                value = torch.cat((before_value[: batch.num_cached], value))
+            if kept_on_device is not None:
+                kept.append((key[kept_on_device], value[kept_on_device]))
+            if index == len(self._layers) - 1:
+                hidden, normed, rope, attention = (
+                    hidden[last],
+                    normed[last],
+                    rope[last],
+                    last_attention,
+                )
+            query = self._queries(normed, rope.cos, rope.sin, weights)
+            hidden = self._finish(hidden, attention(query, key, value), weights)
+            if features is not None and index + 1 < features.shape[1]:
+                hidden[visual_rows] += features[feature_rows, index + 1]
+        states = _rms_norm(hidden, self._norm.weight, self._norm.variance_epsilon)
+        return states[to_device(pair_row, device)], tuple(kept)
 
     def _rope(self, position_ids: torch.Tensor) -> _Rope:
         """Interleaved MRoPE: every frequency turns with one of the three positions."""
         axes = self._axes.to(position_ids.device)
-        angles = position_ids.float()[axes].T * self._inverse_frequencies
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        angles = (position_ids.float()[axes].T * self._inverse_frequencies)[:, None]
         return _Rope(angles.cos() * self._rope_scale, angles.sin() * self._rope_scale)
 
 
-def _norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
-    return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+def _keys_values(
+    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: LayerWeights
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The normed states (T, hidden), and keys and values (T, kv_heads, D) of all tokens."""
+    normed = _rms_norm(hidden, weights.input_norm, weights.epsilon)
+    key = _heads(linear(normed, weights.key), weights)
+    key = rotate(_rms_norm(key, weights.key_norm, weights.epsilon), cos, sin)
+    return normed, key, _heads(linear(normed, weights.value), weights)
+
+
+def _queries(
+    normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: LayerWeights
+) -> torch.Tensor:
+    query = _heads(linear(normed, weights.query), weights)
+    return rotate(_rms_norm(query, weights.query_norm, weights.epsilon), cos, sin)
+
+
+def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+    """The layer behind its attention: output projection and MLP, each added to the states."""
+    hidden = linear(attended.flatten(1), weights.output).add_(hidden)
+    normed = _rms_norm(hidden, weights.post_norm, weights.epsilon)
+    gated = functional.silu(linear(normed, weights.gate), inplace=True)
+    gated.mul_(linear(normed, weights.up))
+    return linear(gated, weights.down).add_(hidden)
+
+
+def _heads(states: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+    return states.view(len(states), -1, len(weights.query_norm))
+
+
+def _rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    return functional.rms_norm(states, weight.shape, weight, epsilon)
+
+
+def _layer_weights(layer: Any, is_fp8: bool) -> LayerWeights:
+    attn, mlp = layer.self_attn, layer.mlp
+    if attn.q_proj.bias is not None:
+        raise ValueError("a checkpoint with attention_bias is not a Qwen3-VL-Reranker")
+
+    def weight(module: Any) -> Weight:
+        if not is_fp8:
+            return module.weight
+        quantized = quantize_rows(module.weight)
+        del module.weight  # both would not fit where fp8 is wanted for its size
+        return quantized
+
+    return LayerWeights(
+        input_norm=layer.input_layernorm.weight,
+        query=weight(attn.q_proj),
+        key=weight(attn.k_proj),
+        value=weight(attn.v_proj),
+        query_norm=attn.q_norm.weight,
+        key_norm=attn.k_norm.weight,
+        output=weight(attn.o_proj),
+        post_norm=layer.post_attention_layernorm.weight,
+        gate=weight(mlp.gate_proj),
+        up=weight(mlp.up_proj),
+        down=weight(mlp.down_proj),
+        epsilon=layer.input_layernorm.variance_epsilon,
+    )
 
 
 def _axis_of_frequency(num_frequencies: int, mrope_section: list[int]) -> torch.Tensor:

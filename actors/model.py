@@ -25,7 +25,13 @@ class RerankerModel:
     bytes_per_token: int
 
 
-def load_model(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> RerankerModel:
+def load_model(
+    checkpoint: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_fp8: bool = False,
+    is_compiled: bool = False,
+) -> RerankerModel:
     """Load a checkpoint directory. Raises ValueError where weights are missing or broken.
 
     safetensors only, no code from the checkpoint, nothing downloaded.
@@ -53,8 +59,10 @@ def load_model(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> Re
     text = model.config.text_config
     logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
     return RerankerModel(
-        vision=VisionTower(model.model.visual, model.config.vision_config.spatial_merge_size),
-        decoder=Decoder(model.model.language_model),
+        vision=VisionTower(
+            model.model.visual, model.config.vision_config.spatial_merge_size, is_compiled
+        ),
+        decoder=Decoder(model.model.language_model, is_fp8, is_compiled),
         head=head,
         device=device,
         dtype=dtype,

@@ -1,11 +1,12 @@
 """Many pairs end to end in one row, shared prefixes once: the prefix trie and its attention plan.
 
 Plain numpy on token ids. Two pairs share a stretch where their ids and their visuals are equal from
-the start on; causality makes computing it once exact.
+the start on; causality makes computing it once exact. A prefix whose keys and values are already
+there from an earlier batch is not computed again: its tokens are keys, never queries.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,15 +20,16 @@ MAX_DEPTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A trie node: tokens [start, end) of the packed row, its descendants' up to subtree_end.
+    """A trie node: tokens [offset, offset + end - start) of `pair`, at the key rows [start, end).
 
-    Depth-first order keeps a node's descendants right behind it. `pair` gives the tokens
-    (they are tokens [offset, offset + end - start) of that pair).
+    Key rows are the cached prefix's tokens, then the batch's own. Depth-first order keeps the
+    descendants of a node together, at the batch's rows [below_start, below_end).
     """
 
     start: int
     end: int
-    subtree_end: int
+    below_start: int
+    below_end: int
     depth: int
     pair: int
     offset: int
@@ -58,18 +60,33 @@ class AttentionPlan:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """T tokens of many pairs, no padding. last_rows[p] is the row of pair p's last token."""
+    """T tokens of many pairs, no padding. last_rows[p] is the row of pair p's last token.
+
+    Tokens attend to num_cached key rows of an earlier batch, which come before their own.
+    """
 
     input_ids: np.ndarray  # (T,) int32
     position_ids: np.ndarray  # (3, T) int32 temporal, height, width (MRoPE)
     visual_rows: np.ndarray  # (V,) int64, rows that hold visual tokens
-    visual_tokens: np.ndarray  # (V,) int64, for each of them its row in the visuals' features
+    visual_index: np.ndarray  # (V,) int32, for each of them its visual
+    visual_offset: np.ndarray  # (V,) int64, and which of that visual's tokens it is
     last_rows: np.ndarray  # (P,) int64
     segments: tuple[Segment, ...]
+    num_cached: int
 
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids)
+
+    def path_rows(self, pair: int, length: int) -> np.ndarray:
+        """The key rows of the first `length` tokens of a pair."""
+        row = self.last_rows[pair]
+        path = [
+            np.arange(s.start, s.end)
+            for s in self.segments
+            if s.start <= row + self.num_cached < s.end or s.below_start <= row < s.below_end
+        ]
+        return np.concatenate(path)[:length]
 
 
 def sharing_keys(pair: PreparedPair) -> np.ndarray:
@@ -87,66 +104,93 @@ def common_prefix_length(left: np.ndarray, right: np.ndarray) -> int:
     return int(differing[0]) if len(differing) else length
 
 
-def pack(pairs: Sequence[PreparedPair], visual_sizes: Sequence[int]) -> PackedBatch:
+def pack(pairs: Sequence[PreparedPair], prefix: np.ndarray | None = None) -> PackedBatch:
     """Lay pairs out as a depth-first prefix trie.
 
-    The pairs' visual_index must refer to one common list of visuals, whose numbers of tokens are
-    visual_sizes; their features are expected end to end in that order.
+    The pairs' visual_index must refer to one common list of visuals. prefix: the sharing keys of
+    tokens whose keys and values are at hand; the batch says how many of them it uses.
     """
     keys = [sharing_keys(pair) for pair in pairs]
-    segments, last_rows = _Trie(keys).build()
-    tokens = [slice(s.offset, s.offset + s.end - s.start) for s in segments]
+    trie = _Trie(keys, _usable(prefix, keys))
+    own = [s for s in trie.segments if s.start >= trie.num_cached]
+    tokens = [slice(s.offset, s.offset + s.end - s.start) for s in own]
     visual_index = np.concatenate(
-        [pairs[s.pair].visual_index[t] for s, t in zip(segments, tokens, strict=True)]
+        [pairs[s.pair].visual_index[t] for s, t in zip(own, tokens, strict=True)]
     )
     visual_rows = np.flatnonzero(visual_index >= 0)
+    offsets = {s.pair: _offsets_in_visuals(pairs[s.pair].visual_index) for s in own}
     return PackedBatch(
         input_ids=np.concatenate(
-            [pairs[s.pair].input_ids[t] for s, t in zip(segments, tokens, strict=True)]
+            [pairs[s.pair].input_ids[t] for s, t in zip(own, tokens, strict=True)]
         ),
         position_ids=np.concatenate(
-            [pairs[s.pair].position_ids[:, t] for s, t in zip(segments, tokens, strict=True)],
-            axis=1,
+            [pairs[s.pair].position_ids[:, t] for s, t in zip(own, tokens, strict=True)], axis=1
         ),
         visual_rows=visual_rows,
-        visual_tokens=_feature_rows(visual_index, visual_rows, visual_sizes),
-        last_rows=last_rows,
-        segments=tuple(segments),
+        visual_index=visual_index[visual_rows],
+        visual_offset=np.concatenate(
+            [offsets[s.pair][t] for s, t in zip(own, tokens, strict=True)]
+        )[visual_rows],
+        last_rows=trie.last_rows,
+        segments=tuple(trie.segments),
+        num_cached=trie.num_cached,
     )
 
 
-def _feature_rows(
-    visual_index: np.ndarray, visual_rows: np.ndarray, visual_sizes: Sequence[int]
-) -> np.ndarray:
-    """The feature row of each visual token: a visual's tokens always stand together, in order."""
-    starts = np.cumsum([0, *visual_sizes])[:-1]
-    visuals = visual_index[visual_rows]
-    breaks = np.diff(visual_rows, prepend=-2) != 1
-    breaks |= np.diff(visuals, prepend=-2) != 0
-    run_starts = np.flatnonzero(breaks)
-    run_lengths = np.diff(np.append(run_starts, len(visuals)))
-    within = np.arange(len(visuals)) - np.repeat(run_starts, run_lengths)
-    return starts[visuals] + within if len(visuals) else np.empty(0, dtype=np.int64)
+def _usable(prefix: np.ndarray | None, keys: Sequence[np.ndarray]) -> np.ndarray:
+    """The prefix, cut so that no pair ends inside it: a last token is always computed."""
+    usable = np.empty(0, dtype=np.int64) if prefix is None else prefix
+    for key in keys:
+        if len(key) <= len(usable) and np.array_equal(key, usable[: len(key)]):
+            usable = usable[: len(key) - 1]
+    return usable
+
+
+def _offsets_in_visuals(visual_index: np.ndarray) -> np.ndarray:
+    """For each token its place in its visual, whose tokens always stand together, in order."""
+    rows = np.arange(len(visual_index))
+    starts = np.diff(visual_index, prepend=-2) != 0
+    return rows - np.maximum.accumulate(np.where(starts, rows, 0))
+
+
+@dataclass(slots=True)
+class _Node:
+    """A segment in the making, at the batch's row `row`; cached tokens take up no rows."""
+
+    pair: int
+    offset: int
+    length: int
+    depth: int
+    is_cached: bool
+    row: int
+    below_end: int = -1
+
+    def segment(self, num_cached: int) -> Segment:
+        start = self.offset if self.is_cached else self.row + num_cached
+        below = self.row if self.is_cached else self.row + self.length
+        end = start + self.length
+        return Segment(start, end, below, self.below_end, self.depth, self.pair, self.offset)
 
 
 class _Trie:
-    """Places the tokens of sorted key sequences depth first."""
+    """Places the tokens of sorted key sequences depth first, those on the prefix's path apart."""
 
-    def __init__(self, keys: Sequence[np.ndarray]) -> None:
-        self._keys = keys
-        self._order = sorted(range(len(keys)), key=lambda pair: _sort_key(keys[pair]))
+    def __init__(self, keys: Sequence[np.ndarray], prefix: np.ndarray) -> None:
+        self._prefix = len(keys)  # the prefix is one more sequence, which is no pair's
+        self._keys = [*keys, prefix]
+        members = range(len(self._keys) if len(prefix) else len(keys))
+        self._order = sorted(members, key=lambda pair: _sort_key(self._keys[pair]))
         self._shared_with_previous = [0] + [
-            common_prefix_length(keys[left], keys[right])
+            common_prefix_length(self._keys[left], self._keys[right])
             for left, right in zip(self._order, self._order[1:], strict=False)
         ]
-        self._segments: list[Segment] = []
-        self._last_rows = np.full(len(keys), -1, dtype=np.int64)
+        self._nodes: list[_Node] = []
         self._num_rows = 0
-
-    def build(self) -> tuple[list[Segment], np.ndarray]:
+        self.num_cached = 0
+        self.last_rows = np.full(len(keys), -1, dtype=np.int64)
         self._grow(0, len(self._order), offset=0, depth=0)
-        assert (self._last_rows >= 0).all()
-        return self._segments, self._last_rows
+        assert (self.last_rows >= 0).all()
+        self.segments = [node.segment(self.num_cached) for node in self._nodes]
 
     def _grow(self, low: int, high: int, offset: int, depth: int) -> None:
         """Place what is left of the pairs at [low, high) in sorted order.
@@ -154,9 +198,10 @@ class _Trie:
         Their first `offset` tokens are equal and end at the current row.
         """
         while low < high and len(self._keys[self._order[low]]) == offset:
-            self._last_rows[self._order[low]] = self._num_rows - 1
+            if self._order[low] != self._prefix:
+                self.last_rows[self._order[low]] = self._num_rows - 1
             low += 1
-        if low == high:
+        if low == high or self._order[low:high] == [self._prefix]:
             return
         if high - low == 1:
             shared = len(self._keys[self._order[low]])
@@ -175,13 +220,17 @@ class _Trie:
                 start = index
 
     def _place(self, low: int, high: int, offset: int, end: int, depth: int) -> None:
-        start = self._num_rows
-        self._num_rows += end - offset
-        index = len(self._segments)
-        node = Segment(start, self._num_rows, self._num_rows, depth, self._order[low], offset)
-        self._segments.append(node)
+        members = self._order[low:high]
+        is_cached = self._prefix in members
+        pair = next(member for member in members if member != self._prefix)
+        node = _Node(pair, offset, end - offset, depth, is_cached, self._num_rows)
+        self._nodes.append(node)
+        if is_cached:
+            self.num_cached = end
+        else:
+            self._num_rows += node.length
         self._grow(low, high, end, depth + 1)
-        self._segments[index] = replace(node, subtree_end=self._num_rows)
+        node.below_end = self._num_rows
 
 
 def _sort_key(keys: np.ndarray) -> bytes:
@@ -191,9 +240,14 @@ def _sort_key(keys: np.ndarray) -> bytes:
 
 def attention_plan(batch: PackedBatch) -> AttentionPlan:
     """Every token attends to its own segment causally and to all of its ancestors."""
-    own = tuple(AttentionBlock(s.start, s.end, s.start, s.end, True) for s in batch.segments)
+    cached = batch.num_cached
+    own = tuple(
+        AttentionBlock(s.start - cached, s.end - cached, s.start, s.end, True)
+        for s in batch.segments
+        if s.start >= cached
+    )
     levels = _by_depth(
-        (s.depth, AttentionBlock(s.end, s.subtree_end, s.start, s.end, False))
+        (s.depth, AttentionBlock(s.below_start, s.below_end, s.start, s.end, False))
         for s in batch.segments
     )
     return AttentionPlan(batch.num_tokens, (own, *levels))
@@ -206,13 +260,14 @@ def last_token_plan(batch: PackedBatch, rows: np.ndarray) -> AttentionPlan:
         first, last = np.searchsorted(rows, (start, end))
         return int(first), int(last)
 
+    cached = batch.num_cached
     own = tuple(
         AttentionBlock(*span, s.start, s.end, False)
         for s in batch.segments
-        if (span := queries(s.start, s.end))[0] < span[1]
+        if (span := queries(s.start - cached, s.end - cached))[0] < span[1]
     )
     levels = _by_depth(
-        (s.depth, AttentionBlock(*queries(s.end, s.subtree_end), s.start, s.end, False))
+        (s.depth, AttentionBlock(*queries(s.below_start, s.below_end), s.start, s.end, False))
         for s in batch.segments
     )
     return AttentionPlan(len(rows), (own, *levels))

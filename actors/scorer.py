@@ -11,11 +11,20 @@ import torch
 from actors.checkpoint import resolve_checkpoint
 from actors.config import RerankerConfig
 from actors.data import PairScore
+from actors.device import choose_device, choose_dtype, compiles, to_device
 from actors.errors import NonFiniteScore, OutOfMemory, RerankError
 from actors.features import FeatureCache
+from actors.linear import supports_fp8
 from actors.model import load_model
-from actors.packing import PackedBatch, pack
+from actors.packing import (
+    MIN_SHARED_TOKENS,
+    PackedBatch,
+    common_prefix_length,
+    pack,
+    sharing_keys,
+)
 from actors.planner import PairCost, plan, set_costs
+from actors.prefix import PrefixStates
 from actors.prepared import PreparedPair, PreparedSet, Visual
 
 logger = logging.getLogger(__name__)
@@ -24,6 +33,9 @@ CPU_BATCH_TOKENS = 4_096
 MAX_BATCH_TOKENS = 65_536
 _MEMORY_SHARE = 0.5
 """Of the device memory free after loading, the share that one plan's activations may take."""
+
+Part = torch.Tensor | OutOfMemory
+"""Logits of some pairs, perhaps still being computed, or the error of one."""
 
 
 class Scorer:
@@ -35,8 +47,17 @@ class Scorer:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.device = choose_device(config.device)
-        self._model = load_model(checkpoint, self.device, choose_dtype(config.dtype, self.device))
-        self.vision_cache = FeatureCache(config.feature_cache_bytes)
+        if config.quantization == "fp8" and not supports_fp8(self.device):
+            raise ValueError(f"quantization fp8: {self.device} does not multiply fp8")
+        self._model = load_model(
+            checkpoint,
+            self.device,
+            choose_dtype(config.dtype, self.device),
+            is_fp8=config.quantization == "fp8",
+            is_compiled=compiles(config.compile, self.device),
+        )
+        on_host = 0 if self.device.type == "cpu" else config.host_feature_cache_bytes
+        self.vision_cache = FeatureCache(config.feature_cache_bytes, on_host)
         self.max_batch_tokens = self._batch_tokens()
 
     @torch.inference_mode()
@@ -49,38 +70,91 @@ class Scorer:
             for pair_index, pair in enumerate(prepared.pairs)
             if isinstance(pair, PreparedPair)
         ]
-        if not places:
-            return scores
-        pairs, visuals = _join(sets)
-        for indices in plan(_costs(sets), self.max_batch_tokens):
-            logits = self._logits_of([pairs[index] for index in indices], visuals)
-            for index, logit in zip(indices, logits, strict=True):
-                set_index, pair_index = places[index]
-                unscored = scores[set_index][pair_index]
-                scores[set_index][pair_index] = _scored(unscored, logit)
+        logits = self._logits(sets) if places else []
+        for (set_index, pair_index), logit in zip(places, logits, strict=True):
+            unscored = scores[set_index][pair_index]
+            scores[set_index][pair_index] = _scored(unscored, logit)
         return scores
 
-    def _logits_of(
-        self, pairs: Sequence[PreparedPair], visuals: Sequence[Visual]
-    ) -> list[float | RerankError]:
-        return halving(lambda part: self._forward(part, visuals), pairs)
+    def _logits(self, sets: Sequence[PreparedSet]) -> list[float | RerankError]:
+        """Of all pairs in order. A plan's logits are read when the next one has been queued."""
+        pairs, visuals = _join(sets)
+        plans = plan(_costs(sets), self.max_batch_tokens)
+        logits: list[float | RerankError] = []
+        queued: list[Part] = []
+        prefix: PrefixStates | None = None
+        for indices, following in zip(plans, [*plans[1:], []], strict=True):
+            chosen = [pairs[index] for index in indices]
+            num_kept = _shared(chosen[-1], pairs[following[0]]) if following else 0
+            before = queued
+            queued, prefix = self._queue(chosen, visuals, prefix, num_kept)
+            logits += _read(before)
+        return logits + _read(queued)
 
-    def _forward(self, pairs: Sequence[PreparedPair], visuals: Sequence[Visual]) -> list[float]:
-        batch, used = _packed(pairs, visuals)
-        features = self._features(used) if used else None
-        hidden = self._model.decoder.last_hidden(batch, features)
-        return (hidden.float() @ self._model.head).tolist()
+    def _queue(
+        self,
+        pairs: Sequence[PreparedPair],
+        visuals: Sequence[Visual],
+        prefix: PrefixStates | None,
+        num_kept: int,
+    ) -> tuple[list[Part], PrefixStates | None]:
+        """One plan, and the states of its last pair's first num_kept tokens for the next one."""
+        left: PrefixStates | None = None
 
-    def _features(self, visuals: Sequence[Visual]) -> torch.Tensor:
-        """(N, levels, hidden) of the visuals end to end, encoding those not in the cache."""
-        found = [self.vision_cache.get(visual.key) for visual in visuals]
+        def forward(part: Sequence[PreparedPair]) -> torch.Tensor:
+            nonlocal left
+            is_last = part[-1] is pairs[-1]
+            logits, left = self._forward(part, visuals, prefix, num_kept if is_last else 0)
+            return logits
+
+        return halving(forward, pairs), left
+
+    def _forward(
+        self,
+        pairs: Sequence[PreparedPair],
+        visuals: Sequence[Visual],
+        prefix: PrefixStates | None,
+        num_kept: int,
+    ) -> tuple[torch.Tensor, PrefixStates | None]:
+        """(P,) float32 logits, perhaps still being computed, and what is kept."""
+        num_kept = min(num_kept, pairs[-1].num_tokens - 1)
+        batch = pack(pairs, prefix.sharing_keys if prefix else None)
+        is_kept = num_kept >= MIN_SHARED_TOKENS
+        features, feature_rows = self._features(batch, visuals)
+        hidden, layers = self._model.decoder.last_hidden(
+            batch,
+            features,
+            feature_rows,
+            cached=prefix.layers if prefix else (),
+            kept_rows=batch.path_rows(len(pairs) - 1, num_kept) if is_kept else None,
+        )
+        logits = hidden.float() @ self._model.head
+        if not is_kept:
+            return logits, None
+        return logits, PrefixStates(sharing_keys(pairs[-1])[:num_kept], layers)
+
+    def _features(
+        self, batch: PackedBatch, visuals: Sequence[Visual]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Features (N, levels, hidden) of the batch's distinct visuals, and its tokens' rows."""
+        if not len(batch.visual_rows):
+            return None, None
+        distinct, which = np.unique(batch.visual_index, return_inverse=True)
+        used = [visuals[number] for number in distinct.tolist()]
+        starts = np.cumsum([0, *(visual.num_tokens for visual in used)])[which]
+        rows = to_device(starts + batch.visual_offset, self.device)
+        return torch.cat(self._encoded(used)), rows
+
+    def _encoded(self, visuals: Sequence[Visual]) -> list[torch.Tensor]:
+        """Each visual's features, encoding those not in the cache."""
+        found = [self.vision_cache.get(visual.key, self.device) for visual in visuals]
         missing = [index for index, features in enumerate(found) if features is None]
         for part in _within(missing, visuals, 4 * self.max_batch_tokens):
             encoded = self._model.vision.encode([visuals[index].pixels for index in part])
             for index, features in zip(part, encoded, strict=True):
                 found[index] = features
                 self.vision_cache.put(visuals[index].key, features)
-        return torch.cat([features for features in found if features is not None])
+        return [features for features in found if features is not None]
 
     def _batch_tokens(self) -> int:
         max_length = self.config.options.max_length
@@ -95,34 +169,17 @@ class Scorer:
         if self.device.type != "cuda":
             return CPU_BATCH_TOKENS
         free, _ = torch.cuda.mem_get_info(self.device)
+        free -= self.config.feature_cache_bytes
         fitting = int(free * _MEMORY_SHARE) // self._model.bytes_per_token
         return max(max_length, min(fitting, MAX_BATCH_TOKENS))
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a name, "auto" being CUDA where there is one. Raises ValueError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
-
-
 def halving(
-    forward: Callable[[Sequence[PreparedPair]], list[float]], pairs: Sequence[PreparedPair]
-) -> list[float | RerankError]:
+    forward: Callable[[Sequence[PreparedPair]], torch.Tensor], pairs: Sequence[PreparedPair]
+) -> list[Part]:
     """`forward` on all pairs, on out-of-memory on each half, down to one pair's own error."""
     try:
-        return list(forward(pairs))
+        return [forward(pairs)]
     except torch.OutOfMemoryError as error:
         if len(pairs) == 1:
             return [OutOfMemory(f"a pair of {pairs[0].num_tokens} tokens does not fit: {error}")]
@@ -130,6 +187,18 @@ def halving(
     torch.cuda.empty_cache()
     middle = len(pairs) // 2
     return halving(forward, pairs[:middle]) + halving(forward, pairs[middle:])
+
+
+def _read(parts: Sequence[Part]) -> list[float | RerankError]:
+    """Waits for the device."""
+    logits: list[float | RerankError] = []
+    for part in parts:
+        logits += [part] if isinstance(part, OutOfMemory) else part.tolist()
+    return logits
+
+
+def _shared(left: PreparedPair, right: PreparedPair) -> int:
+    return common_prefix_length(sharing_keys(left), sharing_keys(right))
 
 
 def _unscored(pair: PreparedPair | RerankError) -> PairScore:
@@ -176,20 +245,6 @@ def _join(sets: Sequence[PreparedSet]) -> tuple[list[PreparedPair], list[Visual]
             if isinstance(pair, PreparedPair)
         ]
     return pairs, visuals
-
-
-def _packed(
-    pairs: Sequence[PreparedPair], visuals: Sequence[Visual]
-) -> tuple[PackedBatch, list[Visual]]:
-    """The pairs packed, and those of the visuals that they use, in the batch's order."""
-    used = np.unique(np.concatenate([pair.visual_index for pair in pairs]))
-    used = used[used >= 0]
-    table = np.full(len(visuals) + 1, -1, dtype=np.int32)
-    table[used] = np.arange(len(used), dtype=np.int32)
-    chosen = [visuals[index] for index in used]
-    sizes = [visual.num_tokens for visual in chosen]
-    local = [replace(pair, visual_index=table[pair.visual_index]) for pair in pairs]
-    return pack(local, sizes), chosen
 
 
 def _within(

@@ -4,30 +4,55 @@ uint8 pixels in; for every visual token its merged feature and its deepstack fea
 image and each frame pair attends to itself alone. Source: transformers' Qwen3VLVisionModel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from actors.attention import VarlenKernel, cumulative, kernel_for
+from actors.device import maybe_compiled, to_device
 from actors.pixels import MERGE_SIZE, PATCH_SIZE, patchify
 
 ROPE_THETA = 10_000.0
+LAYER_NORM_EPSILON = 1e-6
+
+
+Affine = tuple[torch.Tensor, torch.Tensor]
+"""Weight and bias."""
+
+
+class BlockWeights(NamedTuple):
+    """Tensors and a number alone, so that one compiled graph serves every block."""
+
+    norm1: Affine
+    qkv: Affine
+    proj: Affine
+    norm2: Affine
+    up: Affine
+    down: Affine
+    num_heads: int
 
 
 class VisionTower:
-    """Wraps a loaded Qwen3VLVisionModel; the weights stay its own."""
+    """Wraps a loaded Qwen3VLVisionModel; the weights stay its own.
 
-    def __init__(self, visual: Any, spatial_merge_size: int) -> None:
+    is_compiled: a block's parts before and after attention are compiled, on first use.
+    """
+
+    def __init__(self, visual: Any, spatial_merge_size: int, is_compiled: bool = False) -> None:
         assert spatial_merge_size == MERGE_SIZE
         self._visual = visual
         weight = visual.patch_embed.proj.weight
         self._patch_weight = weight.reshape(weight.shape[0], -1)
         self._patch_bias = visual.patch_embed.proj.bias
         self._num_heads = visual.blocks[0].attn.num_heads
+        self._blocks = [_block_weights(block) for block in visual.blocks]
+        self._project = maybe_compiled(_project, is_compiled)
+        self._finish = maybe_compiled(_finish, is_compiled)
         self._deepstack = {
             layer: index for index, layer in enumerate(visual.deepstack_visual_indexes)
         }
@@ -42,12 +67,7 @@ class VisionTower:
     def encode(self, pixels: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """(tokens, num_levels, hidden) for each visual's (1 or 2, H, W, 3) uint8 pixels."""
         weight = self._patch_weight
-        patches = [
-            patchify(
-                torch.from_numpy(np.require(v, requirements="W")).to(weight.device), weight.dtype
-            )
-            for v in pixels
-        ]
+        patches = [patchify(to_device(visual, weight.device), weight.dtype) for visual in pixels]
         lengths = [len(patch) for patch in patches]
         grids = [(v.shape[1] // PATCH_SIZE, v.shape[2] // PATCH_SIZE) for v in pixels]
         tables = [self._positions(height, width) for height, width in grids]
@@ -61,40 +81,19 @@ class VisionTower:
         self, hidden: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], lengths: list[int]
     ) -> torch.Tensor:
         levels: list[torch.Tensor] = []
-        for layer, block in enumerate(self._visual.blocks):
-            hidden = hidden + self._attend(block.attn, block.norm1(hidden), rope, lengths)
-            hidden = hidden + block.mlp(block.norm2(hidden))
+        kernel = kernel_for(hidden.device, hidden.dtype)
+        attend = _by_size(lengths) if kernel is None else _varlen(lengths, hidden.device, kernel)
+        for layer, weights in enumerate(self._blocks):
+            attended = attend(*self._project(hidden, *rope, weights))
+            hidden = self._finish(hidden, attended, weights)
             if layer in self._deepstack:
                 levels.append(self._visual.deepstack_merger_list[self._deepstack[layer]](hidden))
         return torch.stack([self._visual.merger(hidden), *levels], dim=1)
 
-    def _attend(
-        self,
-        attention: Any,
-        hidden: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        lengths: list[int],
-    ) -> torch.Tensor:
-        qkv = attention.qkv(hidden).view(len(hidden), 3, self._num_heads, -1)
-        query, key = (rotate(part, *rope) for part in (qkv[:, 0], qkv[:, 1]))
-        value = qkv[:, 2]
-        output = torch.empty_like(query)
-        start = 0
-        for length, run in groupby(lengths):  # neighbours of one size form one batch
-            end = start + length * len(list(run))
-            q, k, v = (
-                part[start:end].unflatten(0, (-1, length)).transpose(1, 2)
-                for part in (query, key, value)
-            )
-            attended = functional.scaled_dot_product_attention(q, k, v)
-            output[start:end] = attended.transpose(1, 2).flatten(0, 1)
-            start = end
-        return attention.proj(output.flatten(1))
-
     def _make_positions(
         self, height: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Position embeddings (N, hidden) and rope's cos, sin (N, 1, head_dim) of one grid."""
+        """Position embeddings (N, hidden) and rope's cos, sin (N, 1, head_dim / 2) of one grid."""
         weight = self._visual.pos_embed.weight
         rows, columns = _merge_order(height, width)
         embedding = self._interpolated(rows, columns, height, width)
@@ -102,7 +101,7 @@ class VisionTower:
         steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
         inverse = 1.0 / ROPE_THETA**steps
         angles = torch.cat([rows[:, None] * inverse, columns[:, None] * inverse], dim=1)
-        angles = torch.cat([angles, angles], dim=1)[:, None].to(weight.device)
+        angles = angles[:, None].to(weight.device)
         return embedding.to(weight.dtype), angles.cos(), angles.sin()
 
     def _interpolated(
@@ -126,11 +125,82 @@ class VisionTower:
         return torch.stack(parts).sum(0)
 
 
+def _project(
+    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: BlockWeights
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values (N, heads, D)."""
+    normed = _layer_norm(hidden, weights.norm1)
+    qkv = functional.linear(normed, *weights.qkv).view(len(hidden), 3, weights.num_heads, -1)
+    return rotate(qkv[:, 0], cos, sin), rotate(qkv[:, 1], cos, sin), qkv[:, 2]
+
+
+def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: BlockWeights) -> torch.Tensor:
+    """The block behind its attention: projection and MLP, each added to the states."""
+    hidden = functional.linear(attended.flatten(1), *weights.proj).add_(hidden)
+    states = functional.linear(_layer_norm(hidden, weights.norm2), *weights.up)
+    states = functional.gelu(states, approximate="tanh")
+    return functional.linear(states, *weights.down).add_(hidden)
+
+
+def _layer_norm(states: torch.Tensor, norm: Affine) -> torch.Tensor:
+    return functional.layer_norm(states, norm[0].shape, *norm, eps=LAYER_NORM_EPSILON)
+
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Queries, keys and values (N, heads, D) to (N, heads, D), each visual apart."""
+
+
+def _by_size(lengths: Sequence[int]) -> Attention:
+    """Neighbours of one size as one batch."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(query)
+        start = 0
+        for length, run in groupby(lengths):
+            end = start + length * len(list(run))
+            q, k, v = (
+                part[start:end].unflatten(0, (-1, length)).transpose(1, 2)
+                for part in (query, key, value)
+            )
+            attended = functional.scaled_dot_product_attention(q, k, v)
+            output[start:end] = attended.transpose(1, 2).flatten(0, 1)
+            start = end
+        return output
+
+    return attend
+
+
+def _varlen(lengths: Sequence[int], device: torch.device, kernel: VarlenKernel) -> Attention:
+    """All visuals in one launch."""
+    cu_seqlens = cumulative(lengths, device)
+    longest = max(lengths)
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return kernel(query, key, value, cu_seqlens, cu_seqlens, longest, longest, False)[0]
+
+    return attend
+
+
+def _block_weights(block: Any) -> BlockWeights:
+    return BlockWeights(
+        norm1=(block.norm1.weight, block.norm1.bias),
+        qkv=(block.attn.qkv.weight, block.attn.qkv.bias),
+        proj=(block.attn.proj.weight, block.attn.proj.bias),
+        norm2=(block.norm2.weight, block.norm2.bias),
+        up=(block.mlp.linear_fc1.weight, block.mlp.linear_fc1.bias),
+        down=(block.mlp.linear_fc2.weight, block.mlp.linear_fc2.bias),
+        num_heads=block.attn.num_heads,
+    )
+
+
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in float32: states (N, heads, D), cos and sin (N, 1, D)."""
+    """Rotary embedding in float32: states (N, heads, D), cos and sin (N, 1, D / 2)."""
     real, imaginary = states.float().chunk(2, dim=-1)
-    turned = torch.cat((-imaginary, real), dim=-1)
-    return (states * cos + turned * sin).to(states.dtype)
+    turned = (
+        torch.addcmul(real * cos, imaginary, sin, value=-1),
+        torch.addcmul(imaginary * cos, real, sin),
+    )
+    return torch.cat(turned, dim=-1).to(states.dtype)
 
 
 def _merge_order(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

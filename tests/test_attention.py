@@ -47,7 +47,7 @@ def masked(plan, query, key, value):
 def three_level_batch():
     system, queries = list(range(20)), [list(range(100, 130)), list(range(200, 215))]
     pairs = [pair_of(system + q + [n] * (5 + n) + [9]) for q in queries for n in range(300, 304)]
-    return pack([*pairs, pair_of(range(400, 440))], [])
+    return pack([*pairs, pair_of(range(400, 440))])
 
 
 @pytest.mark.parametrize("kernel", [None, plain_varlen], ids=["blocks", "varlen"])

@@ -1,12 +1,16 @@
 import math
+import shutil
 
 import pytest
 import torch
 from engine import TINY, tiny_reranker
 
-from actors import CandidateSet, RerankerConfig
+from actors import CandidateSet, QueryOptions, RerankerConfig
+from actors.device import choose_device, choose_dtype, compiles
 from actors.errors import OutOfMemory
-from actors.scorer import Scorer, choose_device, choose_dtype, halving
+from actors.scorer import Scorer, halving
+
+SHORT = QueryOptions(max_length=512)
 
 
 class SmallDevice:
@@ -20,7 +24,7 @@ class SmallDevice:
         self.sizes.append(len(pairs))
         if len(pairs) > self.capacity:
             raise torch.OutOfMemoryError("no room")
-        return [float(pair.num_tokens) for pair in pairs]
+        return torch.tensor([float(pair.num_tokens) for pair in pairs])
 
 
 def prepared_pairs(count):
@@ -33,7 +37,7 @@ def prepared_pairs(count):
 def test_out_of_memory_halves_the_plan_and_keeps_the_order(capacity):
     pairs = prepared_pairs(7)
     device = SmallDevice(capacity)
-    assert halving(device, pairs) == [pair.num_tokens for pair in pairs]
+    assert torch.cat(halving(device, pairs)).tolist() == [pair.num_tokens for pair in pairs]
     assert device.sizes[0] == 7
 
 
@@ -91,3 +95,82 @@ def test_a_page_of_many_queries_is_encoded_once():
     reranker.score("one more", [page])
     assert reranker.scorer.vision_cache.num_misses == 1
     assert reranker.scorer.vision_cache.num_hits == 1
+
+
+def sets_that_share_much():
+    long_query = "Which of these sentences speaks of a bicycle, a boat or a train? " * 8
+    page = {"image": "media/sq_64x64.png"}
+    queries = [long_query, {"text": "short", **page}, long_query + "And why?"]
+    documents = [f"document {n} " * (n + 1) for n in range(6)] + [page, "", "document 3 " * 4]
+    return [CandidateSet.parse(query, documents) for query in queries]
+
+
+def test_a_prefix_kept_from_the_plan_before_changes_no_score():
+    """Plans of one or few pairs each, so that nearly every one begins in the middle of a set."""
+    sets = sets_that_share_much()
+    whole = tiny_reranker().score_sets(sets)
+    cut = tiny_reranker(options=SHORT, max_batch_tokens=512).score_sets(sets)
+    for expected, found in zip(sum(whole, []), sum(cut, []), strict=True):
+        assert found.score == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_a_query_is_computed_once_for_all_plans_of_its_set():
+    reranker = tiny_reranker(options=SHORT, max_batch_tokens=512)
+    decoder = reranker.scorer._model.decoder
+    sizes, last_hidden = [], decoder.last_hidden
+
+    def counted(batch, *arguments, **options):
+        sizes.append((batch.num_cached, batch.num_tokens))
+        return last_hidden(batch, *arguments, **options)
+
+    decoder.last_hidden = counted
+    try:
+        documents = [f"document {n} " * 30 for n in range(9)]
+        results = reranker.score_sets([CandidateSet.parse("bicycle " * 100, documents)])[0]
+    finally:
+        decoder.last_hidden = last_hidden
+    (first, *others) = sizes
+    assert first[0] == 0 and len(others) > 1
+    assert all(cached > 150 for cached, _ in others)
+    assert sum(tokens for _, tokens in sizes) < sum(r.num_tokens for r in results) / 2
+
+
+def test_halves_of_a_plan_that_ran_out_of_memory_still_hand_their_prefix_on():
+    reranker = tiny_reranker(options=SHORT, max_batch_tokens=1024)
+    decoder = reranker.scorer._model.decoder
+    last_hidden = decoder.last_hidden
+
+    def small_device(batch, *arguments, **options):
+        if len(batch.last_rows) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return last_hidden(batch, *arguments, **options)
+
+    sets = sets_that_share_much()
+    expected = tiny_reranker().score_sets(sets)
+    decoder.last_hidden = small_device
+    try:
+        found = reranker.score_sets(sets)
+    finally:
+        decoder.last_hidden = last_hidden
+    for before, after in zip(sum(expected, []), sum(found, []), strict=True):
+        assert after.score == pytest.approx(before.score, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_parts_give_the_same_scores():
+    """One graph for every layer and any number of tokens."""
+    sets = sets_that_share_much()
+    compiled = tiny_reranker(compile=True)
+    expected = tiny_reranker().score_sets(sets)
+    for before, after in zip(sum(expected, []), sum(compiled.score_sets(sets), []), strict=True):
+        assert after.score == pytest.approx(before.score, abs=1e-5)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled.score("another length", ["of everything " * n for n in (1, 7, 40)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+def test_cpu_runs_as_it_is_and_cuda_compiled():
+    assert not compiles(None, torch.device("cpu"))
+    assert compiles(None, torch.device("cuda"))
+    assert not compiles(False, torch.device("cuda"))
