@@ -117,7 +117,7 @@ def test_a_wrong_score_of_ours_makes_the_exit_code_1(workdir, capfd):
         (["--peers", "nope"], "--peers: unknown 'nope'"),
         (["--rounds", "0"], "--rounds must be above zero"),
         (["--model", "/no/such/place"], "--model must be a local checkpoint"),
-        (["--peer-python", "vllm"], "--peer-python must be PEER=INTERPRETER"),
+        (["--peer-python", "vllm"], "must be NAME=VALUE, got 'vllm'"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(arguments, sentence, capsys):

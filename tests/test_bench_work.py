@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from jobs.bench.counting import count
 from jobs.bench.flops import DecoderShape, ModelShape, VisionShape
+from jobs.bench.peers.ours import Ours
 from jobs.bench.peers.protocol import PeerSettings
 from jobs.bench.peers.transformers_one import TransformersOne
 from jobs.bench.work import Counted, flops_of
@@ -100,6 +101,25 @@ def test_a_prefix_cache_keeps_whole_blocks_and_never_the_last_token():
     rows = DecoderShape(8, 2, 16, 2, 1, 4)
     weights = sum(i * o for i, o in [*rows.rest, *rows.key_value])
     assert flops_of("prefix_cached", counted, SMALL).linear.total() == 4 * weights * (40 + 8 + 16)
+
+
+def test_a_peer_may_have_blocks_of_another_size():
+    counted = Counted([[tokens(*range(40)), tokens(*range(39), 99)]], [])
+    by_16, by_32 = (flops_of(f"prefix_cached{size}", counted, SMALL) for size in ("", ":32"))
+    assert by_16.total == by_32.total
+    by_8 = flops_of("prefix_cached:8", Counted([[tokens(*range(25))] * 2], []), SMALL)
+    assert (
+        by_8.total < flops_of("prefix_cached", Counted([[tokens(*range(25))] * 2], []), SMALL).total
+    )
+
+
+def test_nothing_of_an_earlier_run_is_left_in_our_caches():
+    ours = Ours(PeerSettings(str(TINY), threads=1))
+    first = ours.score(workload({"text": "a"}, [image()]).sets)
+    assert ours.reranker.scorer.vision_cache.size_bytes > 0
+    ours.forget()
+    assert ours.reranker.scorer.vision_cache.size_bytes == 0
+    assert ours.score(workload({"text": "a"}, [image()]).sets) == first
 
 
 def test_an_image_is_needed_once_and_encoded_for_each_pair_by_others():

@@ -4,10 +4,12 @@ argparse, because a bare machine with a GPU has torch and transformers, and noth
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.bench.presets import NAMES, PRESETS
 from jobs.bench.settings import OTHERS, PEERS, SCORED, BenchSettings
@@ -38,12 +40,13 @@ def _settings(options: argparse.Namespace, workdir: Path) -> BenchSettings:
         model=options.model,
         workloads=_names(options.workloads, (*SCORED, *OTHERS)),
         peers=_names(options.peers, PEERS),
-        peer_pythons=dict(_pair(text) for text in options.peer_python),
+        peer_pythons=dict(map(_pair, options.peer_python)),
         official=options.official,
         device=device,
         dtype=options.dtype or default_dtype,
         threads=threads,
         max_batch_tokens=options.max_batch_tokens,
+        engine={name: _value(text) for name, text in map(_pair, options.engine)},
         rounds=options.rounds,
         scale=options.scale,
         page_tokens=options.page_tokens or PRESETS[options.preset].page_tokens,
@@ -70,10 +73,18 @@ def _names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _pair(text: str) -> tuple[str, str]:
-    name, _, python = text.partition("=")
-    if not python:
-        raise ValueError(f"--peer-python must be PEER=INTERPRETER, got {text!r}")
-    return name, python
+    name, _, value = text.partition("=")
+    if not value:
+        raise ValueError(f"--peer-python and --engine must be NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or null as JSON has them; anything else is a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
     add("--threads", type=int, help="CPU threads of everybody (default: 1 on CPU)")
     add("--max-batch-tokens", type=int, help="tokens of one forward of ours")
+    add(
+        "--engine",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="another setting of our engine, a field of RerankerConfig",
+    )
     add(
         "--rounds",
         type=int,

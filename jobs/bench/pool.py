@@ -2,10 +2,11 @@
 
 import sys
 from types import TracebackType
+from typing import Any
 
 from jobs.bench.peers.protocol import PeerSettings
 from jobs.bench.processes import PeerFailed, PeerProcess
-from jobs.bench.settings import BenchSettings
+from jobs.bench.settings import OURS, OURS_ONE, BenchSettings
 
 
 class PeerPool:
@@ -55,7 +56,9 @@ class PeerPool:
 
     def _start(self, name: str) -> PeerProcess:
         settings = self._settings
-        extra = {"official": settings.official} if name == "official" and settings.official else {}
+        extra: dict[str, Any] = settings.engine if name in (OURS, OURS_ONE) else {}
+        if name == "official" and settings.official:
+            extra = {"official": settings.official}
         return PeerProcess(
             f"jobs.bench.peers.{name}",
             PeerSettings(

@@ -37,6 +37,7 @@ def profile(workload: Workload, settings: BenchSettings, checkpoint: Path) -> di
         "dtype": settings.dtype,
         "threads": settings.threads,
         "max_batch_tokens": settings.max_batch_tokens,
+        "extra": settings.engine,
     }
     log = settings.workdir / "logs" / "profile.log"
     answer: dict[str, Any] = run_once("jobs.bench.profiling", argument, settings.threads, log)
@@ -112,6 +113,7 @@ def _profiled(settings: dict[str, Any], sets: list[dict[str, Any]]) -> dict[str,
 
     ours = Ours(PeerSettings(**settings))
     ours.score([sets[0] | {"documents": sets[0]["documents"][:4]}])
+    ours.forget()
     is_cuda = settings["device"].startswith("cuda")
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:

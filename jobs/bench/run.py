@@ -34,6 +34,7 @@ def run_bench(settings: BenchSettings, command: list[str]) -> int:
         "threads": settings.threads,
         "scale": settings.scale,
         "seed": settings.seed,
+        "engine": settings.engine,
     }
     faults: list[str] = []
     for name, part in _Bench(settings, progress).parts():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.bench.presets import NAMES
 
@@ -22,6 +23,7 @@ class BenchSettings:
     model: a local checkpoint in the preset's place; page_tokens and dtype None: the preset's and
     the device's own. time_limit_s: of one workload, all implementations and rounds together; peers
     whose speed does not depend on how many pairs they get are then timed on a part of them.
+    engine: our engine's other settings (RerankerConfig's fields).
     alone: one implementation in memory at a time, as a GPU's memory may want it.
     """
 
@@ -36,6 +38,7 @@ class BenchSettings:
     dtype: str = "float32"
     threads: int | None = 1
     max_batch_tokens: int | None = None
+    engine: dict[str, Any] = field(default_factory=dict)
     rounds: int = 3
     scale: float = 1.0
     page_tokens: int = 300

@@ -17,7 +17,7 @@ Tokens = np.ndarray
 """(L,) int64: token ids; a visual's tokens hold -1 - its number in the whole workload instead."""
 
 CACHE_BLOCK = 16
-"""Tokens of a block of vLLM's prefix cache."""
+"""Tokens of a block of vLLM's prefix cache, where a peer does not say its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class Counted:
 
 
 def flops_of(work: str, counted: Counted, shape: ModelShape) -> Flops:
-    """`work` is a peer's word for what it does, "padded:8" with the batch's size."""
+    """`work` is a peer's word for what it does, with the batch's or block's size: "padded:8"."""
     kind, _, size = work.partition(":")
     if kind == "needed":
         return _needed(counted, shape)
     if kind == "prefix_cached":
-        return _prefix_cached(counted, shape)
+        return _prefix_cached(counted, shape, int(size or CACHE_BLOCK))
     batch_size = 1 if kind == "one_by_one" else int(size)
     return _padded(counted, shape, batch_size, is_sorted=kind == "sorted_padded")
 
@@ -96,12 +96,12 @@ def _padded(counted: Counted, shape: ModelShape, batch_size: int, is_sorted: boo
     return flops
 
 
-def _prefix_cached(counted: Counted, shape: ModelShape) -> Flops:
+def _prefix_cached(counted: Counted, shape: ModelShape, block: int) -> Flops:
     """Pair after pair without what an earlier one had in common, by whole blocks; all layers."""
     flops = Flops()
     seen: set[bytes] = set()
     for pair in counted.pairs:
-        cached, length = _cached_tokens(pair, seen), len(pair)
+        cached, length = _cached_tokens(pair, seen, block), len(pair)
         query_keys = (length * (length + 1) - cached * (cached + 1)) / 2
         shape.decoder.add_layers(flops, shape.decoder.layers, length - cached, query_keys)
     for patches in counted.patches:
@@ -109,15 +109,15 @@ def _prefix_cached(counted: Counted, shape: ModelShape) -> Flops:
     return flops
 
 
-def _cached_tokens(pair: Tokens, seen: set[bytes]) -> int:
+def _cached_tokens(pair: Tokens, seen: set[bytes], block: int) -> int:
     """Leading tokens whose blocks are known; its own become known. The last token never is."""
     chain, starts = blake2b(digest_size=16), []
-    for start in range(0, len(pair) - CACHE_BLOCK + 1, CACHE_BLOCK):
-        chain.update(pair[start : start + CACHE_BLOCK].tobytes())
+    for start in range(0, len(pair) - block + 1, block):
+        chain.update(pair[start : start + block].tobytes())
         starts.append(chain.digest())
     known = next((i for i, start in enumerate(starts) if start not in seen), len(starts))
     seen.update(starts)
-    return min(known, (len(pair) - 1) // CACHE_BLOCK) * CACHE_BLOCK
+    return min(known, (len(pair) - 1) // block) * block
 
 
 def _distinct(pairs: Sequence[Tokens]) -> tuple[int, int]:

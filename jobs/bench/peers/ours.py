@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
@@ -16,7 +17,13 @@ class Ours:
 
     def __init__(self, settings: PeerSettings) -> None:
         self.reranker = make_reranker(settings)
+        self._empty = deepcopy(self.reranker.scorer.vision_cache)
         self.versions = versions()
+
+    def forget(self) -> None:
+        """Drops vision features, decoded pixels and tokenised texts."""
+        self.reranker.scorer.vision_cache = deepcopy(self._empty)
+        forget_inputs(self.reranker)
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
         from actors import CandidateSet as Parsed
@@ -37,6 +44,13 @@ def make_reranker(settings: PeerSettings, **others: Any) -> Reranker:
         **settings.extra,
         **others,
     )
+
+
+def forget_inputs(reranker: Reranker) -> None:
+    """Gives the reranker a preprocessor that has seen nothing."""
+    from actors.preprocessor import Preprocessor
+
+    reranker.preprocessor = Preprocessor(reranker.config)
 
 
 def score_of(pair: PairScore) -> float:

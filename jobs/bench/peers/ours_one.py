@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.bench.peers.ours import make_reranker, score_of, versions
+from jobs.bench.peers.ours import forget_inputs, make_reranker, score_of, versions
 from jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
 
 
@@ -13,6 +13,9 @@ class OursOne:
     def __init__(self, settings: PeerSettings) -> None:
         self._reranker = make_reranker(settings, feature_cache_bytes=0)
         self.versions = versions()
+
+    def forget(self) -> None:
+        forget_inputs(self._reranker)
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
         from actors import CandidateSet as Parsed

@@ -58,10 +58,12 @@ class Peer(Protocol):
     work: what it computes, for the bound: "one_by_one" (each pair alone, nothing shared), "padded"
     (batches of `batch_size` pairs in input order, padded to their longest), "sorted_padded" (the
     same, by falling length), "prefix_cached" (the pairs' common prefixes once, by whole blocks of
-    16 tokens), "needed" (ours). "padded:8" names the size too, for a peer without `batch_sizes`.
+    16 tokens), "needed" (ours). "padded:8" and "prefix_cached:32" name another batch's or block's
+    size.
     Optional attributes: `batch_sizes`, a tuple of the sizes to try, of which the benchmark sets
-    `batch_size` before each call of `score`; `peak_device_bytes()` where the device's memory is
-    held by another process; `close()`, called at the end.
+    `batch_size` before each call of `score`; `forget()`, called before each, which drops what
+    caches hold of earlier calls, because a workload is timed again; `peak_device_bytes()` where the
+    device's memory is held by another process; `close()`, called at the end.
     """
 
     label: str
@@ -132,6 +134,9 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     sets = json.loads(Path(request["workload"]).read_text(encoding="utf-8"))["sets"]
     if request.get("batch_size") is not None:
         peer.batch_size = request["batch_size"]  # type: ignore[attr-defined]
+    forget = getattr(peer, "forget", None)
+    if forget is not None:
+        forget()
     gc.collect()
     _reset_device_peak()
     cpu_before, before = cpu_seconds(), time.perf_counter()

@@ -38,7 +38,14 @@ class TransformersModel:
         self.head = yes.float() - no.float()
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         self._image_token, self._video_token = config["image_token_id"], config["video_token_id"]
-        self._preprocessor = Preprocessor(RerankerConfig(model=settings.model))
+        self._config = RerankerConfig(model=settings.model)
+        self._preprocessor = Preprocessor(self._config)
+
+    def forget(self) -> None:
+        """Drops decoded pixels and tokenised texts."""
+        from actors.preprocessor import Preprocessor
+
+        self._preprocessor = Preprocessor(self._config)
 
     def prepare(self, one: CandidateSet, document: Any) -> PreparedSet:
         """The candidate set of one document, as the engine's own CPU half makes it."""

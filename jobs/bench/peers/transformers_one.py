@@ -18,6 +18,9 @@ class TransformersOne:
         self._model = TransformersModel(settings)
         self.versions = versions()
 
+    def forget(self) -> None:
+        self._model.forget()
+
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
         model = self._model
         return [

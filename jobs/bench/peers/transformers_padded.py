@@ -17,6 +17,9 @@ class TransformersPadded:
         self._model = TransformersModel(settings)
         self.versions = versions()
 
+    def forget(self) -> None:
+        self._model.forget()
+
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
         import torch
 

@@ -33,7 +33,7 @@ _OVERRIDES = {
 
 class Vllm:
     label = "vLLM (CPU)"
-    work = "prefix_cached"
+    work = f"prefix_cached:{_BLOCK_SIZE}"
 
     def __init__(self, settings: PeerSettings) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -70,14 +70,13 @@ class Vllm:
         }
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
-        self._forget()
         return score_by_instruction(sets, self._score)
 
     def close(self) -> None:
         """Without it the exit of this process waits for vLLM's own for ever."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """The caches outlive a call; a workload that is timed again must not find its own."""
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
