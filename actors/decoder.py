@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from actors.attention import PackedAttention, kernel_for
 from actors.device import maybe_compiled, to_device
-from actors.linear import Weight, linear, quantize_rows
+from actors.linear import Prepare, Weight, linear, preparation, quantize_rows, take
 from actors.packing import PackedBatch, attention_plan, last_token_plan
-from actors.vision import rotate
+from actors.rope import interleaved, rotate
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
@@ -48,7 +48,7 @@ class _Rope:
 
 
 class Decoder:
-    """Wraps a loaded Qwen3VLTextModel; the weights stay its own, but for fp8.
+    """Takes over a loaded Qwen3VLTextModel's weights.
 
     is_compiled: the parts of a layer before and after attention are compiled, for any number of
     tokens, on first use.
@@ -57,9 +57,11 @@ class Decoder:
     def __init__(
         self, language_model: Any, is_fp8: bool = False, is_compiled: bool = False
     ) -> None:
+        weight = language_model.embed_tokens.weight
+        prepare = quantize_rows if is_fp8 else preparation(weight.device, weight.dtype, is_compiled)
         self._embedding = language_model.embed_tokens
         self._norm = language_model.norm
-        self._layers = [_layer_weights(layer, is_fp8) for layer in language_model.layers]
+        self._layers = [_layer_weights(layer, prepare) for layer in language_model.layers]
         rotary = language_model.rotary_emb
         self._inverse_frequencies = rotary.inv_freq.float()
         self._rope_scale = float(rotary.attention_scaling)
@@ -145,11 +147,10 @@ def _queries(
 
 def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
     """The layer behind its attention: output projection and MLP, each added to the states."""
-    hidden = linear(attended.flatten(1), weights.output).add_(hidden)
+    hidden = linear(attended.flatten(1), weights.output, plus=hidden)
     normed = _rms_norm(hidden, weights.post_norm, weights.epsilon)
-    gated = functional.silu(linear(normed, weights.gate), inplace=True)
-    gated.mul_(linear(normed, weights.up))
-    return linear(gated, weights.down).add_(hidden)
+    gate = linear(normed, weights.gate, activation="silu")
+    return linear(linear(normed, weights.up, times=gate), weights.down, plus=hidden)
 
 
 def _heads(states: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
@@ -160,32 +161,29 @@ def _rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tor
     return functional.rms_norm(states, weight.shape, weight, epsilon)
 
 
-def _layer_weights(layer: Any, is_fp8: bool) -> LayerWeights:
+def _layer_weights(layer: Any, prepare: Prepare) -> LayerWeights:
     attn, mlp = layer.self_attn, layer.mlp
     if attn.q_proj.bias is not None:
         raise ValueError("a checkpoint with attention_bias is not a Qwen3-VL-Reranker")
-
-    def weight(module: Any) -> Weight:
-        if not is_fp8:
-            return module.weight
-        quantized = quantize_rows(module.weight)
-        del module.weight  # both would not fit where fp8 is wanted for its size
-        return quantized
-
     return LayerWeights(
         input_norm=layer.input_layernorm.weight,
-        query=weight(attn.q_proj),
-        key=weight(attn.k_proj),
-        value=weight(attn.v_proj),
-        query_norm=attn.q_norm.weight,
-        key_norm=attn.k_norm.weight,
-        output=weight(attn.o_proj),
+        query=_interleaved(attn.q_proj, attn.head_dim, prepare),
+        key=_interleaved(attn.k_proj, attn.head_dim, prepare),
+        value=take(attn.v_proj, prepare),
+        query_norm=interleaved(attn.q_norm.weight, attn.head_dim),
+        key_norm=interleaved(attn.k_norm.weight, attn.head_dim),
+        output=take(attn.o_proj, prepare),
         post_norm=layer.post_attention_layernorm.weight,
-        gate=weight(mlp.gate_proj),
-        up=weight(mlp.up_proj),
-        down=weight(mlp.down_proj),
+        gate=take(mlp.gate_proj, prepare),
+        up=take(mlp.up_proj, prepare),
+        down=take(mlp.down_proj, prepare),
         epsilon=layer.input_layernorm.variance_epsilon,
     )
+
+
+def _interleaved(projection: Any, head_dim: int, prepare: Prepare) -> Weight:
+    projection.weight.data = interleaved(projection.weight, head_dim)
+    return take(projection, prepare)
 
 
 def _axis_of_frequency(num_frequencies: int, mrope_section: list[int]) -> torch.Tensor:

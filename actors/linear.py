@@ -1,16 +1,23 @@
-"""Linear layers, in the model's dtype or in fp8.
+"""Linear layers with what follows them, by the kernel that fits the weight's form.
 
-fp8 is off by default: weights by output row and activations by token are scaled to float8_e4m3 as
-they come (dynamic, no calibration), the product is accumulated in float32.
+As it is: the device's own matrix product. Packed: oneDNN's blocked layout, on x86 CPUs, where the
+activation and the product or sum behind it cost no pass over memory (1.3 to 1.4 times the speed
+for an MLP of 512 x 1536). fp8, off by default: weights by output row and activations by token are
+scaled to float8_e4m3 as they come (dynamic, no calibration), the product accumulated in float32.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn import functional
 
 FP8 = torch.float8_e4m3fn
 _FP8_MAX = torch.finfo(FP8).max
+_PACKED_FOR_ROWS = 4_096
+"""The number of rows that the blocked layout is chosen for; others only run a little slower."""
+
+Activation = Literal["none", "silu", "gelu", "gelu_tanh"]
 
 
 class Fp8Weight(NamedTuple):
@@ -18,13 +25,77 @@ class Fp8Weight(NamedTuple):
     scale: torch.Tensor  # (out, 1) float32
 
 
-Weight = torch.Tensor | Fp8Weight
+class PackedWeight(NamedTuple):
+    values: torch.Tensor  # opaque
 
 
-def linear(states: torch.Tensor, weight: Weight) -> torch.Tensor:
-    """(..., in) to (..., out), without a bias."""
-    if isinstance(weight, torch.Tensor):
-        return functional.linear(states, weight)
+Weight = torch.Tensor | Fp8Weight | PackedWeight
+Prepare = Callable[[torch.Tensor], Weight]
+"""Brings a weight (out, in) into its form."""
+
+
+def linear(
+    states: torch.Tensor,
+    weight: Weight,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: Activation = "none",
+    times: torch.Tensor | None = None,
+    plus: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(N, in) to (N, out); then the activation, or the product with or the sum with (N, out)."""
+    if isinstance(weight, PackedWeight):
+        return _packed_linear(states, weight, bias, activation, times, plus)
+    if isinstance(weight, Fp8Weight):
+        assert bias is None
+        product = _fp8_linear(states, weight)
+    else:
+        product = functional.linear(states, weight, bias)
+    if activation == "silu":
+        product = functional.silu(product, inplace=True)
+    elif activation != "none":
+        product = functional.gelu(product, approximate=_GELU[activation])
+    if times is not None:
+        product.mul_(times)
+    return product if plus is None else product.add_(plus)
+
+
+_GELU = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def preparation(device: torch.device, dtype: torch.dtype, is_compiled: bool = False) -> Prepare:
+    """The form that is fastest on the device: packed where oneDNN has it, unless a compiler sees
+    to the fusion."""
+    is_x86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    if is_compiled or device.type != "cpu" or dtype != torch.float32 or not is_x86:
+        return lambda weight: weight
+    return pack_weight if torch.backends.mkldnn.is_available() else lambda weight: weight
+
+
+def pack_weight(weight: torch.Tensor) -> PackedWeight:
+    # The operators that torch's own compiler emits for CPUs; they have no public name.
+    return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR_ROWS))
+
+
+def _packed_linear(
+    states: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    activation: Activation,
+    times: torch.Tensor | None,
+    plus: torch.Tensor | None,
+) -> torch.Tensor:
+    operator: Any = torch.ops.mkldnn._linear_pointwise
+    other = times if plus is None else plus
+    if other is None:
+        name = {"silu": "swish", "gelu_tanh": "gelu"}.get(activation, activation)
+        return operator(states, weight.values, bias, name, [], _GELU.get(activation, ""))
+    assert activation == "none"
+    kind = "mul" if plus is None else "add"
+    return operator.binary(states, other, weight.values, bias, kind)
+
+
+def _fp8_linear(states: torch.Tensor, weight: Fp8Weight) -> torch.Tensor:
     values, scale = quantize_rows(states)
     if states.is_cuda:
         return torch._scaled_mm(
@@ -50,3 +121,11 @@ def quantize_rows(rows: torch.Tensor) -> Fp8Weight:
 def supports_fp8(device: torch.device) -> bool:
     """Whether the device multiplies fp8 itself, or (a CPU) imitates it."""
     return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def take(module: Any, prepare: Prepare) -> Weight:
+    """A module's weight in its new form; the module loses it where it would be there twice."""
+    weight = prepare(module.weight)
+    if weight is not module.weight:
+        del module.weight
+    return weight

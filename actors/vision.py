@@ -15,47 +15,65 @@ from torch.nn import functional
 
 from actors.attention import VarlenKernel, cumulative, kernel_for
 from actors.device import maybe_compiled, to_device
+from actors.linear import Prepare, Weight, linear, preparation, take
 from actors.pixels import MERGE_SIZE, PATCH_SIZE, patchify
+from actors.rope import interleaved, rotate
 
 ROPE_THETA = 10_000.0
 LAYER_NORM_EPSILON = 1e-6
 
 
-Affine = tuple[torch.Tensor, torch.Tensor]
-"""Weight and bias."""
+class Affine(NamedTuple):
+    weight: Weight
+    bias: torch.Tensor
+
+
+class Norm(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor
 
 
 class BlockWeights(NamedTuple):
     """Tensors and a number alone, so that one compiled graph serves every block."""
 
-    norm1: Affine
+    norm1: Norm
     qkv: Affine
     proj: Affine
-    norm2: Affine
+    norm2: Norm
     up: Affine
     down: Affine
     num_heads: int
 
 
+class MergerWeights(NamedTuple):
+    """From a 2 x 2 block of patches to a token; the norm comes before or after they are joined."""
+
+    norm: Norm
+    up: Affine
+    down: Affine
+    is_norm_after_joining: bool
+
+
 class VisionTower:
-    """Wraps a loaded Qwen3VLVisionModel; the weights stay its own.
+    """Takes over a loaded Qwen3VLVisionModel's weights.
 
     is_compiled: a block's parts before and after attention are compiled, on first use.
     """
 
     def __init__(self, visual: Any, spatial_merge_size: int, is_compiled: bool = False) -> None:
         assert spatial_merge_size == MERGE_SIZE
-        self._visual = visual
-        weight = visual.patch_embed.proj.weight
-        self._patch_weight = weight.reshape(weight.shape[0], -1)
-        self._patch_bias = visual.patch_embed.proj.bias
+        patch_weight = visual.patch_embed.proj.weight
+        self._device, self._dtype = patch_weight.device, patch_weight.dtype
+        prepare = preparation(self._device, self._dtype, is_compiled)
+        self._patch = Affine(prepare(patch_weight.flatten(1)), visual.patch_embed.proj.bias)
+        self._position_table = visual.pos_embed.weight
         self._num_heads = visual.blocks[0].attn.num_heads
-        self._blocks = [_block_weights(block) for block in visual.blocks]
+        self._blocks = [_block_weights(block, prepare) for block in visual.blocks]
         self._project = maybe_compiled(_project, is_compiled)
         self._finish = maybe_compiled(_finish, is_compiled)
-        self._deepstack = {
-            layer: index for index, layer in enumerate(visual.deepstack_visual_indexes)
-        }
+        self._merger = _merger_weights(visual.merger, prepare)
+        mergers = [_merger_weights(merger, prepare) for merger in visual.deepstack_merger_list]
+        self._deepstack = dict(zip(visual.deepstack_visual_indexes, mergers, strict=True))
         self._grid_side = int(visual.pos_embed.num_embeddings**0.5)
         self._positions = lru_cache(maxsize=256)(self._make_positions)
 
@@ -66,12 +84,11 @@ class VisionTower:
 
     def encode(self, pixels: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """(tokens, num_levels, hidden) for each visual's (1 or 2, H, W, 3) uint8 pixels."""
-        weight = self._patch_weight
-        patches = [patchify(to_device(visual, weight.device), weight.dtype) for visual in pixels]
+        patches = [patchify(to_device(visual, self._device), self._dtype) for visual in pixels]
         lengths = [len(patch) for patch in patches]
         grids = [(v.shape[1] // PATCH_SIZE, v.shape[2] // PATCH_SIZE) for v in pixels]
         tables = [self._positions(height, width) for height, width in grids]
-        hidden = functional.linear(torch.cat(patches), weight, self._patch_bias)
+        hidden = linear(torch.cat(patches), *self._patch)
         hidden += torch.cat([table[0] for table in tables])
         rope = torch.cat([table[1] for table in tables]), torch.cat([t[2] for t in tables])
         features = self._run_blocks(hidden, rope, lengths)
@@ -87,14 +104,14 @@ class VisionTower:
             attended = attend(*self._project(hidden, *rope, weights))
             hidden = self._finish(hidden, attended, weights)
             if layer in self._deepstack:
-                levels.append(self._visual.deepstack_merger_list[self._deepstack[layer]](hidden))
-        return torch.stack([self._visual.merger(hidden), *levels], dim=1)
+                levels.append(_merge(hidden, self._deepstack[layer]))
+        return torch.stack([_merge(hidden, self._merger), *levels], dim=1)
 
     def _make_positions(
         self, height: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Position embeddings (N, hidden) and rope's cos, sin (N, 1, head_dim / 2) of one grid."""
-        weight = self._visual.pos_embed.weight
+        weight = self._position_table
         rows, columns = _merge_order(height, width)
         embedding = self._interpolated(rows, columns, height, width)
         head_dim = weight.shape[1] // self._num_heads
@@ -108,7 +125,7 @@ class VisionTower:
         self, rows: torch.Tensor, columns: torch.Tensor, height: int, width: int
     ) -> torch.Tensor:
         """The square learned table, bilinear with corners aligned, at each patch: (N, hidden)."""
-        weight = self._visual.pos_embed.weight
+        weight = self._position_table
         top, bottom, down = _neighbours(rows, height, self._grid_side)
         left, right, across = _neighbours(columns, width, self._grid_side)
         corners = (
@@ -130,20 +147,29 @@ def _project(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values (N, heads, D)."""
     normed = _layer_norm(hidden, weights.norm1)
-    qkv = functional.linear(normed, *weights.qkv).view(len(hidden), 3, weights.num_heads, -1)
+    qkv = linear(normed, *weights.qkv).view(len(hidden), 3, weights.num_heads, -1)
     return rotate(qkv[:, 0], cos, sin), rotate(qkv[:, 1], cos, sin), qkv[:, 2]
 
 
 def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: BlockWeights) -> torch.Tensor:
     """The block behind its attention: projection and MLP, each added to the states."""
-    hidden = functional.linear(attended.flatten(1), *weights.proj).add_(hidden)
-    states = functional.linear(_layer_norm(hidden, weights.norm2), *weights.up)
-    states = functional.gelu(states, approximate="tanh")
-    return functional.linear(states, *weights.down).add_(hidden)
+    hidden = linear(attended.flatten(1), *weights.proj, plus=hidden)
+    normed = _layer_norm(hidden, weights.norm2)
+    states = linear(normed, *weights.up, activation="gelu_tanh")
+    return linear(states, *weights.down, plus=hidden)
 
 
-def _layer_norm(states: torch.Tensor, norm: Affine) -> torch.Tensor:
-    return functional.layer_norm(states, norm[0].shape, *norm, eps=LAYER_NORM_EPSILON)
+def _merge(hidden: torch.Tensor, weights: MergerWeights) -> torch.Tensor:
+    """(N, hidden) patches to (N / 4, out) tokens."""
+    if weights.is_norm_after_joining:
+        states = _layer_norm(hidden.view(-1, MERGE_SIZE**2 * hidden.shape[1]), weights.norm)
+    else:
+        states = _layer_norm(hidden, weights.norm).view(-1, MERGE_SIZE**2 * hidden.shape[1])
+    return linear(linear(states, *weights.up, activation="gelu"), *weights.down)
+
+
+def _layer_norm(states: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return functional.layer_norm(states, norm.weight.shape, *norm, eps=LAYER_NORM_EPSILON)
 
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -181,26 +207,39 @@ def _varlen(lengths: Sequence[int], device: torch.device, kernel: VarlenKernel) 
     return attend
 
 
-def _block_weights(block: Any) -> BlockWeights:
+def _block_weights(block: Any, prepare: Prepare) -> BlockWeights:
     return BlockWeights(
-        norm1=(block.norm1.weight, block.norm1.bias),
-        qkv=(block.attn.qkv.weight, block.attn.qkv.bias),
-        proj=(block.attn.proj.weight, block.attn.proj.bias),
-        norm2=(block.norm2.weight, block.norm2.bias),
-        up=(block.mlp.linear_fc1.weight, block.mlp.linear_fc1.bias),
-        down=(block.mlp.linear_fc2.weight, block.mlp.linear_fc2.bias),
+        norm1=Norm(block.norm1.weight, block.norm1.bias),
+        qkv=_interleaved_qkv(block.attn, prepare),
+        proj=_affine(block.attn.proj, prepare),
+        norm2=Norm(block.norm2.weight, block.norm2.bias),
+        up=_affine(block.mlp.linear_fc1, prepare),
+        down=_affine(block.mlp.linear_fc2, prepare),
         num_heads=block.attn.num_heads,
     )
 
 
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in float32: states (N, heads, D), cos and sin (N, 1, D / 2)."""
-    real, imaginary = states.float().chunk(2, dim=-1)
-    turned = (
-        torch.addcmul(real * cos, imaginary, sin, value=-1),
-        torch.addcmul(imaginary * cos, real, sin),
+def _interleaved_qkv(attention: Any, prepare: Prepare) -> Affine:
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    value = 2 * len(bias) // 3
+    head_dim = value // 2 // attention.num_heads
+    weight = torch.cat((interleaved(weight[:value], head_dim), weight[value:]))
+    bias = torch.cat((interleaved(bias[:value], head_dim), bias[value:]))
+    del attention.qkv
+    return Affine(prepare(weight), bias)
+
+
+def _merger_weights(merger: Any, prepare: Prepare) -> MergerWeights:
+    return MergerWeights(
+        norm=Norm(merger.norm.weight, merger.norm.bias),
+        up=_affine(merger.linear_fc1, prepare),
+        down=_affine(merger.linear_fc2, prepare),
+        is_norm_after_joining=merger.use_postshuffle_norm,
     )
-    return torch.cat(turned, dim=-1).to(states.dtype)
+
+
+def _affine(module: Any, prepare: Prepare) -> Affine:
+    return Affine(take(module, prepare), module.bias)
 
 
 def _merge_order(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

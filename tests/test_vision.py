@@ -11,10 +11,15 @@ from actors.pixels import patchify
 from actors.vision import VisionTower
 
 
-@cache
 def tiny_visual():
+    """A new one for every tower, which takes the weights over."""
     model = Qwen3VLForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
     return model.model.visual.requires_grad_(False)
+
+
+@cache
+def transformers_visual():
+    return tiny_visual()
 
 
 def random_pixels(*sizes, frames=1):
@@ -25,7 +30,7 @@ def random_pixels(*sizes, frames=1):
 def transformers_features(pixels):
     patches = torch.cat([patchify(torch.from_numpy(p), torch.float32) for p in pixels])
     grids = torch.tensor([[1, p.shape[1] // 16, p.shape[2] // 16] for p in pixels])
-    encoded = tiny_visual()(patches, grid_thw=grids)
+    encoded = transformers_visual()(patches, grid_thw=grids)
     return torch.stack([encoded.pooler_output, *encoded.deepstack_features], dim=1)
 
 
