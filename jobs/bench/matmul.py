@@ -1,20 +1,20 @@
 """How fast this machine multiplies matrices of a model's shapes; its own process, one JSON line.
 
-What an implementation could reach at best: the same library, threads and dtype, nothing else to do.
+What an implementation could reach at best: the same libraries, threads and dtype, nothing else to
+do. Of the products that torch offers, the faster: the plain one, or oneDNN's on packed weights.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from jobs.bench.flops import Flops, LinearShape
 from jobs.bench.processes import run_once
 from jobs.bench.settings import BenchSettings
-
-if TYPE_CHECKING:
-    import torch
 
 ROWS = (256, 1_024, 4_096)
 CUDA_ROWS = (*ROWS, 16_384)
@@ -77,6 +77,8 @@ def measure_rates(
 ) -> dict[LinearShape, dict[int, float]]:
     import torch
 
+    from actors.linear import linear, preparation
+
     if threads is not None:
         torch.set_num_threads(threads)
     kind = getattr(torch, dtype)
@@ -85,25 +87,31 @@ def measure_rates(
     for _ in range(_NUM_PASSES):
         for (inputs, outputs), by_rows in best.items():
             weight = torch.randn(outputs, inputs, device=device).to(kind)
+            prepared = preparation(weight.device, kind)(weight)
             for rows in all_rows:
-                seconds = _best_seconds(torch.randn(rows, inputs, device=device).to(kind), weight)
+                states = torch.randn(rows, inputs, device=device).to(kind)
+                seconds = min(
+                    _best_seconds(partial(linear, states, form), weight.is_cuda)
+                    for form in (weight, prepared)
+                )
                 by_rows[rows] = max(by_rows[rows], 2 * rows * inputs * outputs / seconds)
     return best
 
 
-def _best_seconds(states: "torch.Tensor", weight: "torch.Tensor") -> float:
+def _best_seconds(multiply: Callable[[], Any], is_cuda: bool) -> float:
     import torch
 
-    calls = _CUDA_CALLS if states.is_cuda else 1
+    calls = _CUDA_CALLS if is_cuda else 1
     best, started, repeats = float("inf"), time.perf_counter(), 0
-    while repeats < 2 or time.perf_counter() - started < _SECONDS_OF_A_PASS:
-        before = time.perf_counter()
-        for _ in range(calls):
-            torch.nn.functional.linear(states, weight)
-        if states.is_cuda:
-            torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - before) / calls)
-        repeats += 1
+    with torch.inference_mode():
+        while repeats < 2 or time.perf_counter() - started < _SECONDS_OF_A_PASS:
+            before = time.perf_counter()
+            for _ in range(calls):
+                multiply()
+            if is_cuda:
+                torch.cuda.synchronize()
+            best = min(best, (time.perf_counter() - before) / calls)
+            repeats += 1
     return best
 
 

@@ -156,6 +156,8 @@ def _product(name: str, shapes: Sequence[Sequence[int]]) -> tuple[int, int, int]
     if name not in _LINEAR:
         return None
     states, weight, is_transposed = _LINEAR[name]
+    if name == "mkldnn::_linear_pointwise" and len(shapes[2]) == 2:
+        weight = 2  # its second input is what the product is multiplied with or added to
     *rows, inputs = shapes[states]
     return math.prod(rows), inputs, shapes[weight][0 if is_transposed else 1]
 

@@ -85,7 +85,7 @@ def serve(make_peer: Callable[[PeerSettings], Peer]) -> None:
     """The whole life of a peer's process. Nothing but the protocol reaches its stdout."""
     answers = _own_stdout()
     settings = PeerSettings(**json.loads(sys.argv[1]))
-    _limit_threads(settings.threads)
+    _limit_threads(settings)
     try:
         peer = make_peer(settings)
     except (Unavailable, ImportError) as error:
@@ -110,11 +110,19 @@ def _own_stdout() -> TextIO:
     return own
 
 
-def _limit_threads(threads: int | None) -> None:
-    """For libraries that read the environment when they are imported, which is still to come."""
-    if threads is not None:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = str(threads)
+def _limit_threads(settings: PeerSettings) -> None:
+    """For libraries that read the environment when they are imported, which is still to come.
+
+    On a CPU also as many cores as threads, for the process and those that it starts: some peers
+    share their work among processes, and would have more of the machine than the others.
+    """
+    if settings.threads is None:
+        return
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(settings.threads)
+    if settings.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[-settings.threads :])
 
 
 def _introduction(peer: Peer, settings: PeerSettings) -> dict[str, Any]:
