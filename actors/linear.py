@@ -66,10 +66,17 @@ _GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 def preparation(device: torch.device, dtype: torch.dtype, is_compiled: bool = False) -> Prepare:
     """The form that is fastest on the device: packed where oneDNN has it, unless a compiler sees
     to the fusion."""
+    is_eager_cpu = device.type == "cpu" and not is_compiled
+    return pack_weight if is_eager_cpu and _packs(dtype) else lambda weight: weight
+
+
+def _packs(dtype: torch.dtype) -> bool:
     is_x86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    if is_compiled or device.type != "cpu" or dtype != torch.float32 or not is_x86:
-        return lambda weight: weight
-    return pack_weight if torch.backends.mkldnn.is_available() else lambda weight: weight
+    if not is_x86 or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
 
 
 def pack_weight(weight: torch.Tensor) -> PackedWeight:

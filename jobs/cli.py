@@ -100,6 +100,14 @@ def rerank(
     ] = "neutralize",
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a scoring actor")] = None,
+    quantization: Annotated[
+        Literal["none", "fp8"],
+        typer.Option(help="fp8: the decoder's linear layers in 8 bits, which moves scores"),
+    ] = "none",
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile; default: on CUDA"),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
     num_actors: Annotated[
         int | None, typer.Option(help="Scoring actors; default: one a GPU, or one on CPU")
@@ -145,6 +153,8 @@ def rerank(
             special_tokens=special_tokens,
             max_batch_tokens=max_batch_tokens,
             num_threads=threads,
+            quantization=quantization,
+            compile=compile,
             media_root=media_root,
         )
     except ValueError as error:

@@ -30,6 +30,8 @@ _NOT_IN_SCORES = (
     "num_threads",
     "max_batch_tokens",
     "feature_cache_bytes",
+    "host_feature_cache_bytes",
+    "compile",
 )
 """Config that may differ between the runs of one job; the model is there by its weights' hash."""
 

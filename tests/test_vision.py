@@ -5,10 +5,11 @@ from functools import cache
 import numpy as np
 import torch
 from engine import TINY
+from test_attention import plain_varlen
 from transformers import Qwen3VLForConditionalGeneration
 
 from actors.pixels import patchify
-from actors.vision import VisionTower
+from actors.vision import VisionTower, _by_size, _varlen
 
 
 def tiny_visual():
@@ -55,3 +56,12 @@ def test_an_images_features_do_not_depend_on_its_neighbours():
     together = tower.encode(pixels)
     for image, features in zip(pixels, together, strict=True):
         torch.testing.assert_close(tower.encode([image])[0], features, atol=1e-5, rtol=1e-5)
+
+
+def test_one_launch_for_all_visuals_attends_as_each_apart():
+    """The CUDA form, with a slow stand-in for its kernel."""
+    lengths = [16, 16, 4, 52]
+    query, key, value = torch.randn(3, sum(lengths), 4, 8)
+    apart = _by_size(lengths)(query, key, value)
+    together = _varlen(lengths, torch.device("cpu"), plain_varlen)(query, key, value)
+    torch.testing.assert_close(together, apart, atol=2e-6, rtol=1e-5)
