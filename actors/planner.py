@@ -33,7 +33,8 @@ def plan(costs: Sequence[PairCost], max_batch_tokens: int) -> list[list[int]]:
     """Consecutive pairs, none over the budget but a pair alone; as few plans as that allows, and
     of those the evenest (the largest as small as it can be).
 
-    The size is an upper bound: sharing beyond a set's own prefix is not counted.
+    What is counted are the tokens to compute: of a set that goes on in the next plan its shared
+    ones come from the plan before. An upper bound: sharing beyond a set's own is not counted.
     """
     num_plans = len(_fill(costs, max_batch_tokens))
     smallest = bisect_left(
@@ -46,10 +47,11 @@ def _fill(costs: Sequence[PairCost], limit: int) -> list[list[int]]:
     plans: list[list[int]] = []
     size, group = 0, None
     for index, cost in enumerate(costs):
-        size += cost.own if cost.group == group else cost.own + cost.shared
-        if not plans or size > limit:
+        tokens = cost.own if cost.group == group else cost.own + cost.shared
+        if not plans or size + tokens > limit:
             plans.append([])
-            size = cost.own + cost.shared
+            size = 0  # a set that goes on brings what it shares from the plan before
         plans[-1].append(index)
+        size += tokens
         group = cost.group
     return plans

@@ -14,7 +14,9 @@ def prepared(ids: list[int], visuals: list[int] | None = None) -> PreparedPair:
 
 
 def packed_tokens(costs: list[PairCost], indices: list[int]) -> int:
-    prefixes = {costs[index].group: costs[index].shared for index in indices}
+    """Tokens to compute; the plan before has what a set shares that began in it."""
+    before = costs[indices[0] - 1].group if indices[0] else None
+    prefixes = {costs[i].group: costs[i].shared for i in indices if costs[i].group != before}
     return sum(prefixes.values()) + sum(costs[index].own for index in indices)
 
 
@@ -49,9 +51,10 @@ def test_plans_of_equal_pairs_are_filled_evenly(num_pairs: int, own: int, budget
     assert max(sizes) == -(-num_pairs // len(sizes))
 
 
-def test_a_shared_prefix_is_paid_again_in_the_next_plan() -> None:
-    costs = [PairCost(0, 50, 10) for _ in range(6)]
-    assert plan(costs, 80) == [[0, 1, 2], [3, 4, 5]]
+def test_a_set_that_goes_on_brings_its_shared_prefix_along() -> None:
+    costs = [PairCost(0, 50, 10) for _ in range(11)] + [PairCost(1, 50, 10)]
+    assert plan(costs, 80) == [[0, 1, 2], list(range(3, 11)), [11]]
+    assert plan(costs[:11], 80) == [[0, 1, 2], list(range(3, 11))]
 
 
 def test_nothing_gives_no_plan() -> None:
