@@ -47,7 +47,7 @@ def test_bfloat16_scores_stay_near_the_official_ones():
 def test_fp8_scores_are_not_far_off():
     if not supports_fp8(torch.device("cuda")):
         pytest.skip("the device does not multiply fp8")
-    assert golden_difference("bfloat16", quantization="fp8") < 0.3
+    assert golden_difference("bfloat16", quantization="fp8") < 0.4
 
 
 def test_an_fp8_product_on_the_device_is_the_imitated_one():
