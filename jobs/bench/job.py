@@ -5,6 +5,7 @@ Runs the command that users run, and reads what it says in its manifest.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -114,6 +115,7 @@ def _run_job(
     workload: Workload, output: Path, settings: BenchSettings, checkpoint: Path
 ) -> dict[str, Any]:
     """`seconds` from the job's manifest, and peak memory. Raises PeerFailed."""
+    shutil.rmtree(output, ignore_errors=True)  # of an earlier run: its input is written anew
     output.parent.mkdir(parents=True, exist_ok=True)
     parquet = output.with_suffix(".parquet")
     _write_parquet(workload, parquet)
