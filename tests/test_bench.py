@@ -153,6 +153,33 @@ def test_the_best_batch_size_goes_on(tmp_path):
     assert own.work == f"padded:{own.batch_size}"
 
 
+class SlowPeer:
+    """As PeerProcess, of one pair a second, whatever the batch."""
+
+    introduction = {"label": "slow", "work": "padded", "versions": {}, "batch_sizes": [1, 32]}
+
+    def __init__(self) -> None:
+        self.warmed = {"text"}
+        self.asked: list[int] = []
+
+    def ask(self, workload: Path, batch_size: int | None, timeout_s: float | None) -> dict:
+        sets = json.loads(workload.read_text(encoding="utf-8"))["sets"]
+        scores = [[0.5] * len(one["documents"]) for one in sets]
+        self.asked.append(sum(map(len, scores)))
+        return {"seconds": float(self.asked[-1]), "scores": scores}
+
+
+@pytest.mark.parametrize(("budget_s", "asked"), [(40, [16, 16, 16]), (None, [64, 64])])
+def test_trials_of_batch_sizes_keep_to_the_budget(budget_s, asked, tmp_path):
+    sets = [{"query": {"text": "q"}, "documents": [{"text": "d"}] * 100}]
+    workload = Workload("text", sets, [list(range(100))])
+    own = Contender("slow", workload, tmp_path, budget_s)
+    peer = SlowPeer()
+    own.prepare(OnePool(peer), rounds=2)
+    assert peer.asked == asked
+    assert own.timed.num_pairs == (20 if budget_s else 100)
+
+
 def test_scores_that_are_missing_are_a_failure(tmp_path):
     with stand_in("forget", tmp_path) as peer:
         own = contender("forgetful", tmp_path)

@@ -17,7 +17,9 @@ _WARM_UP = (2, 4)
 _FEW_PAIRS = 16
 """Enough to tell about how long a pair takes."""
 _TRIAL_PAIRS = 64
-"""Two batches of the largest size tried."""
+"""Two batches of the largest size tried; fewer where the trials would take too long."""
+_TRIALS_SHARE = 0.5
+"""Of a contender's budget, what its trials may take."""
 _ALONE = ("one_by_one", "padded", "sorted_padded")
 """Work in which pairs or batches have nothing to do with one another: fewer are not slower each."""
 _PATIENCE, _PATIENCE_S = 5.0, 300.0
@@ -106,7 +108,7 @@ class Contender:
 
     def _trials(self, process: PeerProcess, sizes: list[int]) -> float:
         """Seconds of a pair on a part of the workload, with the best batch size, which is kept."""
-        part = self.workload.part(_TRIAL_PAIRS if sizes else _FEW_PAIRS)
+        part = self.workload.part(self._trial_pairs(process, sizes) if sizes else _FEW_PAIRS)
         tried: list[int | None] = [*sizes] or [None]
         seconds: dict[int | None, float] = {}
         for size in tried:
@@ -118,10 +120,20 @@ class Contender:
             self.label = f"{self.label} of {self.batch_size}"
         return seconds[self.batch_size] / part.num_pairs
 
+    def _trial_pairs(self, process: PeerProcess, sizes: list[int]) -> int:
+        """How many pairs each batch size is tried on."""
+        if self.budget_s is None:
+            return _TRIAL_PAIRS
+        self.batch_size = min(sizes)
+        few = self.workload.part(_FEW_PAIRS)
+        seconds_of_a_pair = self._ask(process, few)["seconds"] / few.num_pairs
+        fitting = int(_TRIALS_SHARE * self.budget_s / seconds_of_a_pair / len(sizes))
+        return max(_FEW_PAIRS, min(fitting, _TRIAL_PAIRS))
+
     def _shorten(self, seconds_of_a_pair: float) -> None:
-        """As many pairs as fit the budget, but never fewer than the trial's."""
+        """As many pairs as fit the budget, but never fewer than a batch or a few."""
         assert self.budget_s is not None
-        fewest = _FEW_PAIRS if self.batch_size is None else _TRIAL_PAIRS
+        fewest = max(_FEW_PAIRS, self.batch_size or 0)
         fitting = int(self.budget_s / seconds_of_a_pair)
         self.timed = self.workload.part(max(fitting, min(fewest, self.workload.num_pairs)))
 
