@@ -1,0 +1,89 @@
+"""What the endpoint answers when it does not score, as exceptions with a status.
+
+    ApiError
+    ├── BadRequest           400  content that cannot be scored, under on_error = fail
+    ├── Unauthorized         401  no key, or a wrong one
+    ├── ModelNotFound        404  another model, where the server is strict about names
+    ├── BodyTooLarge         413
+    ├── InvalidRequest       422  a field that is missing, of the wrong type or out of range
+    ├── TooManyRequests      429  a key's own limit, or no capacity left: Retry-After says when
+    ├── NotReady             503  the model is loading, or a replica was lost: Retry-After
+    └── DeadlineExceeded     504
+
+How an error looks on the wire is the dialect's business. Knows nothing about HTTP frameworks.
+"""
+
+import math
+
+from actors.errors import RerankError
+
+
+class ApiError(Exception):
+    """status, type and code are stable; the message is a sentence for people.
+
+    param: the request's field at fault; retry_after_s: when it is worth trying again.
+    """
+
+    status = 500
+    type = "internal_error"
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code or type(self).code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class BadRequest(ApiError):
+    status, type, code = 400, "invalid_request_error", "bad_request"
+
+    @classmethod
+    def of(cls, error: RerankError, param: str | None = None) -> "BadRequest":
+        """The engine's error about a query or document, with its own code."""
+        return cls(str(error), param=param, code=error.code)
+
+
+class Unauthorized(ApiError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class ModelNotFound(ApiError):
+    status, type, code = 404, "not_found_error", "model_not_found"
+
+
+class BodyTooLarge(ApiError):
+    status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class InvalidRequest(ApiError):
+    status, type, code = 422, "invalid_request_error", "invalid_request"
+
+
+class TooManyRequests(ApiError):
+    status, type, code = 429, "rate_limit_error", "rate_limited"
+
+
+class NotReady(ApiError):
+    status, type, code = 503, "unavailable_error", "not_ready"
+
+
+class DeadlineExceeded(ApiError):
+    status, type, code = 504, "timeout_error", "deadline_exceeded"
