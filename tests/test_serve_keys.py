@@ -1,0 +1,374 @@
+import base64
+import hashlib
+import hmac
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.datastructures import Headers
+
+from serve.errors import Unauthorized
+from serve.keys import (
+    MAX_HEADER_CHARACTERS,
+    MAX_KEY_CHARACTERS,
+    ApiKey,
+    ApiKeys,
+    check_exposed,
+    hash_key,
+    new_key,
+    parse_environment,
+    read_keys,
+)
+
+FIRST, SECOND, THIRD = "first-key-of-three", "second-key-of-three", "third:key/of+three=="
+THREE = ApiKeys(tuple(parse_environment(f"{FIRST},{SECOND},{THIRD}")))
+HASH, OTHER_HASH = hash_key(FIRST), hash_key(SECOND)
+
+
+def basic(user_and_password: str | bytes) -> str:
+    if isinstance(user_and_password, str):
+        user_and_password = user_and_password.encode()
+    return "Basic " + base64.b64encode(user_and_password).decode()
+
+
+def file_of(tmp_path, text: str):
+    path = tmp_path / "keys.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def refusal(headers, keys: ApiKeys = THREE) -> str:
+    with pytest.raises(Unauthorized) as caught:
+        keys.check(headers)
+    return str(caught.value)
+
+
+# Keys and hashes
+
+
+def test_a_new_key_is_long_random_and_fit_for_a_header():
+    assert re.fullmatch(r"sr-[A-Za-z0-9_-]{43}", new_key())
+    assert new_key() != new_key()
+
+
+def test_a_new_key_is_accepted_from_the_environment():
+    key = new_key()
+    found = ApiKeys.load(None, key).check({"authorization": f"Bearer {key}"})
+    assert found.name == "env-1"
+
+
+def test_the_hash_is_what_sha256sum_prints():
+    digest = hash_key("abc")
+    assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_neither_keys_nor_hashes_are_printed():
+    assert FIRST not in repr(THREE) and HASH not in repr(THREE)
+
+
+# The file
+
+
+def test_a_file_gives_names_hashes_and_limits(tmp_path):
+    path = file_of(
+        tmp_path,
+        f'[keys.team]\nsha256 = "{HASH.upper()}"\nrequests_per_minute = 600\nmax_concurrent = 8\n'
+        f'[keys.other]\nsha256 = "{OTHER_HASH}"\n',
+    )
+    assert read_keys(path) == [ApiKey("team", HASH, 600, 8), ApiKey("other", OTHER_HASH)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", ["no keys"]),
+        ("[keys]", ["no keys"]),
+        ("keys = 3", ["no keys"]),
+        ("[keys.a", ["not a TOML file"]),
+        (f'[key.a]\nsha256 = "{HASH}"', ["'key'"]),
+        (f'port = 1\n[keys.a]\nsha256 = "{HASH}"', ["'port'"]),
+        (f'[keys]\na = "{HASH}"', ["'a'", "[keys.a]"]),
+        (f'[keys.a]\nsha256 = "{HASH}"\nrpm = 3', ["'a'", "'rpm'", "requests_per_minute"]),
+        (f'[keys.a]\nsha256 = "{HASH}"\nname = "b"', ["'a'", "'name'"]),
+        ("[keys.a]\nmax_concurrent = 3", ["'a'", "sha256", "missing"]),
+        ('[keys.a]\nsha256 = "abc"', ["'a'", "sha256", "64"]),
+        (f'[keys.a]\nsha256 = "{HASH[:-1]}g"', ["'a'", "sha256", "64"]),
+        (f'[keys.a]\nsha256 = "{HASH}0"', ["'a'", "sha256", "64"]),
+        (f'[keys.a]\nsha256 = "{HASH}\\n"', ["'a'", "sha256", "64"]),
+        ("[keys.a]\nsha256 = 12", ["'a'", "sha256", "64"]),
+        (f'[keys.a]\nsha256 = "{HASH}"\n[keys.b]\nsha256 = "{HASH}"', ["'a'", "'b'", "sha256"]),
+        (
+            f'[keys.a]\nsha256 = "{HASH}"\n[keys.b]\nsha256 = "{HASH.upper()}"',
+            ["'a'", "'b'", "sha256"],
+        ),
+        (f'[keys."a\\nb"]\nsha256 = "{HASH}"', ["'a\\nb'", "name"]),
+        (f'[keys.""]\nsha256 = "{HASH}"', ["''", "name"]),
+    ],
+)
+def test_a_wrong_file_is_refused_by_file_key_and_field(tmp_path, text, told):
+    path = file_of(tmp_path, text)
+    with pytest.raises(ValueError) as caught:
+        read_keys(path)
+    assert [each for each in [str(path), *told] if each not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "max_concurrent"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "true", '"60"', "inf"])
+def test_a_limit_is_a_whole_number_above_0(tmp_path, limit, value):
+    path = file_of(tmp_path, f'[keys.team]\nsha256 = "{HASH}"\n{limit} = {value}')
+    with pytest.raises(ValueError, match=f"keys.toml: key 'team': {limit} must be"):
+        read_keys(path)
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "keys.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="keys.toml: not a TOML file"):
+        read_keys(path)
+
+
+def test_a_key_in_the_place_of_its_hash_is_not_repeated(tmp_path):
+    key = new_key()
+    with pytest.raises(ValueError) as caught:
+        read_keys(file_of(tmp_path, f'[keys.a]\nsha256 = "{key}"'))
+    assert key not in str(caught.value) and key.lower() not in str(caught.value)
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    "text", [f"{FIRST},{SECOND}", f"\n{FIRST}\r\n {SECOND} \n", f"{FIRST},,{SECOND},"]
+)
+def test_the_environments_keys_are_separated_by_commas_or_newlines(text):
+    assert parse_environment(text) == [ApiKey("env-1", HASH), ApiKey("env-2", OTHER_HASH)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "rule"),
+    [
+        ("short-of-sixteen"[:15], "15 characters"),
+        ("x" * (MAX_KEY_CHARACTERS + 1), "1025 characters"),
+        ("a key of two words", "a space"),
+        ("schlüssel-schlüssel", "outside ASCII"),
+        ("a-key-with-\x00-in-it", "outside ASCII"),
+    ],
+)
+def test_a_key_that_is_weak_or_cannot_be_sent_is_refused_by_its_number(bad, rule):
+    with pytest.raises(ValueError, match=f"env-2.*{rule}") as caught:
+        parse_environment(f"{FIRST},{bad}")
+    assert bad not in str(caught.value) and FIRST not in str(caught.value)
+
+
+def test_sixteen_characters_are_enough():
+    assert len(parse_environment("short-of-sixteen")) == 1
+
+
+@pytest.mark.parametrize("text", ["", " ", ",\n,"])
+def test_an_environment_that_is_set_but_empty_does_not_open_the_endpoint(text):
+    with pytest.raises(ValueError, match="set but empty"):
+        ApiKeys.load(None, text)
+
+
+def test_the_same_key_twice_in_the_environment_is_refused():
+    with pytest.raises(ValueError, match="environment.*'env-1' and 'env-2' have the same sha256"):
+        parse_environment(f"{FIRST},{FIRST}")
+
+
+# File and environment together
+
+
+def test_keys_of_the_file_and_of_the_environment_both_count(tmp_path):
+    keys = ApiKeys.load(file_of(tmp_path, f'[keys.team]\nsha256 = "{HASH}"'), SECOND)
+    given = [{"authorization": f"Bearer {key}"} for key in (FIRST, SECOND)]
+    assert [keys.check(headers).name for headers in given] == ["team", "env-1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "rule"),
+    [("team", FIRST, "same sha256"), ("env-1", SECOND, "two keys have the name 'env-1'")],
+)
+def test_the_file_and_the_environment_may_not_share_a_hash_or_a_name(
+    tmp_path, name, environment, rule
+):
+    path = file_of(tmp_path, f'[keys.{name}]\nsha256 = "{HASH}"')
+    with pytest.raises(ValueError, match=rule):
+        ApiKeys.load(path, environment)
+
+
+@pytest.mark.parametrize(("keys", "is_open"), [((), False), (THREE.keys, True)])
+def test_an_endpoint_has_keys_or_is_open(keys, is_open):
+    with pytest.raises(ValueError, match="is_open must be"):
+        ApiKeys(keys, is_open)
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": f"Bearer {THIRD}"},
+        {"authorization": f"bEARER   {THIRD} "},
+        {"authorization": THIRD},
+        {"authorization": basic(f":{THIRD}")},
+        {"authorization": basic(f"anybody:{THIRD}")},
+        {"authorization": basic(f"jürgen:{THIRD}")},
+        {"authorization": basic(f"anybody:{THIRD}").replace("Basic", "BASIC")},
+        {"api-key": THIRD},
+        {"x-api-key": f" {THIRD}"},
+        Headers({"AUTHORIZATION": f"Bearer {THIRD}"}),
+        Headers({"Api-Key": THIRD}),
+        Headers({"X-API-Key": THIRD}),
+    ],
+    ids=str,
+)
+def test_a_key_is_taken_from_every_header_that_clients_send(headers):
+    assert THREE.check(headers).name == "env-3"
+
+
+@pytest.mark.parametrize("user", [SECOND, f"{SECOND}:"])
+def test_the_user_name_is_the_key_where_the_password_is_empty(user):
+    assert THREE.check({"authorization": basic(user)}).name == "env-2"
+
+
+def test_the_password_goes_before_the_user_name():
+    assert THREE.check({"authorization": basic(f"{FIRST}:{SECOND}")}).name == "env-2"
+    assert "not one that" in refusal({"authorization": basic(f"{FIRST}:wrong")})
+
+
+@pytest.mark.parametrize(("key", "name"), [(FIRST, "env-1"), (SECOND, "env-2"), (THIRD, "env-3")])
+def test_each_key_is_found_under_its_own_name(key, name):
+    assert THREE.check({"api-key": key}) == ApiKey(name, hash_key(key))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer wrong", "api-key": FIRST, "x-api-key": FIRST},
+        {"api-key": "wrong", "x-api-key": FIRST},
+    ],
+)
+def test_a_right_key_after_a_wrong_one_does_not_count(headers):
+    assert "not one that" in refusal(headers)
+    first, *_ = headers
+    assert THREE.check(headers | {first: FIRST}).name == "env-1"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"host": "localhost"},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer "},
+        {"authorization": basic(":")},
+        {"authorization": "", "api-key": FIRST},
+        {"x-api-key": " "},
+    ],
+    ids=str,
+)
+def test_a_request_without_a_key_is_told_how_to_send_one(headers):
+    assert "Authorization: Bearer KEY" in refusal(headers)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Bearer wrong",
+        f"Bearer {FIRST[:-1]}",
+        f"Bearer {FIRST}x",
+        f"Bearer {FIRST.upper()}",
+        f"Bearer {HASH}",
+        f"Digest {FIRST}",
+        f"Bearer {FIRST},{SECOND}",
+        f"Bearer\u00a0{FIRST}",
+        "Bearer ключ",
+        "Bearer \ud800",
+        "Bearer \x00",
+        "Bearer " + "x" * 1_000_000,
+        "Basic " + "A" * 1_000_000,
+        "Basic ====",
+        "Basic not base64!",
+        "Basic QQ",
+        basic(f"user:{FIRST}").rstrip("="),
+        basic(b"user:\xff\xfe"),
+    ],
+    ids=lambda value: ascii(value[:40]),
+)
+def test_a_wrong_key_and_garbage_are_unauthorized_and_not_repeated(value):
+    message = refusal({"authorization": value})
+    assert "Bearer KEY" not in message and value.split(" ")[-1][:100] not in message
+
+
+def test_the_longest_key_fits_a_header_and_one_character_more_does_not():
+    key = "k" * MAX_KEY_CHARACTERS
+    keys = ApiKeys.load(None, key)
+    assert keys.check({"authorization": basic(f"{'u' * 1000}:{key}")}).name == "env-1"
+    room = MAX_HEADER_CHARACTERS - len(key)
+    assert keys.check({"api-key": key + " " * room}).name == "env-1"
+    assert "not one that" in refusal({"api-key": key + " " * (room + 1)}, keys)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["authorization", "api-key", "x-api-key"]),
+        st.one_of(
+            st.text(),
+            st.builds("{} {}".format, st.sampled_from(["Bearer", "basic", "Token"]), st.text()),
+            st.binary().map(basic),
+        ),
+    )
+)
+def test_no_header_that_anybody_made_up_does_more_than_be_refused(headers):
+    assert refusal(headers)
+
+
+@pytest.mark.parametrize("key", [FIRST, SECOND, THIRD, "wrong"])
+def test_every_hash_is_compared_in_constant_time_whichever_key_is_given(monkeypatch, key):
+    compared, compare = [], hmac.compare_digest
+
+    def recorded(a, b):
+        compared.append((a, b))
+        return compare(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", recorded)
+    if key == "wrong":
+        refusal({"api-key": key})
+    else:
+        THREE.check({"api-key": key})
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    assert compared == [(digest, each.sha256) for each in THREE.keys]
+
+
+# Without keys
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer any"}, {"api-key": "é" * 9999}])
+def test_an_open_endpoint_knows_everybody_as_one_caller_without_limits(headers):
+    caller = ApiKeys.open().check(headers)
+    assert caller.name == "anonymous"
+    assert caller.requests_per_minute is None and caller.max_concurrent is None
+
+
+def test_only_an_endpoint_without_keys_is_open():
+    assert ApiKeys.open().is_open and ApiKeys.load(None, None).is_open
+    assert not THREE.is_open
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost", "LOCALHOST"])
+def test_an_open_endpoint_may_listen_on_loopback(host):
+    check_exposed(host, ApiKeys.open())
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["0.0.0.0", "::", "", "10.0.0.1", "128.0.0.1", "fe80::1", "localhost.example.org", "myhost"],
+)
+def test_an_open_endpoint_may_not_be_reached_from_elsewhere(host):
+    with pytest.raises(ValueError, match="there are no API keys"):
+        check_exposed(host, ApiKeys.open())
+    check_exposed(host, THREE)
