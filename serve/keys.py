@@ -71,6 +71,8 @@ def read_keys(path: str | Path) -> list[ApiKey]:
     """The keys of a TOML file. ValueError names the file, the key and the field."""
     try:
         tables = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise ValueError(f"{path}: not a TOML file: {error}") from error
     entries = tables.pop("keys", None)

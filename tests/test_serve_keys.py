@@ -128,6 +128,14 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
         read_keys(path)
 
 
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(ValueError) as caught:
+        ApiKeys.load(path, FIRST)
+    assert str(caught.value).startswith(f"{path}: cannot be read: ")
+
+
 def test_a_key_in_the_place_of_its_hash_is_not_repeated(tmp_path):
     key = new_key()
     with pytest.raises(ValueError) as caught:
