@@ -13,8 +13,9 @@
     │   └── DocumentNotFound     document_not_found      named by the run, not in corpus
     ├── MediaError
     │   ├── MediaNotFound        media_not_found
-    │   ├── MediaForbidden       media_forbidden         outside media_root
-    │   ├── MediaUnreachable     media_unreachable       the storage refused or failed
+    │   ├── MediaForbidden       media_forbidden         outside media_root, an address not public
+    │   ├── MediaUnreachable     media_unreachable       the storage or the server refused or failed
+    │   ├── MediaTooLarge        media_too_large         more bytes than are fetched from the web
     │   ├── UnknownScheme        unknown_scheme
     │   ├── ImageDecodeError     image_decode
     │   ├── ImageTooLarge        image_too_large         more pixels than max_decoded_pixels
@@ -102,6 +103,10 @@ class MediaForbidden(MediaError):
 
 class MediaUnreachable(MediaError):
     code = "media_unreachable"
+
+
+class MediaTooLarge(MediaError):
+    code = "media_too_large"
 
 
 class UnknownScheme(MediaError):
