@@ -7,6 +7,7 @@ knows nothing about the model.
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import blake2b
+from threading import Lock
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from actors.pixels import (
 from actors.prepared import PreparedPair, PreparedSet
 from actors.prompt import PromptEncoder
 from actors.sides import OpenQuery, OpenSide, ReadSide, SideBuilder, VisualTable
-from actors.video_process import VideoProcess
+from actors.video_process import VideoProcesses
 
 FRAME_LIST_FPS = 2.0
 NO_OPTIONS = QueryOptions()
@@ -33,7 +34,8 @@ _PIXEL_CACHE_BYTES = 256 << 20
 
 
 class Preprocessor:
-    """Prepares candidate sets with a checkpoint's tokenizer.
+    """Prepares candidate sets with a checkpoint's tokenizer; safe to call from several threads,
+    but for a PIL image that two of them share (Pillow reads its file when it is first used).
 
     Raises ValueError on a bad checkpoint.
     """
@@ -44,8 +46,8 @@ class Preprocessor:
         self._encoder = PromptEncoder(
             checkpoint / "tokenizer.json", neutralize=config.special_tokens == "neutralize"
         )
-        self._reader = MediaReader(config.media_root)
-        self._videos = VideoProcess()
+        self._reader = MediaReader(config.media_root, config.web_media, config.local_media)
+        self._videos = VideoProcesses()
         self._cache = _PixelCache(_PIXEL_CACHE_BYTES)
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
@@ -187,18 +189,23 @@ class _PixelCache:
         self._max_bytes = max_bytes
         self._size_bytes = 0
         self._pixels: OrderedDict[tuple[bytes, QueryOptions], np.ndarray] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, key: tuple[bytes, QueryOptions]) -> np.ndarray | None:
-        pixels = self._pixels.get(key)
-        if pixels is not None:
-            self._pixels.move_to_end(key)
-        return pixels
+        with self._lock:
+            pixels = self._pixels.get(key)
+            if pixels is not None:
+                self._pixels.move_to_end(key)
+            return pixels
 
     def put(self, key: tuple[bytes, QueryOptions], pixels: np.ndarray) -> None:
         if pixels.nbytes > self._max_bytes:
             return
-        self._pixels[key] = pixels
-        self._size_bytes += pixels.nbytes
-        while self._size_bytes > self._max_bytes:
-            _, dropped = self._pixels.popitem(last=False)
-            self._size_bytes -= dropped.nbytes
+        with self._lock:
+            if key in self._pixels:  # two threads decoded it at the same time
+                return
+            self._pixels[key] = pixels
+            self._size_bytes += pixels.nbytes
+            while self._size_bytes > self._max_bytes:
+                _, dropped = self._pixels.popitem(last=False)
+                self._size_bytes -= dropped.nbytes

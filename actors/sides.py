@@ -5,6 +5,7 @@ Knows nothing about decoding: the preprocessor brings the function that reads.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 
@@ -30,20 +31,23 @@ ReadContent = Callable[[Content, QueryOptions, str], ReadSide]
 class OpenSide:
     """A side that is read when it is first needed, once for each distinct set of options.
 
-    field: how messages name it. What went wrong is kept like what was read.
+    field: how messages name it. What went wrong is kept like what was read. Threads that need it
+    at the same time wait for the one that reads it.
     """
 
     def __init__(self, content: Content | RerankError, field: str) -> None:
         self.field = field
         self._content = content
         self._read: dict[QueryOptions, ReadSide | RerankError] = {}
+        self._lock = Lock()
 
     def read(self, options: QueryOptions, read: ReadContent) -> ReadSide:
         """Raises the side's RerankError."""
         options = replace(options, max_length=None)  # no matter of media
-        if options not in self._read:
-            self._read[options] = self._attempt(options, read)
-        found = self._read[options]
+        with self._lock:
+            if options not in self._read:
+                self._read[options] = self._attempt(options, read)
+            found = self._read[options]
         if isinstance(found, RerankError):
             raise found.with_traceback(None)  # or it would grow with every pair
         return found

@@ -12,6 +12,7 @@ import weakref
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ import numpy as np
 from actors.config import QueryOptions
 from actors.data import Video
 from actors.errors import RerankError, VideoDecodeError
-from actors.fetch import MediaReader
+from actors.fetch import MediaReader, name_of
 from actors.pixels import video_file_pixels
 from actors.video import load_video
 
 TIMEOUT_S = 300.0
 """For one file. Sampling 64 frames of an hour of video takes seconds."""
+MAX_PROCESSES = 4
+"""Of one Preprocessor. One thread alone never starts a second."""
 
 _STARTUP = "import sys; from actors.video_process import serve; serve(int(sys.argv[1]))"
 
@@ -119,6 +122,28 @@ class VideoProcess:
         self._child = None
 
 
+class VideoProcesses:
+    """Several of them behind one `frames`: a file that hangs a decoder holds up one thread alone.
+
+    Each starts its child when all before it are busy.
+    """
+
+    def __init__(self, num_processes: int = MAX_PROCESSES) -> None:
+        self._idle: LifoQueue[VideoProcess] = LifoQueue()
+        for _ in range(num_processes):
+            self._idle.put(VideoProcess())
+
+    def frames(
+        self, video: Video, reader: MediaReader, options: QueryOptions, max_pixels: int
+    ) -> tuple[np.ndarray, list[float]]:
+        """As VideoProcess.frames; waits while all are busy."""
+        videos = self._idle.get()
+        try:
+            return videos.frames(video, reader, options, max_pixels)
+        finally:
+            self._idle.put(videos)
+
+
 def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
     """The video as bytes or an absolute path, and its name in error sentences."""
     source = video.source
@@ -126,7 +151,8 @@ def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
     if isinstance(source, bytes):
         return video, f"a video of {len(source)} bytes"
     local = reader.local_path(source)
-    return Video(str(local.absolute()) if local else reader.read(source), fps=video.fps), source
+    opened = str(local.absolute()) if local else reader.read(source)
+    return Video(opened, fps=video.fps), name_of(source)
 
 
 def serve(handle: int) -> None:
