@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.web import WebMedia
+
 DEFAULT_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
 PIXELS_PER_TOKEN = 32 * 32  # patch 16 x 16, merged 2 x 2
 
@@ -110,6 +112,9 @@ class RerankerConfig:
     compile: torch.compile for the layers' parts; None: on CUDA only.
     media_root: relative media paths start here and no local path may leave it; None: any local
         path, relative ones from the working directory.
+    web_media: what may be fetched over http(s); None: nothing.
+    local_media: False: no path is read, neither a local one nor an object store's, for when paths
+        come from strangers.
     """
 
     model: str
@@ -128,6 +133,8 @@ class RerankerConfig:
     host_feature_cache_bytes: int = 4 << 30
     quantization: Literal["none", "fp8"] = "none"
     compile: bool | None = None
+    web_media: WebMedia | None = None
+    local_media: bool = True
 
     def __post_init__(self) -> None:
         for name in ("model", "instruction"):
@@ -148,6 +155,10 @@ class RerankerConfig:
                 raise ValueError(f"{name} must be a whole number and not negative, got {value!r}")
         if self.compile not in (None, True, False):
             raise ValueError(f"compile must be True, False or None, got {self.compile!r}")
+        if not isinstance(self.web_media, WebMedia | None):
+            raise ValueError(f"web_media must be a WebMedia or None, got {self.web_media!r}")
+        if not isinstance(self.local_media, bool):
+            raise ValueError(f"local_media must be True or False, got {self.local_media!r}")
 
     def resolve(self, checkpoint: Path) -> "RerankerConfig":
         """Fill every option: this config, then `reranker.json` of the checkpoint, then official."""

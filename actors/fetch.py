@@ -1,6 +1,7 @@
-"""Bytes behind a media path: local files under an optional root, s3:// and gs:// by pyarrow.
+"""Bytes behind a media path: local files under an optional root, s3:// and gs:// by pyarrow, and
+http(s) where it is allowed.
 
-http(s) is refused. Knows nothing about what the bytes mean.
+Knows nothing about what the bytes mean.
 """
 
 from functools import lru_cache
@@ -9,24 +10,34 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from actors.errors import MediaForbidden, MediaNotFound, MediaUnreachable, UnknownScheme
+from actors.web import WebMedia, WebReader
+from actors.web_url import shown
 
 _OBJECT_STORES = {"s3", "gs", "gcs"}
+_WEB = {"http", "https"}
 
 
 class MediaReader:
     """Reads media by path; `root` (a directory or an object-store prefix) is where relative ones
-    start, and no local path may lie outside it, symbolic links resolved.
+    start, and no local path may lie outside it, symbolic links resolved. `web` None: no http(s);
+    `local` False: nothing else. Safe to use from several threads.
     """
 
-    def __init__(self, root: str | None = None) -> None:
+    def __init__(
+        self, root: str | None = None, web: WebMedia | None = None, local: bool = True
+    ) -> None:
+        self._web = WebReader(web) if web else None
+        self._local = local
         self._remote_root = root.rstrip("/") if root and _scheme(root) in _OBJECT_STORES else None
         self._local_root = None
         if root and not self._remote_root:
             self._local_root = _as_local(root).resolve()
 
     def read(self, path: str) -> bytes:
-        """Raises MediaNotFound, MediaForbidden, MediaUnreachable or UnknownScheme."""
+        """Raises a MediaError: of no file, none that may be read, none that can, or too much."""
         local = self.local_path(path)
+        if local is None and self._web is not None and _scheme(path) in _WEB:
+            return self._web.read(path)
         if local is None:
             return _read_object(*self._bucket_and_place(path), path)
         try:
@@ -35,14 +46,15 @@ class MediaReader:
             raise MediaUnreachable(f"{path}: {error.strerror or error}") from error
 
     def local_path(self, path: str) -> Path | None:
-        """The existing local file behind `path`, or None where it is in an object store."""
+        """The existing local file behind `path`, or None where `read` has to fetch it."""
+        scheme = _scheme(path)
+        self._check_kind(path, scheme)
+        if scheme in _WEB:
+            return None
         if "\0" in path:
             raise MediaNotFound(f"{path!r}: a path cannot hold a null character")
-        scheme = _scheme(path)
         if scheme in _OBJECT_STORES or (not scheme and self._remote_root and path[:1] != "/"):
             return None
-        if scheme in {"http", "https"}:
-            raise MediaForbidden(f"{path}: media over http(s) are not allowed")
         if scheme not in {"", "file"}:
             raise UnknownScheme(
                 f"{path}: unknown scheme {scheme!r}; use a path, file://, s3:// or gs://"
@@ -50,6 +62,12 @@ class MediaReader:
         if self._remote_root is not None:
             raise MediaForbidden(f"{path}: a local path, outside the media root")
         return self._existing(path)
+
+    def _check_kind(self, path: str, scheme: str) -> None:
+        if scheme in _WEB and self._web is None:
+            raise MediaForbidden(f"{shown(path)}: media over http(s) are not allowed")
+        if scheme not in _WEB and not self._local:
+            raise MediaForbidden(f"{path}: media by path are not allowed")
 
     def _existing(self, path: str) -> Path:
         try:
@@ -76,6 +94,11 @@ class MediaReader:
         if not _scheme(path):
             place = f"{place.rstrip('/')}/{path}"
         return f"{scheme.lower()}://{place.split('/')[0]}{mark}{query}", place
+
+
+def name_of(path: str) -> str:
+    """What messages call a media path: a URL's query and credentials may be secret."""
+    return shown(path) if _scheme(path) in _WEB else path
 
 
 def _scheme(path: str) -> str:

@@ -13,7 +13,7 @@ from PIL import UnidentifiedImageError
 
 from actors.data import ImageSource, Video
 from actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
-from actors.fetch import MediaReader
+from actors.fetch import MediaReader, name_of
 
 PILImage.init()  # registers every format; without it Pillow knows the five commonest
 _PROGRAMS_OR_NO_PICTURES = {"EPS", "WMF", "MPEG", "GRIB", "HDF5", "BUFR"}
@@ -30,7 +30,7 @@ def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PIL
     if isinstance(source, PILImage.Image):
         name = "an image"
     else:
-        name = source if isinstance(source, str) else f"an image of {len(source)} bytes"
+        name = name_of(source) if isinstance(source, str) else f"an image of {len(source)} bytes"
     data = reader.read(source) if isinstance(source, str) else source
     try:
         if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on

@@ -24,7 +24,7 @@ from actors.errors import (
     VideoReaderMissing,
     VideoTooShort,
 )
-from actors.fetch import MediaReader
+from actors.fetch import MediaReader, name_of
 
 MIN_FRAMES = 4
 _EVEN = 2
@@ -75,7 +75,7 @@ def load_video(
     """
     source: bytes | Path
     if isinstance(video.source, str):
-        name = name or video.source
+        name = name or name_of(video.source)
         source = reader.local_path(video.source) or reader.read(video.source)
     else:
         assert video.source is not None

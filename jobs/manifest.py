@@ -34,6 +34,8 @@ _NOT_IN_SCORES = (
     "compile",
 )
 """Config that may differ between the runs of one job; the model is there by its weights' hash."""
+_CAME_LATER = {"web_media": None, "local_media": True}
+"""Left out at the value that had been the rule, so that a job of that time can be gone on with."""
 
 Manifest = dict[str, Any]
 
@@ -50,7 +52,7 @@ def job_fingerprint(
     return {
         "model": dict(model),
         "prompt_sha256": hashlib.sha256(f"{SYSTEM}\n{NULL}".encode()).hexdigest(),
-        "options": {k: v for k, v in asdict(config).items() if k not in _NOT_IN_SCORES},
+        "options": _options(config),
         "form": opened.form,
         "order": plan.choice.order,
         "columns": {each.table.name: each.table.columns for each in opened.tables},
@@ -59,6 +61,14 @@ def job_fingerprint(
         "rankings": with_rankings,
         "num_units": len(plan.units),
         "units_sha256": plan.fingerprint,
+    }
+
+
+def _options(config: RerankerConfig) -> Manifest:
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in _NOT_IN_SCORES and not (name in _CAME_LATER and value == _CAME_LATER[name])
     }
 
 

@@ -53,6 +53,10 @@ def test_options_are_taken_one_by_one() -> None:
         {"max_text_chars": 0},
         {"max_decoded_pixels": 1.5},
         {"feature_cache_bytes": -1},
+        {"web_media": True},
+        {"web_media": {"max_bytes": 5}},
+        {"local_media": None},
+        {"local_media": 0},
     ],
 )
 def test_a_setting_out_of_range_is_named(wrong: dict[str, object]) -> None:

@@ -4,9 +4,27 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from web_site import answering, ok, serving
 
-from actors.errors import MediaError, MediaForbidden, MediaNotFound, MediaUnreachable, UnknownScheme
-from actors.fetch import MediaReader
+from actors.config import RerankerConfig
+from actors.data import CandidateSet
+from actors.errors import (
+    ImageDecodeError,
+    MediaError,
+    MediaForbidden,
+    MediaNotFound,
+    MediaUnreachable,
+    RerankError,
+    UnknownScheme,
+    VideoDecodeError,
+)
+from actors.fetch import MediaReader, name_of
+from actors.prepared import PreparedSet
+from actors.preprocessor import Preprocessor
+from actors.web import WebMedia
+
+GOLDEN = Path(__file__).parent / "golden"
+LOOPBACK = WebMedia(allowed_networks=("127.0.0.0/8",), timeout_s=10.0)
 
 
 @pytest.fixture
@@ -101,11 +119,124 @@ def test_http_is_refused(path: str) -> None:
         MediaReader().read(path)
 
 
+def test_a_refused_url_is_named_without_its_secrets() -> None:
+    with pytest.raises(MediaForbidden, match="^https://h/1.png: media over http"):
+        MediaReader().local_path("https://hush:hush@h/1.png?token=hush")
+
+
+@pytest.mark.parametrize("root", [None, "{root}", "s3://bucket/pages"])
+def test_http_is_read_where_it_is_allowed(root: str | None, tmp_path: Path) -> None:
+    reader = MediaReader(root and root.format(root=tmp_path), LOOPBACK)
+    with serving(answering(ok(b"one"))) as site:
+        for url in (f"{site.url}/1.png", site.url.upper()):
+            assert reader.local_path(url) is None
+            assert reader.read(url) == b"one"
+
+
+def test_where_http_is_allowed_files_are_read_as_before(root: Path) -> None:
+    reader = MediaReader(str(root), LOOPBACK)
+    assert reader.read("a folder/1.png") == b"one"
+    with pytest.raises(MediaForbidden, match="outside the media root"):
+        reader.read("../secret")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{root}/a folder/1.png",
+        "a folder/1.png",
+        "file://{root}/a folder/1.png",
+        "gone.png",
+        "s3://bucket/1.png",
+        "gs://bucket/1.png",
+        "ftp://h/1.png",
+        "http:/h/1.png",
+        "",
+        "a\0b",
+    ],
+)
+@pytest.mark.parametrize("media_root", ["{root}", "s3://bucket/pages", None])
+def test_no_path_is_read_where_paths_are_not_allowed(
+    root: Path, path: str, media_root: str | None
+) -> None:
+    reader = MediaReader(media_root and media_root.format(root=root), LOOPBACK, local=False)
+    for read in (reader.read, reader.local_path):
+        with pytest.raises(MediaForbidden, match="media by path are not allowed$"):
+            read(path.format(root=root))
+
+
+def test_http_is_read_where_paths_are_not_allowed() -> None:
+    with serving(answering(ok(b"one"))) as site:
+        assert MediaReader(None, LOOPBACK, local=False).read(site.url) == b"one"
+
+
 @pytest.mark.parametrize("path", ["ftp://h/1.png", "hdfs://h/1.png", "git+ssh://h/1.png"])
 def test_an_unknown_scheme_is_named(path: str) -> None:
     scheme = path.partition(":")[0].replace("+", r"\+")
     with pytest.raises(UnknownScheme, match=f"unknown scheme '{scheme}'; use a path, file://"):
         MediaReader().read(path)
+
+
+@pytest.mark.parametrize("path", ["a/1.png?x=@y", "s3://b/1.png?x=y", "ftp://a@h/1.png"])
+def test_only_urls_of_the_web_lose_their_query_in_messages(path: str) -> None:
+    assert name_of(path) == path
+    assert name_of("HTTP://a@h/1.png?x=y") == "HTTP://h/1.png"
+
+
+def prepared(*documents: object, **settings: object) -> PreparedSet:
+    config = RerankerConfig(str(GOLDEN / "tiny"), **settings)  # type: ignore[arg-type]
+    return Preprocessor(config).prepare(CandidateSet.parse("q", documents))
+
+
+def served(path: str) -> list[bytes]:
+    """The golden media by name, and some that are broken."""
+    name = path.partition("?")[0].removeprefix("/")
+    file = GOLDEN / "media" / name
+    return ok(file.read_bytes() if file.is_file() else b"broken")
+
+
+def test_media_over_http_are_prepared_as_local_ones() -> None:
+    names = [("image", "sq_64x64.png"), ("video", "v2s_24.mp4"), ("video", ["fr0.png", "fr1.png"])]
+    by_path = prepared(*documents_at(f"{GOLDEN}/media", names))
+    with serving(served) as site:
+        by_url = prepared(*documents_at(site.url, names), web_media=LOOPBACK, local_media=False)
+    assert [each.key for each in by_url.visuals] == [each.key for each in by_path.visuals]
+    assert len(by_url.visuals) == 1 + 2 + 1
+    for left, right in zip(by_url.pairs, by_path.pairs, strict=True):
+        assert not isinstance(left, RerankError) and not isinstance(right, RerankError)
+        assert left.input_ids.tolist() == right.input_ids.tolist()
+
+
+def documents_at(folder: str, names: list[tuple[str, str | list[str]]]) -> list[object]:
+    return [
+        {
+            kind: f"{folder}/{name}"
+            if isinstance(name, str)
+            else {"frames": [f"{folder}/{each}" for each in name]}
+        }
+        for kind, name in names
+    ]
+
+
+def test_broken_media_over_http_are_named_without_their_secrets() -> None:
+    with serving(served) as site:
+        url = f"{site.url}/gone?token=hush"
+        pairs = prepared({"image": url}, {"video": url}, "a text", web_media=LOOPBACK).pairs
+    assert [type(pair) for pair in pairs[:2]] == [ImageDecodeError, VideoDecodeError]
+    for error in pairs[:2]:
+        assert f"{site.url}/gone: not a" in str(error) and "hush" not in str(error)
+    assert not isinstance(pairs[2], RerankError)
+
+
+def test_without_leave_a_preprocessor_reads_neither_the_web_nor_paths() -> None:
+    with serving(served) as site:
+        url, path = f"{site.url}/sq_64x64.png", str(GOLDEN / "media" / "sq_64x64.png")
+        without_web = prepared({"image": url}, {"image": path}).pairs
+        without_both = prepared({"image": url}, {"video": path}, local_media=False).pairs
+    assert [type(pair) for pair in without_both] == [MediaForbidden, MediaForbidden]
+    assert isinstance(without_web[0], MediaForbidden)
+    assert not isinstance(without_web[1], RerankError)
+    assert site.num_connections == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that cannot be read")

@@ -1,0 +1,63 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_cases import CONFIG, text_rows, write_sets
+
+from actors.config import RerankerConfig
+from actors.web import WebMedia
+from jobs.errors import UsageError
+from jobs.inputs import InputOptions, open_job_input
+from jobs.manifest import Manifest, check_same_job, job_fingerprint
+from jobs.outputs import Output
+from jobs.storage import Location
+from jobs.units import plan_units
+
+
+def fingerprint(tmp_path: Path, config: RerankerConfig) -> Manifest:
+    path = tmp_path / "sets.parquet"
+    if not path.exists():
+        write_sets(path, text_rows(2, 2))
+    opened = open_job_input(InputOptions(str(path)))
+    return job_fingerprint(opened, plan_units(opened, 4), config, {"sha256": "x"}, 4, False)
+
+
+def check(tmp_path: Path, before: Manifest, config: RerankerConfig) -> None:
+    output = Output(Location.parse(str(tmp_path / "out")), False)
+    check_same_job(output, {"job": before}, fingerprint(tmp_path, config))
+
+
+def test_settings_that_came_later_are_not_in_a_directorys_fingerprint(tmp_path: Path) -> None:
+    """A directory that was begun without them is gone on with."""
+    options = fingerprint(tmp_path, CONFIG)["options"]
+    assert "media_root" in options
+    assert not {"web_media", "local_media"} & set(options)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"local_media": False}, "options.local_media was null and is now false"),
+        ({"web_media": WebMedia()}, 'options.web_media was null and is now {"max_bytes"'),
+        ({"media_root": "/media"}, 'options.media_root was null and is now "/media"'),
+    ],
+)
+def test_a_setting_that_decides_on_scores_is_another_job(
+    tmp_path: Path, setting: dict[str, Any], sentence: str
+) -> None:
+    before = fingerprint(tmp_path, CONFIG)
+    with pytest.raises(UsageError) as raised:
+        check(tmp_path, before, replace(CONFIG, **setting))
+    assert sentence in str(raised.value)
+
+
+def test_a_setting_that_decides_on_speed_alone_is_the_same_job(tmp_path: Path) -> None:
+    before = fingerprint(tmp_path, CONFIG)
+    check(tmp_path, before, replace(CONFIG, num_threads=7, max_batch_tokens=9_999))
+
+
+def test_a_web_policy_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
+    config = replace(CONFIG, web_media=WebMedia(allowed_networks=("10.0.0.0/8",)))
+    check(tmp_path, json.loads(json.dumps(fingerprint(tmp_path, config))), config)
