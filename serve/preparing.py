@@ -1,0 +1,173 @@
+"""The CPU half of a request: slices of documents to prepare, and pieces of them to score.
+
+Plain functions, for any thread. Knows nothing about who waits, nor about the event loop.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from actors.config import OFFICIAL_OPTIONS, PIXELS_PER_TOKEN, QueryOptions
+from actors.data import CandidateSet, Content, Video
+from actors.errors import RerankError
+from actors.planner import set_costs
+from actors.prepared import PreparedPair, PreparedSet
+from actors.preprocessor import Preprocessor
+from actors.sides import OpenQuery, OpenSide
+
+SLICE_DOCUMENTS = 64
+SLICES_A_BATCH = 2
+"""A slice is expected to fill half a batch at most: page images are large, and others wait."""
+PIECES_A_BATCH = 4
+"""Of a request with many documents, so that others' fit beside them."""
+
+_BYTES_PER_TOKEN = 3.5  # English 4 to 5; Chinese 4 to 5 as well, at 3 bytes a character
+_PROMPT_TOKENS = 70  # template and default instruction
+_IMAGE_TOKENS = 1_000
+_FRAME_PAIR_TOKENS = 250
+_FILE_FRAMES = 32  # half a minute at one frame a second
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Documents [start, stop) of one set, with their tokens as far as one can tell."""
+
+    set_index: int
+    start: int
+    stop: int
+    num_tokens: int
+    has_media: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Prepared pairs from `start` on of one set.
+
+    num_tokens is what the scorer's planner counts: what all of them share, once, and their own.
+    """
+
+    set_index: int
+    start: int
+    prepared: PreparedSet
+    num_tokens: int
+
+    @property
+    def num_pairs(self) -> int:
+        return self.prepared.num_pairs
+
+
+def estimated_tokens(
+    candidate_set: CandidateSet, options: QueryOptions | RerankError = OFFICIAL_OPTIONS
+) -> tuple[int, list[int]]:
+    """About how many tokens the documents share, and how many each has of its own.
+
+    Nothing is decoded or tokenised: a text by its length, media by a guess. options: every field
+    filled.
+    """
+    query = candidate_set.query
+    if isinstance(query, RerankError) or isinstance(options, RerankError):
+        return 0, [0] * len(candidate_set.documents)
+    instruction = _text_tokens([str(candidate_set.instruction or "")], options)
+    shared = _PROMPT_TOKENS + instruction + _side_tokens(query, options)
+    return shared, [_side_tokens(document, options) for document in candidate_set.documents]
+
+
+def slices(
+    set_index: int,
+    candidate_set: CandidateSet,
+    options: QueryOptions | RerankError,
+    max_batch_tokens: int,
+) -> list[Slice]:
+    """The whole set, in order."""
+    shared, own = estimated_tokens(candidate_set, options)
+    return [
+        Slice(
+            set_index,
+            run.start,
+            run.stop,
+            shared + sum(own[run.start : run.stop]),
+            _has_media(candidate_set.query)
+            or any(map(_has_media, candidate_set.documents[run.start : run.stop])),
+        )
+        for run in _runs(own, max_batch_tokens // SLICES_A_BATCH, SLICE_DOCUMENTS)
+    ]
+
+
+def prepare(
+    preprocessor: Preprocessor,
+    query: OpenQuery,
+    candidate_set: CandidateSet,
+    part: Slice,
+    max_batch_tokens: int,
+    is_wanted: Callable[[], bool],
+) -> list[Piece]:
+    """A slice's pairs, in order. What is no longer wanted ends at the next document."""
+
+    def pairs() -> Iterator[tuple[OpenQuery, OpenSide]]:
+        for index in range(part.start, part.stop):
+            if not is_wanted():
+                return
+            name = candidate_set.document_name.format(index)
+            yield query, preprocessor.open_document(candidate_set.documents[index], name)
+
+    return pieces(part, preprocessor.prepare_pairs(pairs()), max_batch_tokens)
+
+
+def pieces(part: Slice, prepared: PreparedSet, max_batch_tokens: int) -> list[Piece]:
+    """At most a batch each, a pair alone excepted. All have the slice's visuals; the scorer
+    encodes those that its pairs refer to.
+    """
+    costs = set_costs([pair for pair in prepared.pairs if isinstance(pair, PreparedPair)], 0)
+    shared = costs[0].shared if costs else 0
+    following = iter(costs)
+    own = [next(following).own if isinstance(p, PreparedPair) else 0 for p in prepared.pairs]
+    room = min(max_batch_tokens // PIECES_A_BATCH, max_batch_tokens - shared)
+    return [
+        Piece(
+            part.set_index,
+            part.start + run.start,
+            PreparedSet(prepared.pairs[run.start : run.stop], prepared.visuals),
+            shared + sum(own[run.start : run.stop]),
+        )
+        for run in _runs(own, room, len(own))
+    ]
+
+
+def _runs(sizes: Sequence[int], max_size: int, max_length: int) -> Iterator[range]:
+    """Consecutive indices whose sizes stay within max_size together, at least one each."""
+    start, size = 0, 0
+    for index, own in enumerate(sizes):
+        if index > start and (size + own > max_size or index - start == max_length):
+            yield range(start, index)
+            start, size = index, 0
+        size += own
+    if sizes:
+        yield range(start, len(sizes))
+
+
+def _has_media(side: Content | RerankError) -> bool:
+    return isinstance(side, Content) and side.has_media
+
+
+def _side_tokens(side: Content | RerankError, options: QueryOptions) -> int:
+    if isinstance(side, RerankError):
+        return 0
+    assert options.image_max_pixels is not None
+    image_tokens = min(_IMAGE_TOKENS, options.image_max_pixels // PIXELS_PER_TOKEN)
+    videos = sum(_video_tokens(video, options) for video in side.videos)
+    return _text_tokens(side.texts, options) + image_tokens * len(side.images) + videos
+
+
+def _text_tokens(texts: Sequence[str], options: QueryOptions) -> int:
+    assert options.max_length is not None
+    size = sum(
+        len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        for text in texts
+    )
+    return min(int(size / _BYTES_PER_TOKEN), options.max_length)
+
+
+def _video_tokens(video: Video, options: QueryOptions) -> int:
+    assert options.max_frames is not None and options.video_max_pixels is not None
+    num_frames = _FILE_FRAMES if video.frames is None else len(video.frames)
+    pairs = (min(num_frames, options.max_frames) + 1) // 2
+    return pairs * min(_FRAME_PAIR_TOKENS, options.video_max_pixels // PIXELS_PER_TOKEN)
