@@ -23,6 +23,7 @@ from jobs.progress import duration
 from jobs.rerank import JobOptions, Summary
 from jobs.rerank import rerank as run_rerank
 from jobs.units import DEFAULT_UNIT_PAIRS
+from serve.cli import new_key_command, serve_command
 
 app = typer.Typer(
     name="shardrank",
@@ -34,6 +35,8 @@ app = typer.Typer(
 
 
 app.command()(evaluate)
+app.command("serve")(serve_command)
+app.command("new-key")(new_key_command)
 
 
 @app.command(

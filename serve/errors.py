@@ -58,11 +58,15 @@ class BadRequest(ApiError):
 
 
 class Unauthorized(ApiError):
+    """is_for_browser: one that is told of Basic asks its user, who gives the key as password."""
+
     status, type, code = 401, "authentication_error", "invalid_api_key"
+    is_for_browser = False
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
+        basic = ', Basic realm="ShardRank: the API key as password"' if self.is_for_browser else ""
+        return {"WWW-Authenticate": f"Bearer{basic}"}
 
 
 class ModelNotFound(ApiError):

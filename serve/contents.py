@@ -1,0 +1,242 @@
+"""Queries and documents in every form that clients send, to the engine's Content.
+
+A string; an object of `text`, `image`, `video` (each one or many); an object of `content`; a list
+of content parts, as OpenAI's and vLLM's. URLs stay strings, to be fetched later; data: URLs and
+base64 become bytes. What has the wrong shape is InvalidRequest, which names the field; what has
+the right one and does not decode is InvalidContent, an error of that side alone.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from actors.data import Content, ImageSource, Video
+from actors.errors import InvalidContent
+from serve.errors import InvalidRequest
+
+_CONTENT_FIELDS = ("text", "image", "video")
+_NOT_CONTENT = {"instruction", "instruct", "id", "role", "type"}
+
+
+@dataclass(slots=True)
+class Parsed:
+    """One side as it came: content, its own instruction, and the fields that nobody reads."""
+
+    content: Content
+    instruction: str | None = None
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str | None:
+        """Its texts, joined by newlines; None: it has none."""
+        return "\n".join(self.content.texts) if self.content.texts else None
+
+
+def parse_side(value: Any, name: str, rank_fields: Sequence[str] | None = None) -> Parsed:
+    """`name` is what messages call it. rank_fields: of an object of texts, those that count."""
+    if isinstance(value, str):
+        return Parsed(Content(texts=(_text(value, name),)))
+    if isinstance(value, list):
+        return Parsed(_from_parts(value, name))
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(
+            f"{name} must be a string, an object or a list of content parts, got {kind(value)}",
+            param=name,
+        )
+    instruction = value.get("instruction") or value.get("instruct")
+    if instruction is not None and not isinstance(instruction, str):
+        raise InvalidRequest(f"{name}.instruction must be a string", param=f"{name}.instruction")
+    parsed = _from_object(value, name, rank_fields)
+    parsed.instruction = instruction and _text(instruction, f"{name}.instruction")
+    return parsed
+
+
+def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str] | None) -> Parsed:
+    if rank_fields and not any(value.get(key) for key in ("image", "video", "content")):
+        return Parsed(_from_fields({key: value[key] for key in rank_fields if key in value}, name))
+    if value.get("content") is not None:
+        content = value["content"]
+        known = {"content"}
+        if isinstance(content, str):
+            parsed = Content(texts=(_text(content, f"{name}.content"),))
+        elif isinstance(content, list):
+            parsed = _from_parts(content, f"{name}.content")
+        else:
+            raise InvalidRequest(
+                f"{name}.content must be a string or a list of parts, got {kind(content)}",
+                param=f"{name}.content",
+            )
+    elif any(key in value for key in _CONTENT_FIELDS):
+        known = set(_CONTENT_FIELDS)
+        parsed = Content(
+            texts=tuple(_text(t, f"{name}.text") for t in _as_list(value.get("text"))),
+            images=tuple(image_of(i, f"{name}.image") for i in _as_list(value.get("image"))),
+            videos=_videos(value.get("video"), f"{name}.video"),
+        )
+    elif value.get("type") in _PARTS:
+        return Parsed(_from_parts([value], name))
+    else:  # Cohere's object of any fields: all of them, named, as Cohere advises to write YAML
+        own = {key: text for key, text in value.items() if key not in ("instruction", "instruct")}
+        return Parsed(_from_fields(own, name))
+    return Parsed(parsed, ignored=[key for key in value if key not in known | _NOT_CONTENT])
+
+
+def _from_fields(values: Mapping[str, Any], name: str) -> Content:
+    if not values:
+        raise InvalidRequest(f"{name} has none of text, image, video and content", param=name)
+    for key, value in values.items():
+        if not isinstance(value, str):
+            raise InvalidRequest(
+                f"{name}.{key} must be a string, got {kind(value)}", param=f"{name}.{key}"
+            )
+    if list(values) == ["text"]:
+        return Content(texts=(_text(values["text"], f"{name}.text"),))
+    lines = [f"{key}: {value}" for key, value in values.items()]
+    return Content(texts=(_text("\n".join(lines), name),))
+
+
+def _from_parts(parts: Sequence[Any], name: str) -> Content:
+    texts: list[str] = []
+    images: list[ImageSource] = []
+    videos: list[Video] = []
+    for index, part in enumerate(parts):
+        place = f"{name}[{index}]"
+        if isinstance(part, str):
+            texts.append(_text(part, place))
+            continue
+        kind_of_part, value = _part(part, place)
+        if kind_of_part == "text":
+            texts.append(_text(value, f"{place}.text"))
+        elif kind_of_part == "image":
+            images.append(image_of(value, place))
+        else:
+            videos += _videos(value, place)
+    if not parts:
+        raise InvalidRequest(f"{name} is an empty list of content parts", param=name)
+    return Content(tuple(texts), tuple(images), tuple(videos))
+
+
+_PARTS = {
+    "text": ("text", "text"),
+    "input_text": ("text", "text"),
+    "image": ("image", "image"),
+    "image_url": ("image", "image_url"),
+    "input_image": ("image", "image_url"),
+    "image_base64": ("image", "image_base64"),
+    "video": ("video", "video"),
+    "video_url": ("video", "video_url"),
+    "video_base64": ("video", "video_base64"),
+}
+"""A part's type: what it holds, and in which field (OpenAI's, vLLM's, Qwen's and Voyage's)."""
+
+
+def _part(part: Any, place: str) -> tuple[str, Any]:
+    if not isinstance(part, Mapping):
+        raise InvalidRequest(f"{place} must be an object, got {kind(part)}", param=place)
+    name = part.get("type")
+    if name is None:  # {"text": ...} alone says what it is
+        name = next((key for key in _PARTS if part.get(key) is not None), None)
+    if not isinstance(name, str) or name not in _PARTS:
+        known = ", ".join(_PARTS)
+        raise InvalidRequest(f"{place}.type must be one of {known}, got {name!r}", param=place)
+    holds, key = _PARTS[name]
+    value = part.get(key)
+    if value is None:
+        raise InvalidRequest(f"{place}.{key} is missing", param=f"{place}.{key}")
+    return holds, value
+
+
+def image_of(value: Any, name: str) -> bytes | str:
+    """An image's or video's bytes, or its http(s) URL."""
+    if isinstance(value, Mapping):
+        value = value.get("url") or value.get("base64") or value.get("data")
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(
+            f"{name} must be an http(s) URL, a data: URL or base64, got {kind(value)}", param=name
+        )
+    head = value[:8].lower()
+    if head.startswith(("http://", "https://")):
+        return _text(value, name)
+    data = _from_data_url(value, name) if head[:5] == "data:" else _from_base64(value, name)
+    if not data:
+        raise InvalidContent(f"{name} is empty")
+    return data
+
+
+def _videos(value: Any, name: str) -> tuple[Video, ...]:
+    """One video (URL, bytes, list of frames, object), or a list of URLs or objects."""
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        if value and all(isinstance(each, Mapping) and "frames" in each for each in value):
+            return tuple(_video(each, f"{name}[{i}]") for i, each in enumerate(value))
+        return (_video({"frames": value}, name),)
+    return (_video(value, name),)
+
+
+def _video(value: Any, name: str) -> Video:
+    if not isinstance(value, Mapping):
+        return Video(source=image_of(value, name))
+    fps = value.get("fps")
+    is_number = isinstance(fps, int | float) and not isinstance(fps, bool)
+    if fps is not None and not (is_number and 0 < fps < float("inf")):
+        raise InvalidRequest(f"{name}.fps must be a number above zero", param=f"{name}.fps")
+    frames = value.get("frames")
+    if frames is None:
+        return Video(source=image_of(value, name), fps=fps)
+    if not isinstance(frames, list) or not frames:
+        raise InvalidRequest(f"{name}.frames must be a list of images", param=f"{name}.frames")
+    images = tuple(image_of(frame, f"{name}.frames[{i}]") for i, frame in enumerate(frames))
+    return Video(frames=images, fps=fps)
+
+
+def _from_data_url(value: str, name: str) -> bytes:
+    header, comma, data = value.partition(",")
+    if not comma:
+        raise InvalidContent(f"{name} is a data: URL without a comma")
+    if header.lower().endswith(";base64"):
+        return _from_base64(data, name)
+    return unquote_to_bytes(data)
+
+
+def _from_base64(value: str, name: str) -> bytes:
+    packed = "".join(value.split()).translate(_STANDARD)
+    try:
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidContent(
+            f"{name} is neither an http(s) URL nor a data: URL nor base64"
+        ) from error
+
+
+_STANDARD = str.maketrans("-_", "+/")
+"""URL-safe base64 to the standard alphabet."""
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} must be a string, got {kind(value)}", param=name)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{name} is not valid Unicode: half of a surrogate pair at {error.start}", param=name
+        ) from error
+    return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def kind(value: Any) -> str:
+    """A JSON value's type, as messages call it."""
+    names = {dict: "an object", list: "a list", str: "an empty string", bool: "a boolean"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number")

@@ -1,0 +1,346 @@
+"""One request's way: sides parsed, media fetched, texts cut, scored by the queue of all callers.
+
+Knows the superset of requests and the engine; knows no routes and no dialect's answer.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from actors.checkpoint import resolve_checkpoint
+from actors.config import QueryOptions
+from actors.data import CandidateSet, Content, PairScore
+from actors.errors import RerankError
+from actors.reranker import Reranker
+from serve.batching import BatchQueue, Observer
+from serve.contents import Parsed, parse_side
+from serve.cutting import TextCutter
+from serve.errors import BadRequest, InvalidRequest, ModelNotFound
+from serve.fetching import MediaFetcher
+from serve.requests import Options, RerankRequest, ScoreRequest, Side
+from serve.settings import Limits, ServeSettings
+
+_MAX_WARNINGS = 20
+_MERGED_TOKENS = 4
+"""By so many a prompt may differ from the sum of its parts, where a text meets the template."""
+_ANY_DOCUMENT = Content(texts=("",))
+
+ParsedSide = Parsed | RerankError
+Sides = list[Content | RerankError]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request wants scored: documents[i] for queries[query_of[i]], in the answer's order."""
+
+    queries: list[ParsedSide]
+    documents: list[ParsedSide]
+    query_of: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One PairScore a pair and its document's text, and what the answer says beside them."""
+
+    pairs: list[PairScore]
+    texts: list[str | None]
+    warnings: list[str]
+    has_images: bool
+    has_videos: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(pair.num_tokens for pair in self.pairs)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return sum(pair.num_visual_tokens for pair in self.pairs)
+
+
+class RerankService:
+    """Serves requests with one reranker. `start` and `stop` belong to the event loop."""
+
+    def __init__(self, reranker: Reranker, queue: BatchQueue, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.queue = queue
+        self._preprocessor = reranker.preprocessor
+        self._options = reranker.config.options
+        self.device_type = reranker.scorer.device.type
+        config, limits = settings.reranker, settings.limits
+        self._cutter = TextCutter(resolve_checkpoint(config.model, config.revision, weights=False))
+        self._fetcher = MediaFetcher(settings.web, settings.num_fetching, limits.max_media_bytes)
+
+    async def start(self) -> None:
+        await self.queue.start()
+
+    async def stop(self, drain_s: float) -> None:
+        await self.queue.stop(drain_s)
+        self._fetcher.close()
+
+    async def rerank(self, request: RerankRequest) -> Scored:
+        """Raises ApiError."""
+        self._check_model(request.model)
+        documents, name = request.sides, "texts" if request.is_tei else "documents"
+        if not documents:
+            raise BadRequest(f"{name} must not be empty", param=name, code="empty")
+        work = Work(
+            queries=[_parsed(request.query, "query")],
+            documents=self._parse_all(documents, name, request.rank_fields),
+            query_of=[0] * len(documents),
+        )
+        return await self._score(work, request)
+
+    async def score(self, request: ScoreRequest) -> Scored:
+        """As vLLM's /score: one to one, one to many, or as many to as many. Raises ApiError."""
+        self._check_model(request.model)
+        left, right = request.fields
+        queries, documents = (_listed(getattr(request, name)) for name in (left, right))
+        for name, sides in ((left, queries), (right, documents)):
+            if not sides:
+                raise BadRequest(f"{name} must not be empty", param=name, code="empty")
+        if len(queries) not in (1, len(documents)):
+            counts = f"got {len(queries)} and {len(documents)}"
+            raise InvalidRequest(f"{left} must be one, or as many as {right}; {counts}", param=left)
+        work = Work(
+            queries=self._parse_all(queries, left, None),
+            documents=self._parse_all(documents, right, None),
+            query_of=list(range(len(queries))) if len(queries) > 1 else [0] * len(documents),
+        )
+        return await self._score(work, request)
+
+    def _check_model(self, name: str | None) -> None:
+        known = {self.settings.model_name, self.settings.reranker.model}
+        if self.settings.is_strict_model and name is not None and name not in known:
+            served = self.settings.model_name
+            raise ModelNotFound(f"model {name!r} is not served here, {served!r} is", param="model")
+
+    def _parse_all(
+        self, sides: Sequence[Side], name: str, rank_fields: Sequence[str] | None
+    ) -> list[ParsedSide]:
+        limit = self.settings.limits.max_documents
+        if len(sides) > limit:
+            raise InvalidRequest(
+                f"{name} must be at most {limit}, got {len(sides)}",
+                param=name,
+                code="too_many_documents",
+            )
+        return [_parsed(side, f"{name}[{i}]", rank_fields) for i, side in enumerate(sides)]
+
+    async def _score(self, work: Work, request: Options) -> Scored:
+        options = self._query_options(request)
+        queries, documents = await self._fetched(work)
+        if len(queries) == 1 and isinstance(queries[0], RerankError):
+            raise BadRequest.of(queries[0], "query")
+        sides, are_cut = await asyncio.to_thread(
+            self._cut, queries, documents, work, request, options
+        )
+        queries, documents = sides
+        pairs = await self._scores(queries, documents, work, request, options)
+        pairs = [
+            replace(pair, is_truncated=pair.is_truncated or is_cut)
+            for pair, is_cut in zip(pairs, are_cut, strict=True)
+        ]
+        await self._check(pairs, queries, request, options)
+        contents = [side for side in (*queries, *documents) if isinstance(side, Content)]
+        return Scored(
+            pairs,
+            [side.text if isinstance(side, Parsed) else None for side in work.documents],
+            _warnings(work, request),
+            has_images=any(side.images for side in contents),
+            has_videos=any(side.videos for side in contents),
+        )
+
+    def _query_options(self, request: Options) -> QueryOptions:
+        media = request.media
+        wanted = request.truncate_prompt_tokens
+        longest = self._options.max_length
+        assert longest is not None
+        try:
+            own = QueryOptions(
+                max_length=min(wanted, longest) if wanted and wanted > 0 else None,
+                image_min_pixels=media.min_pixels,
+                image_max_pixels=media.max_pixels,
+                video_total_pixels=media.total_pixels,
+                fps=media.fps,
+                max_frames=media.max_frames,
+            )
+            own.over(self._options)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="mm_processor_kwargs") from error
+        return own
+
+    async def _fetched(self, work: Work) -> tuple[Sides, Sides]:
+        """Queries and documents, with bytes where they name media."""
+        sides = [
+            side if isinstance(side, RerankError) else side.content
+            for side in (*work.queries, *work.documents)
+        ]
+        _check_media(sides, self.settings.limits)
+        fetched = await self._fetcher.fetch(sides)
+        return fetched[: len(work.queries)], fetched[len(work.queries) :]
+
+    def _cut(
+        self,
+        queries: Sides,
+        documents: Sides,
+        work: Work,
+        request: Options,
+        options: QueryOptions,
+    ) -> tuple[tuple[Sides, Sides], list[bool]]:
+        """Texts cut to the request's caps, and which pairs have lost something by it."""
+        keeps_the_end = request.keeps_the_end
+
+        def cut(side: Content | RerankError, cap: int | None) -> tuple[Content | RerankError, bool]:
+            if cap is None or isinstance(side, RerankError) or not side.texts:
+                return side, False
+            return self._cutter.cut(side, cap, keeps_the_end)
+
+        heads = [cut(query, request.max_tokens_per_query) for query in queries]
+        room = [self._room(query, request, options) for query, _ in heads]
+        bodies = [
+            cut(document, _least(request.max_tokens_per_doc, room[number]))
+            for document, number in zip(documents, work.query_of, strict=True)
+        ]
+        are_cut = [
+            is_cut or heads[number][1]
+            for (_, is_cut), number in zip(bodies, work.query_of, strict=True)
+        ]
+        return ([side for side, _ in heads], [side for side, _ in bodies]), are_cut
+
+    def _room(
+        self, query: Content | RerankError, request: Options, options: QueryOptions
+    ) -> int | None:
+        """Tokens that a document may have beside this query, where its end is to be kept.
+
+        The official rule cuts the end; the start has to be cut before.
+        """
+        if not request.keeps_the_end or not request.may_truncate or isinstance(query, RerankError):
+            return None
+        instruction = request.instruction or request.instruct
+        alone = CandidateSet(query, (_ANY_DOCUMENT,), instruction, options)
+        pair = self._preprocessor.prepare(alone).pairs[0]
+        longest = options.max_length or self._options.max_length
+        assert longest is not None
+        if isinstance(pair, RerankError):
+            return None
+        return max(0, longest - pair.num_tokens - _MERGED_TOKENS)
+
+    async def _scores(
+        self,
+        queries: Sides,
+        documents: Sides,
+        work: Work,
+        request: Options,
+        options: QueryOptions,
+    ) -> list[PairScore]:
+        """Of all pairs in order; those with one query and instruction are one candidate set."""
+        default = request.instruction or request.instruct
+        groups: dict[tuple[int, str | None], list[int]] = {}
+        for index, number in enumerate(work.query_of):
+            groups.setdefault((number, _instruction(work, index) or default), []).append(index)
+        sets = [
+            CandidateSet(
+                queries[number], tuple(documents[i] for i in members), instruction, options
+            )
+            for (number, instruction), members in groups.items()
+        ]
+        results = await self.queue.score(sets, timeout_s=self.settings.limits.timeout_s)
+        scores: dict[int, PairScore] = {}
+        for members, found in zip(groups.values(), results, strict=True):
+            scores.update(zip(members, found, strict=True))
+        return [scores[index] for index in range(len(documents))]
+
+    async def _check(
+        self, pairs: list[PairScore], queries: Sides, request: Options, options: QueryOptions
+    ) -> None:
+        """Raises BadRequest on what must fail the whole request."""
+        if not request.may_truncate and any(pair.is_truncated for pair in pairs):
+            longest = options.max_length or self._options.max_length
+            index = next(i for i, pair in enumerate(pairs) if pair.is_truncated)
+            raise BadRequest(
+                f"documents[{index}] with its query is longer than {longest} tokens. "
+                "Please reduce the length of the input prompt.",
+                param=f"documents[{index}]",
+                code="context_length_exceeded",
+            )
+        failed = {i: pair.error for i, pair in enumerate(pairs) if pair.error is not None}
+        if not failed:
+            return
+        if len(queries) == 1 and len(failed) == len(pairs):
+            error = await asyncio.to_thread(self._query_error, queries[0], options)
+            if error is not None:
+                raise BadRequest.of(error, "query")
+        if request.on_error == "fail":
+            index, error = next(iter(failed.items()))
+            raise BadRequest.of(error, f"documents[{index}]")
+
+    def _query_error(
+        self, query: Content | RerankError, options: QueryOptions
+    ) -> RerankError | None:
+        """What is wrong with the query by itself."""
+        pair = self._preprocessor.prepare(
+            CandidateSet(query, (_ANY_DOCUMENT,), None, options)
+        ).pairs[0]
+        return pair if isinstance(pair, RerankError) else None
+
+
+def start_service(settings: ServeSettings, observer: Observer) -> RerankService:
+    """Loads the model: seconds to minutes."""
+    reranker = Reranker(settings.engine)
+    queue = BatchQueue(
+        reranker,
+        num_preparing=settings.num_preparing,
+        max_queue_s=settings.max_queue_s,
+        observer=observer,
+    )
+    return RerankService(reranker, queue, settings)
+
+
+def _parsed(side: Side, name: str, rank_fields: Sequence[str] | None = None) -> ParsedSide:
+    try:
+        return parse_side(side, name, rank_fields)
+    except RerankError as error:
+        return error.with_traceback(None)
+
+
+def _listed(sides: Side) -> list[Side]:
+    """vLLM's /score takes one side or a list of them; a list of parts stands in `content`."""
+    return sides if isinstance(sides, list) else [sides]
+
+
+def _instruction(work: Work, index: int) -> str | None:
+    document = work.documents[index]
+    query = work.queries[work.query_of[index]]
+    own = None if isinstance(document, RerankError) else document.instruction
+    return own or (None if isinstance(query, RerankError) else query.instruction)
+
+
+def _least(*caps: int | None) -> int | None:
+    given = [cap for cap in caps if cap is not None]
+    return min(given) if given else None
+
+
+def _check_media(sides: Sequence[Content | RerankError], limits: Limits) -> None:
+    contents = [side for side in sides if isinstance(side, Content)]
+    count = sum(
+        len(side.images) + sum(len(video.frames or "1") for video in side.videos)
+        for side in contents
+    )
+    if count > limits.max_media:
+        raise InvalidRequest(
+            f"a request may have at most {limits.max_media} images, frames and videos, got {count}",
+            code="too_many_media",
+        )
+
+
+def _warnings(work: Work, request: Options) -> list[str]:
+    """Fields that nobody reads, named."""
+    names = list(request.unknown_fields)
+    for label, sides in (("query", work.queries), ("documents[{}]", work.documents)):
+        for index, side in enumerate(sides):
+            if isinstance(side, Parsed):
+                names += [f"{label.format(index)}.{name}" for name in side.ignored]
+    warnings = [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
+    if len(names) > _MAX_WARNINGS:
+        warnings.append(f"and {len(names) - _MAX_WARNINGS} more unknown fields")
+    return warnings

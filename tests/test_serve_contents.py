@@ -1,0 +1,115 @@
+"""Every form of a query or document that clients send."""
+
+import base64
+
+import pytest
+
+from actors.data import Content, Video
+from actors.errors import InvalidContent
+from serve.contents import parse_side
+from serve.errors import InvalidRequest
+
+PNG = b"\x89PNG bytes"
+PACKED = base64.b64encode(PNG).decode()
+DATA_URL = f"data:image/png;base64,{PACKED}"
+URL = "https://host/page.png"
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        ("a text", Content(texts=("a text",))),
+        ("", Content(texts=("",))),
+        ({"text": "t"}, Content(texts=("t",))),
+        ({"text": ["a", "b"]}, Content(texts=("a", "b"))),
+        ({"image": DATA_URL}, Content(images=(PNG,))),
+        ({"image": PACKED}, Content(images=(PNG,))),
+        ({"image": PACKED.rstrip("=")}, Content(images=(PNG,))),
+        ({"image": URL, "text": None, "video": None}, Content(images=(URL,))),
+        ({"image": {"url": URL}}, Content(images=(URL,))),
+        ({"image": [URL, DATA_URL], "text": "t"}, Content(texts=("t",), images=(URL, PNG))),
+        ({"image": "data:text/plain,%41b"}, Content(images=(b"Ab",))),
+        ({"video": URL}, Content(videos=(Video(source=URL),))),
+        ({"video": {"url": DATA_URL, "fps": 2}}, Content(videos=(Video(source=PNG, fps=2),))),
+        ({"video": [URL, DATA_URL]}, Content(videos=(Video(frames=(URL, PNG)),))),
+        (
+            {"video": {"frames": [DATA_URL], "fps": 4.0}},
+            Content(videos=(Video(frames=(PNG,), fps=4.0),)),
+        ),
+        (
+            {"video": [{"frames": [URL]}, {"frames": [DATA_URL]}]},
+            Content(videos=(Video(frames=(URL,)), Video(frames=(PNG,)))),
+        ),
+        ({"content": "t"}, Content(texts=("t",))),
+        (
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "t"},
+                    {"type": "image_url", "image_url": {"url": DATA_URL}},
+                    {"type": "video_url", "video_url": {"url": URL}},
+                ],
+            },
+            Content(texts=("t",), images=(PNG,), videos=(Video(source=URL),)),
+        ),
+        ([{"type": "text", "text": "t"}, {"type": "image", "image": URL}], Content(("t",), (URL,))),
+        ([{"text": "t"}], Content(texts=("t",))),
+        ({"type": "text", "text": "t"}, Content(texts=("t",))),
+        ({"type": "image_base64", "image_base64": DATA_URL}, Content(images=(PNG,))),
+        (
+            {"title": "Moby-Dick", "snippet": "Call me Ishmael."},
+            Content(texts=("title: Moby-Dick\nsnippet: Call me Ishmael.",)),
+        ),
+    ],
+)
+def test_a_side_comes_in_many_forms(value, content):
+    assert parse_side(value, "documents[0]").content == content
+
+
+def test_rank_fields_choose_what_counts():
+    document = {"title": "T", "body": "B", "price": "3"}
+    side = parse_side(document, "documents[0]", rank_fields=["body", "title"])
+    assert side.content.texts == ("body: B\ntitle: T",)
+
+
+def test_a_document_has_its_own_instruction():
+    side = parse_side({"text": "t", "instruction": "Find the opposite."}, "documents[0]")
+    assert side.instruction == "Find the opposite." and not side.ignored
+
+
+def test_fields_that_nobody_reads_are_named():
+    assert parse_side({"text": "t", "page": 3, "type": "x"}, "documents[0]").ignored == ["page"]
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (3, "documents[4]"),
+        (None, "documents[4]"),
+        ({}, "documents[4]"),
+        ([], "documents[4]"),
+        ({"text": 3}, "documents[4].text"),
+        ({"text": ["a", {}]}, "documents[4].text"),
+        ({"image": 3}, "documents[4].image"),
+        ({"image": {"path": "/etc/passwd"}}, "documents[4].image"),
+        ({"video": {"frames": []}}, "documents[4].video.frames"),
+        ({"video": {"url": URL, "fps": 0}}, "documents[4].video.fps"),
+        ({"video": {"url": URL, "fps": True}}, "documents[4].video.fps"),
+        ({"content": 3}, "documents[4].content"),
+        ({"content": [{"type": "audio"}]}, "documents[4].content[0]"),
+        ({"content": [{"type": "text"}]}, "documents[4].content[0].text"),
+        ({"title": 3}, "documents[4].title"),
+        ({"instruction": 3, "text": "t"}, "documents[4].instruction"),
+        ("half of a pair: \ud800", "documents[4]"),
+    ],
+)
+def test_a_wrong_shape_is_refused_by_name(value, field):
+    with pytest.raises(InvalidRequest) as refused:
+        parse_side(value, "documents[4]")
+    assert refused.value.param == field and str(refused.value).startswith(field)
+
+
+@pytest.mark.parametrize("image", ["data:image/png", "data:;base64,!", "/etc/passwd.png", "data:,"])
+def test_what_does_not_decode_is_that_sides_own_error(image):
+    with pytest.raises(InvalidContent, match=r"documents\[4\].image"):
+        parse_side({"image": image}, "documents[4]")

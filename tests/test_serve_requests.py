@@ -1,0 +1,132 @@
+"""Requests of all dialects: what is accepted, what is refused, what the fields mean."""
+
+import pytest
+from pydantic import ValidationError
+
+from serve.requests import DashScopeRequest, RerankRequest, ScoreRequest
+
+REQUEST = {"query": "q", "documents": ["a", "b"]}
+
+
+def rerank(**fields) -> RerankRequest:
+    return RerankRequest.model_validate(REQUEST | fields)
+
+
+def test_every_optional_field_accepts_null():
+    names = set(RerankRequest.model_fields) - {"query", "documents"}
+    assert rerank(**dict.fromkeys(names)) == rerank()
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [({}, None), ({"top_n": 0}, None), ({"top_n": 1}, 1), ({"top_k": 2}, 2), ({"top_n": 9}, 9)],
+)
+def test_top_n_and_top_k_limit(fields, limit):
+    assert rerank(**fields).limit == limit
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"documents": None},
+        {"texts": ["a"]},
+        {"query": 3},
+        {"documents": "a"},
+        {"documents": [3]},
+        {"top_n": -1},
+        {"top_n": "2"},
+        {"top_n": 1.5},
+        {"top_k": -3},
+        {"max_tokens_per_doc": 0},
+        {"truncate_prompt_tokens": -2},
+        {"truncation_side": "middle"},
+        {"on_error": "ignore"},
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"mm_processor_kwargs": {"max_pixels": -1}},
+        {"mm_processor_kwargs": {"max_frames": "many"}},
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields):
+    with pytest.raises(ValidationError):
+        rerank(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "may"),
+    [
+        ({}, True),
+        ({"truncation": True}, True),
+        ({"truncation": False}, False),
+        ({"truncate": False}, False),
+        ({"truncate": "NONE"}, False),
+        ({"truncate": "END"}, True),
+    ],
+)
+def test_a_pair_is_cut_unless_that_is_declined(fields, may):
+    assert rerank(**fields).may_truncate is may
+
+
+@pytest.mark.parametrize(
+    ("fields", "keeps"),
+    [
+        ({}, False),
+        ({"truncation_side": "left"}, True),
+        ({"truncation_side": "right"}, False),
+        ({"truncation_direction": "Left"}, True),
+        ({"truncate": "START"}, True),
+    ],
+)
+def test_the_end_is_kept_where_the_start_is_cut(fields, keeps):
+    assert rerank(**fields).keeps_the_end is keeps
+
+
+@pytest.mark.parametrize(
+    "fields", [{"raw_scores": True}, {"use_activation": False}, {"activation": False}]
+)
+def test_the_logit_is_asked_for_in_three_ways(fields):
+    assert rerank(**fields).is_raw and not rerank().is_raw
+
+
+def test_the_requests_own_fps_wins():
+    media = rerank(mm_processor_kwargs={"fps": 1.0, "max_frames": 8}, fps=2.0).media
+    assert media.fps == 2.0 and media.max_frames == 8
+
+
+def test_unknown_fields_are_kept_by_name():
+    request = rerank(temperature=1, mm_processor_kwargs={"size": 3})
+    assert request.unknown_fields == ["temperature", "mm_processor_kwargs.size"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")],
+)
+def test_score_has_four_pairs_of_fields(names):
+    assert ScoreRequest(**dict.fromkeys(names, "t")).fields == names
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"queries": "q"},
+        {"text_1": "a", "data_2": "b"},
+        dict.fromkeys(("text_1", "text_2", "data_1", "data_2"), "t"),
+    ],
+)
+def test_score_wants_exactly_one_pair_of_fields(fields):
+    with pytest.raises(ValidationError, match="give queries and documents"):
+        ScoreRequest(**fields)
+
+
+def test_dashscope_is_a_rerank_request():
+    body = {
+        "model": "m",
+        "input": {"query": {"image": "https://host/a"}, "documents": ["a"]},
+        "parameters": {"top_n": 1, "instruct": "i", "return_documents": True},
+    }
+    request = DashScopeRequest.model_validate(body).as_rerank()
+    assert (request.limit, request.instruct, request.return_documents) == (1, "i", True)
+    del body["parameters"]
+    assert DashScopeRequest.model_validate(body).as_rerank().return_documents is False
