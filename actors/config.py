@@ -32,7 +32,7 @@ def _check_limit(name: str, value: int | float | None) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if name != "fps" and not isinstance(value, int):
+    if name not in ("fps", "max_video_s") and not isinstance(value, int):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above zero, got {value!r}")
@@ -110,6 +110,7 @@ class RerankerConfig:
     quantization: "fp8" rounds the decoder's linear layers to float8 (by row, dynamically), which
         moves scores; for GPUs that multiply fp8, a CPU imitates it.
     compile: torch.compile for the layers' parts; None: on CUDA only.
+    max_video_s: seconds of a video file; None: any length, as in the official scorer.
     media_root: relative media paths start here and no local path may leave it; None: any local
         path, relative ones from the working directory.
     web_media: what may be fetched over http(s); None: nothing.
@@ -129,6 +130,7 @@ class RerankerConfig:
     media_root: str | None = None
     max_text_chars: int = 1_000_000
     max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
+    max_video_s: float | None = None
     feature_cache_bytes: int = 1 << 30
     host_feature_cache_bytes: int = 4 << 30
     quantization: Literal["none", "fp8"] = "none"
@@ -143,7 +145,7 @@ class RerankerConfig:
                 raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("special_tokens", self.special_tokens, ("neutralize", "official"))
-        for name in ("max_batch_tokens", "num_threads"):
+        for name in ("max_batch_tokens", "num_threads", "max_video_s"):
             _check_limit(name, getattr(self, name))
         for name in ("max_text_chars", "max_decoded_pixels"):
             value = getattr(self, name)

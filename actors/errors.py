@@ -21,6 +21,7 @@
     │   ├── ImageTooLarge        image_too_large         more pixels than max_decoded_pixels
     │   ├── AspectRatio          aspect_ratio            over 200, as in the official preprocessing
     │   ├── VideoDecodeError     video_decode
+    │   ├── VideoTooLong         video_too_long          more seconds than max_video_s
     │   ├── VideoTooShort        video_too_short         a file of one frame, an empty list
     │   └── VideoReaderMissing   video_reader_missing    neither decord nor PyAV is installed
     └── ScoringError
@@ -127,6 +128,10 @@ class AspectRatio(MediaError):
 
 class VideoDecodeError(MediaError):
     code = "video_decode"
+
+
+class VideoTooLong(MediaError):
+    code = "video_too_long"
 
 
 class VideoTooShort(MediaError):

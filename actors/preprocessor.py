@@ -175,7 +175,8 @@ class Preprocessor:
         assert options.max_frames is not None
         max_pixels = self.config.max_decoded_pixels
         if video.frames is None:
-            return self._videos.frames(video, self._reader, options, max_pixels)
+            seconds = self.config.max_video_s
+            return self._videos.frames(video, self._reader, options, max_pixels, seconds)
         decoded = load_frames(video, self._reader, options.max_frames, max_pixels)
         frames = frame_list_pixels(decoded, options)
         rate = video.fps or FRAME_LIST_FPS

@@ -22,6 +22,7 @@ from actors.errors import (
     MediaUnreachable,
     VideoDecodeError,
     VideoReaderMissing,
+    VideoTooLong,
     VideoTooShort,
 )
 from actors.fetch import MediaReader, name_of
@@ -67,6 +68,7 @@ def load_video(
     max_frames: int,
     max_pixels: int,
     name: str | None = None,
+    max_seconds: float | None = None,
 ) -> SampledVideo:
     """Sample a video file at `fps` (its own fps first), at most max_frames, an even number.
 
@@ -85,6 +87,9 @@ def load_video(
         opened = _open(source)
         if opened.num_frames <= 0 or not 0 < opened.fps < math.inf:
             raise VideoTooShort(f"{name}: has no frames")
+        seconds = opened.num_frames / opened.fps
+        if max_seconds is not None and seconds > max_seconds:
+            raise VideoTooLong(f"{name}: {seconds:.0f} s, over the limit of {max_seconds:.0f} s")
         indices = frame_indices(opened.num_frames, opened.fps, video.fps or fps, max_frames)
         if not indices:
             raise VideoTooShort(

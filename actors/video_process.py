@@ -38,6 +38,7 @@ class _Request:
     name: str
     options: QueryOptions
     max_pixels: int
+    max_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,18 @@ class VideoProcess:
         self._cleanup: Any = None
 
     def frames(
-        self, video: Video, reader: MediaReader, options: QueryOptions, max_pixels: int
+        self,
+        video: Video,
+        reader: MediaReader,
+        options: QueryOptions,
+        max_pixels: int,
+        max_seconds: float | None = None,
     ) -> tuple[np.ndarray, list[float]]:
         """Resized frames (T, H, W, 3) uint8, T even, and the time of each in seconds.
 
         Raises a MediaError, VideoDecodeError also where the child dies of the file or is too slow.
         """
-        request = _Request(*_local(video, reader), options, max_pixels)
+        request = _Request(*_local(video, reader), options, max_pixels, max_seconds)
         with self._lock:
             reply = self._ask(request)
             if reply is None:  # killed by the file, or by somebody else: a second child tells
@@ -134,12 +140,17 @@ class VideoProcesses:
             self._idle.put(VideoProcess())
 
     def frames(
-        self, video: Video, reader: MediaReader, options: QueryOptions, max_pixels: int
+        self,
+        video: Video,
+        reader: MediaReader,
+        options: QueryOptions,
+        max_pixels: int,
+        max_seconds: float | None = None,
     ) -> tuple[np.ndarray, list[float]]:
         """As VideoProcess.frames; waits while all are busy."""
         videos = self._idle.get()
         try:
-            return videos.frames(video, reader, options, max_pixels)
+            return videos.frames(video, reader, options, max_pixels, max_seconds)
         finally:
             self._idle.put(videos)
 
@@ -172,7 +183,13 @@ def _answer(request: _Request, reader: MediaReader) -> tuple[np.ndarray, list[fl
     assert options.fps is not None and options.max_frames is not None
     try:
         sampled = load_video(
-            request.video, reader, options.fps, options.max_frames, request.max_pixels, request.name
+            request.video,
+            reader,
+            options.fps,
+            options.max_frames,
+            request.max_pixels,
+            request.name,
+            request.max_seconds,
         )
         return video_file_pixels(sampled.frames, options), sampled.times_s
     except RerankError as error:

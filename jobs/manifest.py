@@ -34,7 +34,7 @@ _NOT_IN_SCORES = (
     "compile",
 )
 """Config that may differ between the runs of one job; the model is there by its weights' hash."""
-_CAME_LATER = {"web_media": None, "local_media": True}
+_CAME_LATER = {"web_media": None, "local_media": True, "max_video_s": None}
 """Left out at the value that had been the rule, so that a job of that time can be gone on with."""
 
 Manifest = dict[str, Any]

@@ -7,7 +7,7 @@ import pytest
 
 from actors.config import OFFICIAL_OPTIONS, RerankerConfig
 from actors.data import CandidateSet, Video
-from actors.errors import MediaForbidden, VideoDecodeError, VideoTooShort
+from actors.errors import MediaForbidden, VideoDecodeError, VideoTooLong, VideoTooShort
 from actors.fetch import MediaReader
 from actors.pixels import video_file_pixels
 from actors.preprocessor import Preprocessor
@@ -44,6 +44,14 @@ def test_the_child_gives_what_decoding_here_gives(as_bytes):
     pixels, times_s = frames_of(VideoProcess(), source)
     assert (pixels == video_file_pixels(sampled.frames, OFFICIAL_OPTIONS)).all()
     assert times_s == sampled.times_s
+
+
+def test_a_video_over_the_seconds_allowed_is_not_sampled():
+    videos = VideoProcess()
+    ask = (Video(str(CLIP)), MediaReader(), OFFICIAL_OPTIONS, LIMIT)
+    with pytest.raises(VideoTooLong, match="over the limit of 0 s"):
+        videos.frames(*ask, 0.5)
+    assert len(videos.frames(*ask, 60.0)[1]) >= 2
 
 
 def test_one_child_serves_many_files():
