@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 _BATCHES_AHEAD_OF_REQUEST = 2
 _BATCHES_AHEAD = 8
-"""Prepared tokens that wait for the scorer, of one request and of all: pixels take 3 KB each."""
+"""Prepared tokens that wait for the scorer, of one request and of all: pixels take 3 KB each. Over
+the second, only who has none yet may have a slice prepared.
+"""
 
 
 class BatchQueue:
@@ -162,12 +164,12 @@ class BatchQueue:
 
     async def _next_slice(self, takes_media: bool) -> tuple[Waiting, Slice]:
         while True:
-            if self._num_ahead < _BATCHES_AHEAD * self._budget:
-                ahead = _BATCHES_AHEAD_OF_REQUEST * self._budget
-                found = next_slice(self._to_prepare, ahead, takes_media)
-                if found is not None:
-                    self._count_ahead(found[0], found[1].num_tokens)
-                    return found
+            has_room = self._num_ahead < _BATCHES_AHEAD * self._budget
+            max_ahead = _BATCHES_AHEAD_OF_REQUEST * self._budget if has_room else 1
+            found = next_slice(self._to_prepare, max_ahead, takes_media)
+            if found is not None:
+                self._count_ahead(found[0], found[1].num_tokens)
+                return found
             await self._change()
 
     def _prepared(self, request: Waiting, part: Slice, pieces: list[Piece]) -> None:

@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_preprocessor import GOLDEN, png, preprocessor, same
 
 from actors.config import OFFICIAL_OPTIONS, QueryOptions
 from actors.data import CandidateSet, Content, Video
 from actors.errors import RerankError
 from actors.fetch import MediaReader
+from actors.planner import PairCost, plan, set_costs
 from actors.prepared import PreparedPair, PreparedSet
 from actors.preprocessor import _PixelCache
 from actors.prompt import Side
 from actors.sides import OpenSide, ReadSide
 from actors.video_process import VideoProcesses
+from serve.preparing import Piece, Slice, estimated_tokens, prepare, slices
 
 CLIP = Video(str(GOLDEN / "media" / "v2s_24.mp4"))
 
@@ -166,3 +170,127 @@ def _wait_until(is_so: Any) -> None:
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+# Estimates, slices, pieces
+
+PLAIN = preprocessor()
+
+
+@pytest.mark.parametrize(
+    ("document", "least", "most"),
+    [
+        ("", 0, 0),
+        ("word " * 70, 100, 100),
+        ("\u4e2d\u6587" * 35, 60, 60),
+        ("a \ud800", 1, 1),
+        ("word " * 100_000, 10_240, 10_240),  # max_length
+        ({"image": b"not looked at"}, 1_000, 1_000),
+        ({"image": [b"1", b"2"], "text": "word " * 70}, 2_100, 2_100),
+        ({"video": b"not looked at"}, 1_000, 5_000),
+        ({"video": {"frames": [b"1"] * 6}}, 750, 750),
+        ({"video": {"frames": [b"1"] * 1_000}}, 8_000, 8_000),  # max_frames
+        (3, 0, 0),
+    ],
+)
+def test_tokens_are_estimated_by_length_and_kind(document: Any, least: int, most: int) -> None:
+    shared, own = estimated_tokens(CandidateSet.parse("q" * 35, ["", document]))
+    assert shared == 80
+    assert own[0] == 0 and least <= own[1] <= most
+
+
+def test_a_query_that_cannot_be_scored_costs_nothing() -> None:
+    assert estimated_tokens(CandidateSet.parse(None, ["a" * 90])) == (0, [0])
+    assert estimated_tokens(CandidateSet.parse("a", ["a" * 90]), RerankError("no")) == (0, [0])
+
+
+def test_a_querys_own_limits_bound_the_estimate() -> None:
+    small = QueryOptions(image_max_pixels=64 * 1_024, max_length=50).over(OFFICIAL_OPTIONS)
+    candidates = CandidateSet.parse("q", [{"image": b"", "text": "word " * 500}])
+    assert estimated_tokens(candidates, small)[1] == [114]
+
+
+def test_slices_are_the_whole_set_in_order() -> None:
+    documents = ["x " * (7 * (n % 5) * 10) for n in range(300)] + [{"image": b""}] * 7
+    parts = slices(3, CandidateSet.parse("q", documents), OFFICIAL_OPTIONS, 4_096)
+    assert [n for part in parts for n in range(part.start, part.stop)] == list(range(307))
+    assert {part.set_index for part in parts} == {3}
+    assert max(part.stop - part.start for part in parts) <= 64
+    assert max(part.num_tokens for part in parts) <= 2_048 + 100
+    assert [part.has_media for part in parts] == sorted(part.has_media for part in parts)
+    assert sum(part.has_media for part in parts) in (4, 5)
+
+
+def test_many_short_documents_are_cut_by_number() -> None:
+    parts = slices(0, CandidateSet.parse("q", ["a"] * 150), OFFICIAL_OPTIONS, 65_536)
+    assert [(part.start, part.stop) for part in parts] == [(0, 64), (64, 128), (128, 150)]
+    assert slices(0, CandidateSet.parse("q", []), OFFICIAL_OPTIONS, 65_536) == []
+
+
+def test_the_querys_media_count_as_its_slices() -> None:
+    candidates = CandidateSet.parse({"image": b""}, ["a"])
+    assert slices(0, candidates, OFFICIAL_OPTIONS, 4_096)[0].has_media
+
+
+def prepared_pieces(candidates: CandidateSet, budget: int) -> tuple[list[Piece], Slice]:
+    query = PLAIN.open_query(candidates.query, candidates.instruction, candidates.options)
+    part = Slice(2, 1, len(candidates.documents), 0, True)
+    return prepare(PLAIN, query, candidates, part, budget, lambda: True), part
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(["q", "a query of several words " * 6, {"image": "media/sq_64x64.png"}]),
+    st.lists(
+        st.sampled_from(["a", "some words " * 20, {"image": png(64, 96)}, b"broken", "x " * 300]),
+        min_size=1,
+        max_size=20,
+    ),
+    st.sampled_from([150, 400, 4_096]),
+)
+def test_pieces_are_a_slice_in_order_within_a_batch(
+    query: Any, documents: list[Any], budget: int
+) -> None:
+    candidates = CandidateSet.parse(query, documents)
+    found, part = prepared_pieces(candidates, budget)
+    whole = PLAIN.prepare(candidates)
+    assert [piece.start for piece in found] == [
+        1 + sum(piece.num_pairs for piece in found[:n]) for n in range(len(found))
+    ]
+    pairs = [pair for piece in found for pair in piece.prepared.pairs]
+    assert len(pairs) == part.stop - part.start
+    for pair, expected in zip(pairs, whole.pairs[1:], strict=True):
+        if isinstance(expected, RerankError):
+            assert repr(pair) == repr(expected)
+        else:
+            assert same(pair, expected)
+    for piece in found:
+        assert piece.num_tokens >= sum(cost.own for cost in costs_of(piece))
+        assert len(plan(costs_of(piece), max(budget, piece.num_tokens))) <= 1
+        assert piece.num_tokens <= budget or len(costs_of(piece)) == 1
+
+
+def costs_of(piece: Piece) -> list[PairCost]:
+    pairs = [pair for pair in piece.prepared.pairs if isinstance(pair, PreparedPair)]
+    return set_costs(pairs, 0)
+
+
+def test_a_long_request_is_cut_so_that_others_fit_beside_it() -> None:
+    candidates = CandidateSet.parse("q", ["some words, different ones " * 12] * 40)
+    found, _ = prepared_pieces(candidates, 4_096)
+    assert max(piece.num_tokens for piece in found) < 4_096 / 4 + 200
+
+
+def test_what_is_not_wanted_is_not_prepared() -> None:
+    candidates = CandidateSet.parse("q", ["a"] * 10)
+    query = PLAIN.open_query(candidates.query)
+    wanted = iter([True, True, False])
+    part = Slice(0, 0, 10, 0, False)
+    found = prepare(PLAIN, query, candidates, part, 4_096, lambda: next(wanted))
+    assert sum(piece.num_pairs for piece in found) == 2
+
+
+def test_messages_name_the_document_by_its_place_in_the_set() -> None:
+    candidates = CandidateSet.parse("q", ["a"] * 2 + ["b\ud800"])
+    found, _ = prepared_pieces(candidates, 4_096)
+    assert str(found[0].prepared.pairs[1]).startswith("documents[2] has a text")
