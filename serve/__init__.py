@@ -1,1 +1,1 @@
-"""The online endpoint will live here, on the same `actors.Reranker` that the job uses."""
+"""The online endpoint on Ray Serve: every rerank client, on the reranker that the job uses."""

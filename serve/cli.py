@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -103,7 +105,7 @@ def serve_command(
                 max_batch_tokens=max_batch_tokens,
                 num_threads=threads,
             ),
-            served_name=served_model_name,
+            served_name=served_model_name or (None if model else "shardrank-demo"),
             is_strict_model=strict_model,
             limits=limits,
             web=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
@@ -138,6 +140,9 @@ def _run(
     if address is None:
         shutil.rmtree(metrics_directory(), ignore_errors=True)  # counters of an earlier server
     _join(address)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own in their place
+        signal.signal(number, lambda *_: stopped.set())
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         uses_gpu = settings.reranker.device != "cpu" and gpus > 0
@@ -153,14 +158,28 @@ def _run(
         )
         where = f"http://{host}:{port}"
         print(f"serving {settings.model_name} at {where} (API: {where}/docs)", file=sys.stderr)
-        threading.Event().wait()
+        stopped.wait()
     except RuntimeError as error:
-        print(f"error: the endpoint did not start: {error}", file=sys.stderr)
+        print(f"error: the endpoint did not start: {_cause() or error}", file=sys.stderr)
         raise typer.Exit(1) from error
     finally:
         print("stopping; requests in work are finished first", file=sys.stderr)
         serve.shutdown()
         ray.shutdown()
+
+
+def _cause() -> str:
+    """What a replica said last, without its traceback."""
+    from ray import serve
+
+    deployments = [
+        deployment
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+    ]
+    lines = [line for each in deployments for line in each.message.strip().splitlines()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or [""])[-1]
 
 
 def _join(address: str | None) -> None:

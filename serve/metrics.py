@@ -6,6 +6,7 @@ node; prometheus_client reads that variable when it is imported.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -16,7 +17,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -24,10 +25,14 @@ _FILL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _SUM = "livesum"
 
 
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+
 class Metrics:
     """Observes requests and, as the queue's observer, batches."""
 
     def __init__(self) -> None:
+        _prepare_directory()
         self._registry = own = CollectorRegistry()
         self._requests = Counter(
             "shardrank_requests", "Requests by route and status", ["route", "status"], registry=own
@@ -86,8 +91,21 @@ class Metrics:
         self._cache_seen = num_hits, num_misses
 
     def text(self) -> bytes:
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if _DIRECTORY not in os.environ:
             return generate_latest(self._registry)
+        _prepare_directory()
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return generate_latest(registry)
+
+
+def _prepare_directory() -> None:
+    """Makes the replicas' common directory, without the gauges of those that were killed."""
+    directory = os.environ.get(_DIRECTORY)
+    if directory is None:
+        return
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for path in Path(directory).glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            mark_process_dead(int(pid), directory)

@@ -7,7 +7,7 @@ start.
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -19,6 +19,7 @@ CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _MAX_ATTEMPTS = 4
 _MAX_KEPT_BYTES = 256 << 20
 _RETRY_AFTER_S = 2
+_REQUEST_ID = b"x-request-id"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -103,6 +104,7 @@ class _Answer:
                 self._is_replaced = True
                 await self._write(*_OF_SERVE[status])
                 return
+            message = dict(message, headers=_without_repeats(message.get("headers", ())))
         if not self._is_replaced:
             await self._send(message)
 
@@ -130,6 +132,17 @@ _OF_SERVE = {
     429: (429, "no capacity is left, try again"),
     503: (503, "no replica is ready, try again"),
 }
+
+
+def _without_repeats(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Serve adds the request's id, which the endpoint has said already."""
+    seen = set()
+    kept = []
+    for name, value in headers:
+        if name.lower() != _REQUEST_ID or name.lower() not in seen:
+            kept.append((name, value))
+        seen.add(name.lower())
+    return kept
 
 
 def _is_json(message: Message) -> bool:
