@@ -12,11 +12,12 @@ from actors.config import QueryOptions
 from actors.data import CandidateSet, Content, PairScore
 from actors.errors import RerankError
 from actors.reranker import Reranker
-from serve.batching import BatchQueue, Observer
+from serve.batching import BatchQueue
 from serve.contents import Parsed, parse_side
 from serve.cutting import TextCutter
 from serve.errors import BadRequest, InvalidRequest, ModelNotFound
 from serve.fetching import MediaFetcher
+from serve.metrics import Metrics
 from serve.requests import Options, RerankRequest, ScoreRequest, Side
 from serve.settings import Limits, ServeSettings
 
@@ -60,9 +61,13 @@ class Scored:
 class RerankService:
     """Serves requests with one reranker. `start` and `stop` belong to the event loop."""
 
-    def __init__(self, reranker: Reranker, queue: BatchQueue, settings: ServeSettings) -> None:
+    def __init__(
+        self, reranker: Reranker, queue: BatchQueue, settings: ServeSettings, metrics: Metrics
+    ) -> None:
         self.settings = settings
         self.queue = queue
+        self._metrics = metrics
+        self._scorer = reranker.scorer
         self._preprocessor = reranker.preprocessor
         self._options = reranker.config.options
         self.device_type = reranker.scorer.device.type
@@ -127,6 +132,7 @@ class RerankService:
         return [_parsed(side, f"{name}[{i}]", rank_fields) for i, side in enumerate(sides)]
 
     async def _score(self, work: Work, request: Options) -> Scored:
+        self.queue.check_room(len(work.documents))  # before anything is fetched for it
         options = self._query_options(request)
         queries, documents = await self._fetched(work)
         if len(queries) == 1 and isinstance(queries[0], RerankError):
@@ -140,6 +146,7 @@ class RerankService:
             replace(pair, is_truncated=pair.is_truncated or is_cut)
             for pair, is_cut in zip(pairs, are_cut, strict=True)
         ]
+        self._count(pairs)
         await self._check(pairs, queries, request, options)
         contents = [side for side in (*queries, *documents) if isinstance(side, Content)]
         return Scored(
@@ -149,6 +156,13 @@ class RerankService:
             has_images=any(side.images for side in contents),
             has_videos=any(side.videos for side in contents),
         )
+
+    def _count(self, pairs: Sequence[PairScore]) -> None:
+        for pair in pairs:
+            if pair.error is not None:
+                self._metrics.failed_pair(pair.error.code)
+        cache = self._scorer.vision_cache
+        self._metrics.cache(cache.num_hits, cache.num_misses)
 
     def _query_options(self, request: Options) -> QueryOptions:
         media = request.media
@@ -284,16 +298,16 @@ class RerankService:
         return pair if isinstance(pair, RerankError) else None
 
 
-def start_service(settings: ServeSettings, observer: Observer) -> RerankService:
+def start_service(settings: ServeSettings, metrics: Metrics) -> RerankService:
     """Loads the model: seconds to minutes."""
     reranker = Reranker(settings.engine)
     queue = BatchQueue(
         reranker,
         num_preparing=settings.num_preparing,
         max_queue_s=settings.max_queue_s,
-        observer=observer,
+        observer=metrics,
     )
-    return RerankService(reranker, queue, settings)
+    return RerankService(reranker, queue, settings, metrics)
 
 
 def _parsed(side: Side, name: str, rank_fields: Sequence[str] | None = None) -> ParsedSide:
