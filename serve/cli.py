@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from actors.checkpoint import resolve_checkpoint
 from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
 from actors.web import WebMedia
 from serve.keys import ApiKeys, check_exposed, hash_key, new_key
@@ -114,6 +115,8 @@ def serve_command(
             max_queue_s=max_queue_s,
             price_per_million_tokens=price_per_million_tokens,
         )
+        if address is None:  # a cluster's nodes may have another file system
+            resolve_checkpoint(settings.reranker.model, revision, weights=False)
         check_exposed(host, ApiKeys.load(settings.keys_file, settings.keys_text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

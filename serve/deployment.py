@@ -5,6 +5,7 @@
 
 import os
 import tempfile
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,7 @@ from ray import serve
 from ray.serve import Application
 
 from actors.config import QueryOptions, RerankerConfig
+from actors.reranker import Reranker
 from actors.web import WebMedia
 from serve.app import check_health, create_app
 from serve.errors import NotReady
@@ -40,10 +42,12 @@ def keys_of(settings: ServeSettings) -> ApiKeys:
 class RerankEndpoint:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
+        self._reranker = Reranker(settings.engine)  # here, so that Serve tells what went wrong
         self._app: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
-        self._app = create_app(self._settings, keys_of(self._settings), start_service)
+        start = partial(start_service, reranker=self._reranker)
+        self._app = create_app(self._settings, keys_of(self._settings), start)
         return self._app
 
     async def check_health(self) -> None:

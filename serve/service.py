@@ -298,9 +298,11 @@ class RerankService:
         return pair if isinstance(pair, RerankError) else None
 
 
-def start_service(settings: ServeSettings, metrics: Metrics) -> RerankService:
-    """Loads the model: seconds to minutes."""
-    reranker = Reranker(settings.engine)
+def start_service(
+    settings: ServeSettings, metrics: Metrics, reranker: Reranker | None = None
+) -> RerankService:
+    """Loads the model, where it is not given: seconds to minutes."""
+    reranker = reranker or Reranker(settings.engine)
     queue = BatchQueue(
         reranker,
         num_preparing=settings.num_preparing,
