@@ -15,8 +15,8 @@ from typing import Any
 from actors.data import CandidateSet, PairScore
 from actors.reranker import Reranker
 from actors.scorer import Scorer
+from serve.admission import Admission, Observer
 from serve.errors import DeadlineExceeded, NotReady
-from serve.load import Load, Observer
 from serve.preparing import Piece, Slice
 from serve.waiting import Batch, Turns, Waiting, next_batch, next_slice
 
@@ -33,7 +33,7 @@ class BatchQueue:
     """Scores the candidate sets of many callers; belongs to one event loop.
 
     num_preparing: threads that decode and tokenise; one more takes text alone, which so never
-    waits for others' media. max_queue_s, max_queue_pairs: see Load.
+    waits for others' media. max_queue_s, max_queue_pairs: see Admission.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BatchQueue:
         self._num_ahead = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._is_open = False
-        self.load = Load(max_queue_s, max_queue_pairs, observer)
+        self.admission = Admission(max_queue_s, max_queue_pairs, observer)
 
     @property
     def is_healthy(self) -> bool:
@@ -115,12 +115,12 @@ class BatchQueue:
         """Raises what `score` would raise at once, for callers with work to do before it."""
         if not self._is_open:
             raise _closed()
-        self.load.check(num_pairs)
+        self.admission.check(num_pairs)
 
     def _admit(self, request: Waiting) -> None:
         self._requests[request] = None
         self._to_prepare[request] = None
-        self.load.add(request.num_pairs, request.num_tokens)
+        self.admission.add(request.num_pairs, request.num_tokens)
         self._changed.set()
 
     def _remove(self, request: Waiting) -> None:
@@ -132,7 +132,7 @@ class BatchQueue:
         self._to_prepare.pop(request, None)
         self._to_score.pop(request, None)
         self._num_ahead -= request.num_ahead
-        self.load.add(-request.num_pairs, -request.num_tokens)
+        self.admission.add(-request.num_pairs, -request.num_tokens)
         self._changed.set()
 
     def _end(self, request: Waiting, error: BaseException | None = None) -> None:
@@ -178,7 +178,7 @@ class BatchQueue:
         request.ready += pieces
         self._to_score.setdefault(request)
         self._count_ahead(request, more)
-        self.load.add(0, more)
+        self.admission.add(0, more)
         self._changed.set()
 
     def _count_ahead(self, request: Waiting, num_tokens: int) -> None:
@@ -211,14 +211,14 @@ class BatchQueue:
             raise error
         num_tokens = sum(piece.num_tokens for piece in pieces)
         num_pairs = sum(piece.num_pairs for piece in pieces)
-        self.load.scored(num_pairs, num_tokens, num_tokens / self._budget, seconds)
+        self.admission.scored(num_pairs, num_tokens, num_tokens / self._budget, seconds)
         for (request, piece), found in zip(batch, scores, strict=True):
             if request.is_wanted:
                 self._place(request, piece, found)
 
     def _place(self, request: Waiting, piece: Piece, scores: Sequence[PairScore]) -> None:
         request.place(piece, scores)
-        self.load.add(-piece.num_pairs, -piece.num_tokens)
+        self.admission.add(-piece.num_pairs, -piece.num_tokens)
         if not request.num_pairs:
             self._end(request)
 

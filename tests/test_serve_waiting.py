@@ -37,6 +37,11 @@ def test_whose_piece_does_not_fit_comes_first_in_the_next_batch():
     assert [taken(next_batch(turns, 100)) for _ in range(3)] == [[60, 30], [90], [31]]
 
 
+def test_who_was_taken_goes_to_the_end_of_the_line():
+    turns = line([90, 91], [50])
+    assert [taken(next_batch(turns, 100)) for _ in range(3)] == [[90], [50], [91]]
+
+
 def test_a_piece_larger_than_a_batch_goes_alone():
     turns = line([500], [1], [300, 0])
     assert [taken(next_batch(turns, 100)) for _ in range(3)] == [[500], [1], [300]]

@@ -16,7 +16,7 @@ class Observer(Protocol):
     def queue(self, num_pairs: int, num_tokens: int) -> None: ...
 
 
-class Load:
+class Admission:
     """Pairs and tokens that are in: waiting, or in the batch being scored.
 
     max_wait_s: who would wait longer, at the speed of the last batches, is refused; so is who
