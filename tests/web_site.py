@@ -1,11 +1,12 @@
 """Real servers on loopback that answer whatever a test says, for the tests of fetching."""
 
 import datetime
+import socket
 import socketserver
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -35,19 +36,23 @@ class _Handler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         self.server.num_connections += 1
-        try:
-            tls = self.server.tls
-            self.request = tls.wrap_socket(self.request, True) if tls else self.request
-            head = b""
-            while b"\r\n\r\n" not in head:
-                if not (data := self.request.recv(65_536)):
-                    return
-                head += data
-            self.server.requests.append(head.decode())
-            for piece in self.server.answer(head.split()[1].decode()):
-                self.request.sendall(piece)
-        except OSError:  # the reader left, as it should
-            pass
+        tls = self.server.tls
+        with suppress(OSError):  # the reader left, as it should
+            if tls is None:
+                self._converse(self.request)
+            else:
+                with tls.wrap_socket(self.request, server_side=True) as wrapped:
+                    self._converse(wrapped)
+
+    def _converse(self, connection: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (data := connection.recv(65_536)):
+                return
+            head += data
+        self.server.requests.append(head.decode())
+        for piece in self.server.answer(head.split()[1].decode()):
+            connection.sendall(piece)
 
 
 @contextmanager
