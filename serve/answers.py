@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any
 
 from actors.data import PairScore
+from serve.contents import echo_of
 from serve.requests import RerankRequest
 from serve.service import Scored
 
@@ -68,12 +69,12 @@ def infinity(
 
 
 def tei(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
-    """A bare list."""
+    """A bare list, of all unless a client says how many: LiteLLM's does."""
     return [
         {"index": index, "score": value_of(scored.pairs[index], request.is_raw)}
         | ({"text": scored.texts[index]} if request.return_text else {})
         | _failure(scored.pairs[index])
-        for index in ranked(scored.pairs)
+        for index in ranked(scored.pairs, request.limit)
     ]
 
 
@@ -135,7 +136,7 @@ def _results(
             "relevance_score": value_of(pair, request.is_raw),
         }
         if returns_documents and text is not None:
-            result["document"] = {"text": text}
+            result["document"] = echo_of(request.sides[index], text)
         results.append(result | _failure(pair) | ({"truncated": True} if pair.is_truncated else {}))
     return results
 

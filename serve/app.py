@@ -91,8 +91,7 @@ def _add_rerank_routes(app: FastAPI) -> None:
         """Canonical; with `texts` TEI's."""
         if not body.is_tei:
             return await v1_rerank(body, request)
-        if body.on_error is None:  # TEI's clients know no null score
-            body = body.model_copy(update={"on_error": "fail"})
+        body = _without_null_scores(body)
         scored = await _service(request).rerank(body)
         headers = {
             "x-compute-type": "gpu+optimized" if _is_cuda(request) else "cpu",
@@ -116,6 +115,7 @@ def _add_rerank_routes(app: FastAPI) -> None:
         """Documents come back as strings."""
         if body.top_n == 0:
             raise InvalidRequest("top_n must be above zero, got 0", param="top_n")
+        body = _without_null_scores(body)
         scored = await _service(request).rerank(body)
         naming = request.app.state.naming
         return Json(answers.infinity(scored, body, naming, bool(body.return_documents)))
@@ -146,6 +146,11 @@ def _add_rerank_routes(app: FastAPI) -> None:
         scored = await _service(request).rerank(body)
         naming = request.app.state.naming
         return Json(answers.canonical(scored, body, naming, returns_documents))
+
+
+def _without_null_scores(body: RerankRequest) -> RerankRequest:
+    """For dialects whose clients know no null score: a document that fails fails all by default."""
+    return body if body.on_error else body.model_copy(update={"on_error": "fail"})
 
 
 def _add_other_routes(app: FastAPI, settings: ServeSettings) -> None:
@@ -215,6 +220,9 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            at, why = first["loc"][-1], first["ctx"]["error"]
+            return answer(request, InvalidRequest(f"the body is not JSON, at character {at}: {why}"))
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         sentence = f"{place}: {first['msg']}" if place else str(first["msg"])
         found = InvalidRequest(sentence[:1_000], param=place[:200] or None)
@@ -223,8 +231,8 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         found = ApiError(str(error.detail), code="http_error")
+        found.type = InvalidRequest.type
         content = body_of(found, request.url.path, getattr(request.state, "request_id", ""))
-        content["error"]["type"] = "invalid_request_error"
         return Json(content, status_code=error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)  # the outermost border: a bug of ours, never bad input

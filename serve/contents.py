@@ -76,7 +76,7 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
             images=tuple(image_of(i, f"{name}.image") for i in _as_list(value.get("image"))),
             videos=_videos(value.get("video"), f"{name}.video"),
         )
-    elif value.get("type") in _PARTS:
+    elif isinstance(value.get("type"), str) and value["type"] in _PARTS:
         return Parsed(_from_parts([value], name))
     else:  # Cohere's object of any fields: all of them, named, as Cohere advises to write YAML
         own = {key: text for key, text in value.items() if key not in ("instruction", "instruct")}
@@ -131,6 +131,9 @@ _PARTS = {
     "video_base64": ("video", "video_base64"),
 }
 """A part's type: what it holds, and in which field (OpenAI's, vLLM's, Qwen's and Voyage's)."""
+_NOT_ECHOED = {"content", "instruction", "instruct", "role", "type"} | {
+    field for holds, field in _PARTS.values() if holds != "text"
+}
 
 
 def _part(part: Any, place: str) -> tuple[str, Any]:
@@ -199,7 +202,7 @@ def _from_data_url(value: str, name: str) -> bytes:
         raise InvalidContent(f"{name} is a data: URL without a comma")
     if header.lower().endswith(";base64"):
         return _from_base64(data, name)
-    return unquote_to_bytes(data)
+    return unquote_to_bytes(_text(data, name))
 
 
 def _from_base64(value: str, name: str) -> bytes:
@@ -232,6 +235,17 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
+
+
+def echo_of(value: Any, text: str) -> dict[str, str]:
+    """A side with a text as answers show it: an object keeps its strings, as Cohere's v1 promises.
+
+    Never media. `text` is what was read, where the object has no such field.
+    """
+    if not isinstance(value, Mapping) or value.get("content") is not None:
+        return {"text": text}
+    strings = {key: each for key, each in value.items() if isinstance(each, str)}
+    return {"text": text} | {key: strings[key] for key in strings if key not in _NOT_ECHOED}
 
 
 def kind(value: Any) -> str:
