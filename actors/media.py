@@ -15,6 +15,11 @@ from actors.data import ImageSource, Video
 from actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
 from actors.fetch import MediaReader, name_of
 
+# For the process, since filters within a block are not safe beside other threads: Pillow's size
+# warning (the limit is ours), and what it says about files that are a little wrong.
+warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 PILImage.init()  # registers every format; without it Pillow knows the five commonest
 _PROGRAMS_OR_NO_PICTURES = {"EPS", "WMF", "MPEG", "GRIB", "HDF5", "BUFR"}
 _FORMATS = sorted(set(PILImage.OPEN) - _PROGRAMS_OR_NO_PICTURES)
@@ -35,10 +40,8 @@ def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PIL
     try:
         if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on
             return _to_rgb(data, name, max_pixels)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning; the limit is ours
-            with PILImage.open(io.BytesIO(data), formats=_FORMATS) as image:
-                return _to_rgb(image, name, max_pixels)
+        with PILImage.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return _to_rgb(image, name, max_pixels)
     except PILImage.DecompressionBombError as error:
         raise ImageTooLarge(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
