@@ -219,14 +219,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            at, why = first["loc"][-1], first["ctx"]["error"]
-            return answer(request, InvalidRequest(f"the body is not JSON, at character {at}: {why}"))
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        sentence = f"{place}: {first['msg']}" if place else str(first["msg"])
-        found = InvalidRequest(sentence[:1_000], param=place[:200] or None)
-        return answer(request, found, error.body)
+        return answer(request, _invalid(error), error.body)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -240,6 +233,25 @@ def _add_errors(app: FastAPI) -> None:
         logger.exception("a request failed")
         found = ApiError("the server failed on this request; its log says why")
         return answer(request, found)
+
+
+def _invalid(error: RequestValidationError) -> InvalidRequest:
+    """What is wrong first, in a sentence."""
+    first = error.errors()[0]
+    kind, place = first["type"], [str(part) for part in first["loc"] if part != "body"]
+    if kind == "json_invalid":
+        return InvalidRequest(
+            f"not JSON at character {place[0]} of the body: {first['ctx']['error']}"
+        )
+    if not place and kind in ("missing", "model_attributes_type"):
+        return InvalidRequest(
+            "the body must be a JSON object, with the header Content-Type: application/json"
+        )
+    name = ".".join(place)
+    sentence = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(
+        (f"{name}: {sentence}" if name else sentence)[:1_000], param=name[:200] or None
+    )
 
 
 async def _body_again(request: Request) -> Any:

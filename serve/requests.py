@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Side = str | dict[str, Any] | list[Any]
 """A query or document; serve/contents.py reads it."""
 
+Sides = Annotated[list[Side], Field(fail_fast=True)]
+"""The first that is wrong ends it: errors of all would take gigabytes for a body of one."""
+
 _WholeNumber = Annotated[int, Field(strict=True)]
 _Positive = Annotated[int, Field(strict=True, ge=1)]
 _Fps = Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False)]
@@ -92,13 +95,15 @@ class RerankRequest(Options):
     """The superset of Cohere's, Jina's, vLLM's, Voyage's, TEI's, SGLang's and Infinity's."""
 
     query: Side
-    documents: list[Side] | None = Field(None, description="In every dialect but TEI's")
-    texts: list[Side] | None = Field(None, description="TEI's documents: the answer is TEI's too")
+    documents: Sides | None = Field(None, description="In every dialect but TEI's")
+    texts: Sides | None = Field(None, description="TEI's documents: the answer is TEI's too")
     top_n: _WholeNumber | None = Field(None, ge=0, description="null, 0 or more than n: all")
     top_k: _WholeNumber | None = Field(None, ge=0, description="The same, as Voyage calls it")
     return_documents: bool | None = None
     return_text: bool | None = Field(None, description="TEI's return_documents")
-    rank_fields: list[str] | None = Field(None, description="Cohere v1: fields that count")
+    rank_fields: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="Cohere v1: fields that count"
+    )
     max_chunks_per_doc: int | None = Field(None, description="Accepted and not used: no chunks")
 
     @model_validator(mode="after")
@@ -166,7 +171,7 @@ _SCORE_FIELDS = (
 
 class DashScopeInput(BaseModel):
     query: Side
-    documents: list[Side]
+    documents: Sides
 
 
 class DashScopeParameters(BaseModel):

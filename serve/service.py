@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actors.checkpoint import resolve_checkpoint
-from actors.config import QueryOptions
+from actors.config import PIXELS_PER_TOKEN, QueryOptions
 from actors.data import CandidateSet, Content, PairScore
 from actors.errors import RerankError
 from actors.reranker import Reranker
@@ -169,12 +169,13 @@ class RerankService:
         wanted = request.truncate_prompt_tokens
         longest = self._options.max_length
         assert longest is not None
+        room = longest * PIXELS_PER_TOKEN  # or a small image could be asked for as a huge one
         try:
             own = QueryOptions(
                 max_length=min(wanted, longest) if wanted and wanted > 0 else None,
                 image_min_pixels=media.min_pixels,
-                image_max_pixels=media.max_pixels,
-                video_total_pixels=media.total_pixels,
+                image_max_pixels=_at_most(media.max_pixels, room),
+                video_total_pixels=_at_most(media.total_pixels, room),
                 fps=media.fps,
                 max_frames=media.max_frames,
             )
@@ -334,6 +335,10 @@ def _instruction(work: Work, index: int) -> str | None:
 def _least(*caps: int | None) -> int | None:
     given = [cap for cap in caps if cap is not None]
     return min(given) if given else None
+
+
+def _at_most(value: int | None, highest: int) -> int | None:
+    return None if value is None else min(value, highest)
 
 
 def _check_media(sides: Sequence[Content | RerankError], limits: Limits) -> None:
