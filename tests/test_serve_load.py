@@ -5,8 +5,11 @@ process. Times are compared with times of the same run only.
 """
 
 import asyncio
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,11 +17,11 @@ import httpx
 import pytest
 
 from actors.reranker import Reranker
-from tests.test_serve_deployment import replicas, served
+from tests.test_serve_deployment import ROOT, free_port, replicas, served
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]
 
-MODEL = Path(__file__).parent.parent / "demo" / "model"
+MODEL = ROOT / "demo" / "model"
 OPTIONS = ["--threads", "1", "--device", "cpu"]
 DOCUMENTS = [f"candidate {number}: a picture of a red apple on a table" for number in range(100)]
 REQUEST = {"query": "a red apple", "documents": DOCUMENTS}
@@ -115,3 +118,17 @@ def test_http_costs_little_beside_the_model(tmp_path):
         f"Serve {statistics.median(over_http):.3f} s: {ratio:.2f} x"
     )
     assert ratio < 2
+
+
+def test_a_rolling_redeployment_loses_no_request():
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.serve_redeploy", str(free_port())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert process.returncode == 0, process.stderr
+    seen = json.loads(process.stdout.splitlines()[-1])
+    print(f"\nredeployed under load: {seen}")
+    assert set(seen) == {"200 before", "200 after"}
