@@ -78,15 +78,21 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
 
 
 def _add_rerank_routes(app: FastAPI) -> None:
-    def post(*paths: str, answer: Any) -> Callable[[Any], Any]:
+    def post(*paths: str, answer: Any, failure: Any = openapi.Failure) -> Callable[[Any], Any]:
+        responses = openapi.responses(answer, failure)
+
         def register(endpoint: Any) -> Any:
             for path in paths:
-                app.post(path, response_model=None, responses=openapi.responses(answer))(endpoint)
+                app.post(path, response_model=None, responses=responses)(endpoint)
             return endpoint
 
         return register
 
-    @post("/rerank", answer=openapi.RerankAnswer | list[openapi.TeiResult])
+    @post(
+        "/rerank",
+        answer=openapi.RerankAnswer | list[openapi.TeiResult],
+        failure=openapi.Failure | openapi.TeiFailure,
+    )
     async def rerank(body: RerankRequest, request: Request) -> Response:
         """Canonical; with `texts` TEI's."""
         if not body.is_tei:
@@ -134,7 +140,7 @@ def _add_rerank_routes(app: FastAPI) -> None:
         scored = await _service(request).score(body)
         return Json(answers.scores(scored, body.is_raw, request.app.state.naming))
 
-    @post(DASHSCOPE_PATH, answer=openapi.DashScopeAnswer)
+    @post(DASHSCOPE_PATH, answer=openapi.DashScopeAnswer, failure=openapi.DashScopeFailure)
     async def dashscope_rerank(body: DashScopeRequest, request: Request) -> Response:
         wanted = body.as_rerank()
         scored = await _service(request).rerank(wanted)
@@ -170,13 +176,13 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings) -> None:
         _service(request)
         return {"status": "ready"}
 
-    @app.get("/v1/models")
-    @app.get("/models")
+    @app.get("/v1/models", responses=openapi.REFUSED)
+    @app.get("/models", responses=openapi.REFUSED)
     async def models() -> dict[str, Any]:
         model = {"id": settings.model_name, "object": "model", "owned_by": "shardrank"}
         return {"object": "list", "data": [model | {"created": 0}]}
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=openapi.METRICS)
     async def metrics(request: Request) -> Response:
         """Prometheus's text format."""
         return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE)

@@ -73,23 +73,45 @@ class ScoreAnswer(_Open):
     usage: Usage
 
 
+class DashScopeOutput(_Open):
+    results: list[Result]
+
+
 class DashScopeAnswer(_Open):
-    output: dict[str, Any]
+    output: DashScopeOutput
     usage: Usage
     request_id: str
 
 
-class Failure(_Open):
-    """`error` is an object of message, type, param and code; for TEI's requests a sentence."""
+class Mistake(_Open):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
-    error: dict[str, Any] | str | None = None
-    message: str | None = None
-    detail: str | None = None
+
+class Failure(_Open):
+    error: Mistake
+    message: str
+    detail: str
+    request_id: str | None = None
+
+
+class TeiFailure(_Open):
+    """What a request with `texts` gets."""
+
+    error: str
+    error_type: str
+
+
+class DashScopeFailure(_Open):
+    message: str
+    code: str | None = None
     request_id: str | None = None
 
 
 _SENTENCES = {
-    400: "A query or document that cannot be scored, or is too long and may not be cut",
+    400: "A body that cannot be read; a query or document that cannot be scored or is too long",
     401: "No API key, or a wrong one",
     404: "Another model, where the server is strict",
     413: "The body is too large",
@@ -98,14 +120,21 @@ _SENTENCES = {
     503: "Starting, stopping, or a replica was lost; Retry-After",
     504: "Not finished in time",
 }
-UNAVAILABLE: dict[int | str, dict[str, Any]] = {
-    503: {"model": Failure, "description": _SENTENCES[503]}
+
+
+def responses(answer: Any, failure: Any = Failure) -> dict[int | str, dict[str, Any]]:
+    """Of a route that scores."""
+    return {200: {"model": answer, "description": "Scores"}, **failures(*_SENTENCES, model=failure)}
+
+
+def failures(*statuses: int, model: Any = Failure) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": model, "description": _SENTENCES[status]} for status in statuses}
+
+
+UNAVAILABLE = failures(503)
+REFUSED = failures(401, 413, 429, 504)
+"""What the gate answers on any path that is not open to all."""
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+    **REFUSED,
 }
-
-
-def responses(answer: Any) -> dict[int | str, dict[str, Any]]:
-    failures: dict[int | str, dict[str, Any]] = {
-        status: {"model": Failure, "description": sentence}
-        for status, sentence in _SENTENCES.items()
-    }
-    return {200: {"model": answer, "description": "Scores"}, **failures}

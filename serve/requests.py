@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Side = str | dict[str, Any] | list[Any]
 """A query or document; serve/contents.py reads it."""
 
-Sides = Annotated[list[Side], Field(fail_fast=True)]
+Sides = Annotated[list[Side], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
 """The first that is wrong ends it: errors of all would take gigabytes for a body of one."""
 
 _WholeNumber = Annotated[int, Field(strict=True)]
