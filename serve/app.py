@@ -36,11 +36,11 @@ _DRAIN_S = 30.0
 
 
 class Json(JSONResponse):
-    """Half a surrogate pair, which JSON may hold and UTF-8 may not, is written as its escape."""
+    """Half a surrogate pair, which many readers refuse even as its escape, is a question mark."""
 
     def render(self, content: Any) -> bytes:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "backslashreplace")
+        return text.encode("utf-8", "replace")
 
 
 def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartService) -> FastAPI:
@@ -70,7 +70,14 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
     app.state.naming = answers.Naming(
         settings.model_name, version("shardrank"), settings.price_per_million_tokens
     )
-    app.add_middleware(Gate, keys=keys, limits=settings.limits, metrics=metrics)
+
+    def check_room() -> None:
+        if app.state.service is not None:
+            app.state.service.queue.check_room(num_pairs=1)
+
+    app.add_middleware(
+        Gate, keys=keys, limits=settings.limits, metrics=metrics, check_room=check_room
+    )
     _add_errors(app)
     _add_rerank_routes(app)
     _add_other_routes(app, settings)

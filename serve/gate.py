@@ -28,12 +28,28 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/health", "/ready")
 _BODY_TIMEOUT_S = 60.0
+_CLIENT_GONE = 499
+"""As nginx counts them; nobody reads it."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
+class _ClientGone(Exception):
+    pass
+
+
 class Gate:
-    def __init__(self, app: App, keys: ApiKeys, limits: Limits, metrics: Metrics) -> None:
+    """check_room raises where no more work is taken, which is told before a body is parsed."""
+
+    def __init__(
+        self,
+        app: App,
+        keys: ApiKeys,
+        limits: Limits,
+        metrics: Metrics,
+        check_room: Callable[[], None],
+    ) -> None:
         self._app = app
+        self._check_room = check_room
         self._keys = keys
         self._limits = limits
         self._metrics = metrics
@@ -52,6 +68,8 @@ class Gate:
             await self._admitted(scope, headers, receive, answer)
         except ApiError as error:
             await answer.fail(error, scope["path"])
+        except _ClientGone:
+            answer.status = _CLIENT_GONE
         finally:
             self._metrics.request(scope, answer.status, time.monotonic() - started)
 
@@ -72,6 +90,9 @@ class Gate:
             raise
         with self._limiter.admit(key):
             body = await self._body(headers, receive)
+            answer.body_of_request = body
+            if scope["method"] == "POST":
+                self._check_room()
             await _run(self._app, scope, receive, answer, body)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
@@ -87,7 +108,7 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise asyncio.CancelledError
+                        raise _ClientGone
                     body += message.get("body", b"")
                     if len(body) > limit:
                         raise error
@@ -109,7 +130,6 @@ async def _run(
     app: App, scope: MutableMapping[str, Any], receive: Receive, send: "_Answer", body: bytes
 ) -> None:
     """The application with the body at hand; cancelled when the client goes away."""
-    send.body_of_request = body
     gone = asyncio.create_task(_disconnected(receive))
     is_read = False
 
@@ -130,7 +150,7 @@ async def _run(
         if running.done():
             running.result()
         else:
-            send.status = 499  # nobody reads it: for the metrics
+            send.status = _CLIENT_GONE
     finally:
         for task in (running, gone):
             task.cancel()

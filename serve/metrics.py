@@ -64,8 +64,11 @@ class Metrics:
         self._cache_seen = (0, 0)
 
     def request(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
-        """Unknown paths are one route, so that strangers cannot make series."""
-        route = getattr(scope.get("route"), "path", "other")
+        """Unknown paths are one route, so that strangers cannot make series; so is what was
+        refused before a route was looked for.
+        """
+        unrouted = "refused" if status in (401, 413, 429) else "other"
+        route = getattr(scope.get("route"), "path", unrouted)
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 

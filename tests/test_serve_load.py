@@ -75,7 +75,7 @@ def unloaded_p99(tmp_path: Path) -> tuple[float, float]:
 
 def test_at_five_times_capacity_accepted_requests_stay_fast_and_the_rest_is_told_at_once(tmp_path):
     p99, median = unloaded_p99(tmp_path)
-    options = ["--model", str(MODEL), *OPTIONS, "--max-queue-s", str(p99 / 2)]
+    options = ["--model", str(MODEL), *OPTIONS, "--max-queue-s", str(p99 / 4)]
     with served(tmp_path / "loaded.log", *options) as (client, process):
         one_after_another(client, 10)
         answers = asyncio.run(offered(client.base_url, OVERLOAD / median, LOADED_S))
