@@ -27,7 +27,7 @@ TINY = Path(__file__).parent / "golden" / "tiny"
 def settings(**changes: Any) -> ServeSettings:
     torch.set_num_threads(1)
     config = RerankerConfig(model=str(TINY), device="cpu", num_threads=1)
-    return ServeSettings(reranker=config, **changes)
+    return ServeSettings(**{"reranker": config} | changes)
 
 
 @contextlib.contextmanager
@@ -41,14 +41,14 @@ def running(keys: ApiKeys | None = None, **changes: Any) -> Iterator[str]:
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
-            _await_ready(url)
+            await_ready(url)
             yield url
         finally:
             server.should_exit = True
             thread.join()
 
 
-def _await_ready(url: str) -> None:
+def await_ready(url: str) -> None:
     for _ in range(600):
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/ready", timeout=1).status_code == 200:

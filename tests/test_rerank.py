@@ -47,7 +47,9 @@ def manifest_of(output: Path) -> dict[str, Any]:
 
 
 def mtimes(output: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (output / "scores").iterdir()}
+    return {
+        path.name: path.stat().st_mtime_ns for path in (output / "scores").glob("part-*.parquet")
+    }
 
 
 def test_a_job_writes_every_pair_its_manifest_and_success(tmp_path: Path) -> None:
