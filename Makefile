@@ -10,7 +10,7 @@ CODE := actors jobs serve tests demo
 # Ray sends usage statistics home unless told not to.
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-gpu test-load lint types install demo-model demo-data clean
+.PHONY: help demo test test-gpu test-load test-faults lint types install demo-model demo-data clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -31,6 +31,10 @@ test-gpu: install  ## The tests that need a CUDA device
 test-load: install  ## The endpoint under load on loopback, and 10,000 fuzzed requests: minutes
 	@echo "==> pytest -m load"
 	@$(BIN)/python -m pytest -m load -s
+
+test-faults: install  ## The long kill sweep and the like: about an hour
+	@echo "==> pytest -m faults"
+	@$(BIN)/python -m pytest -m faults -s
 
 lint: install  ## ruff: rules and formatting
 	@echo "==> ruff"
