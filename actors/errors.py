@@ -24,9 +24,13 @@
     │   ├── VideoTooLong         video_too_long          more seconds than max_video_s
     │   ├── VideoTooShort        video_too_short         a file of one frame, an empty list
     │   └── VideoReaderMissing   video_reader_missing    neither decord nor PyAV is installed
-    └── ScoringError
-        ├── OutOfMemory          out_of_memory           one pair alone does not fit the device
-        └── NonFiniteScore       non_finite_score        the model gave NaN or infinity
+    ├── ScoringError
+    │   ├── OutOfMemory          out_of_memory           one pair alone does not fit the device
+    │   └── NonFiniteScore       non_finite_score        the model gave NaN or infinity
+    └── Failure                                          of ours or of a library, found by the job
+        ├── Crashed              crashed                 its process died of it, twice
+        ├── TimedOut             timed_out               it took longer than a pair may, twice
+        └── Unexpected           unexpected              an exception that nobody foresaw
 
 The job writes code and sentence beside a null score; the endpoint answers with the same code.
 """
@@ -152,3 +156,23 @@ class OutOfMemory(ScoringError):
 
 class NonFiniteScore(ScoringError):
     code = "non_finite_score"
+
+
+class Failure(RerankError):
+    code = "failure"
+
+
+class Crashed(Failure):
+    code = "crashed"
+
+
+class TimedOut(Failure):
+    code = "timed_out"
+
+
+class Unexpected(Failure):
+    code = "unexpected"
+
+    @classmethod
+    def of(cls, error: Exception, doing: str) -> "Unexpected":
+        return cls(f"{doing}: {type(error).__name__}: {error}")

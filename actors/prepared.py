@@ -61,6 +61,10 @@ class PreparedSet:
     def num_pairs(self) -> int:
         return len(self.pairs)
 
+    def only(self, index: int) -> "PreparedSet":
+        """One pair as a set of its own."""
+        return PreparedSet((self.pairs[index],), self.visuals)
+
     @property
     def size_bytes(self) -> int:
         """About what the set takes on its way to the scorer."""

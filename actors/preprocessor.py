@@ -6,6 +6,7 @@ knows nothing about the model.
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import nullcontext
 from hashlib import blake2b
 from threading import Lock
 
@@ -14,7 +15,7 @@ import numpy as np
 from actors.checkpoint import resolve_checkpoint
 from actors.config import QueryOptions, RerankerConfig
 from actors.data import CandidateSet, Content, ImageSource, Video
-from actors.errors import InvalidContent, RerankError, TextTooLarge
+from actors.errors import InvalidContent, RerankError, TextTooLarge, Unexpected
 from actors.fetch import MediaReader
 from actors.media import load_frames, load_image
 from actors.pixels import (
@@ -25,7 +26,7 @@ from actors.pixels import (
 )
 from actors.prepared import PreparedPair, PreparedSet
 from actors.prompt import PromptEncoder
-from actors.sides import OpenQuery, OpenSide, ReadSide, SideBuilder, VisualTable
+from actors.sides import OpenQuery, OpenSide, ReadSide, SideBuilder, VisualTable, Watch
 from actors.video_process import VideoProcesses
 
 FRAME_LIST_FPS = 2.0
@@ -66,19 +67,22 @@ class Preprocessor:
         query: Content | RerankError,
         instruction: str | None = None,
         options: QueryOptions = NO_OPTIONS,
+        watch: Watch = nullcontext,
     ) -> OpenQuery:
         """A query for any number of pairs; nothing is read before its first one."""
         return OpenQuery(
-            OpenSide(query, "query"),
+            OpenSide(query, "query", watch),
             instruction or self.config.instruction,
             self._options(options),
         )
 
-    def open_document(self, document: Content | RerankError, name: str = "document") -> OpenSide:
+    def open_document(
+        self, document: Content | RerankError, name: str = "document", watch: Watch = nullcontext
+    ) -> OpenSide:
         """A document for any number of pairs: it is fetched, decoded and resized once for all
         of them whose queries have the same options. `name` is what messages call it.
         """
-        return OpenSide(document, name)
+        return OpenSide(document, name, watch)
 
     def prepare_pairs(self, pairs: Iterable[tuple[OpenQuery, OpenSide]]) -> PreparedSet:
         """Any pairs as one set, in order; they may share a query, a document, both or neither.
@@ -94,6 +98,9 @@ class Preprocessor:
             except RerankError as error:
                 visuals.forget_after(mark)
                 prepared.append(error)
+            except Exception as error:
+                visuals.forget_after(mark)
+                prepared.append(Unexpected.of(error, f"preparing the {document.field}"))
         return PreparedSet(tuple(prepared), visuals.visuals)
 
     def _options(self, own: QueryOptions) -> QueryOptions | RerankError:

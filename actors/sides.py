@@ -4,6 +4,7 @@ Knows nothing about decoding: the preprocessor brings the function that reads.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from actors.config import QueryOptions
 from actors.data import Content
-from actors.errors import RerankError
+from actors.errors import RerankError, Unexpected
 from actors.prepared import Visual
 from actors.prompt import Side, VisualSpan
 
@@ -27,6 +28,9 @@ class ReadSide:
 ReadContent = Callable[[Content, QueryOptions, str], ReadSide]
 """Reads a side's content; raises RerankError, whose message names the side by the last argument."""
 
+Watch = Callable[[], AbstractContextManager[object]]
+"""Entered around every reading of a side: whoever opens one may want to know."""
+
 
 class OpenSide:
     """A side that is read when it is first needed, once for each distinct set of options.
@@ -35,9 +39,12 @@ class OpenSide:
     at the same time wait for the one that reads it.
     """
 
-    def __init__(self, content: Content | RerankError, field: str) -> None:
+    def __init__(
+        self, content: Content | RerankError, field: str, watch: Watch = nullcontext
+    ) -> None:
         self.field = field
         self._content = content
+        self._watch = watch
         self._read: dict[QueryOptions, ReadSide | RerankError] = {}
         self._lock = Lock()
 
@@ -56,9 +63,12 @@ class OpenSide:
         if isinstance(self._content, RerankError):
             return self._content
         try:
-            return read(self._content, options, self.field)
+            with self._watch():
+                return read(self._content, options, self.field)
         except RerankError as error:
             return error
+        except Exception as error:
+            return Unexpected.of(error, f"reading the {self.field}")
 
     @property
     def size_bytes(self) -> int:

@@ -1,10 +1,13 @@
 """The CPU stage of a document-major unit: each document once, with all the queries that name it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from actors.data import Content, parse_or_error
+from jobs.attempts import Attempt
 from jobs.chunks import Chunk
 from jobs.documents import DocumentUnit
 from jobs.engine import OpenedQuery, PreprocessorLike
@@ -19,32 +22,60 @@ QUERY_BYTES = 256 << 20
 
 
 def prepare_documents(
-    job_input: JobInput, unit: DocumentUnit, preprocessor: PreprocessorLike
+    job_input: JobInput,
+    unit: DocumentUnit,
+    preprocessor: PreprocessorLike,
+    attempt: Attempt | None = None,
 ) -> Iterator[pa.Table]:
     """Chunks of whole documents; of a document with more than DOCUMENT_PAIRS pairs, of a part."""
+    attempt = attempt or Attempt.unwatched()
     pairs = unit.pairs()
-    queries = _Queries(job_input.queries, pairs, preprocessor)
+    queries = _Queries(job_input.queries, pairs, preprocessor, attempt)
     chunk, index = Chunk(), 0
-    for document, rows in read_documents(job_input.corpus, pairs):
-        content = parse_or_error(Content.parse, document, DOCUMENT_NAME)
-        opened = preprocessor.open_document(content, DOCUMENT_NAME)
+    for document, rows in attempt.reads(read_documents(job_input.corpus, pairs)):
+        step = "document", rows[0]["place"]
+        content = attempt.failure(*step) or parse_or_error(Content.parse, document, DOCUMENT_NAME)
+        opened = preprocessor.open_document(content, DOCUMENT_NAME, partial(attempt.step, *step))
         for low in range(0, len(rows), DOCUMENT_PAIRS):
             if chunk.is_full:
                 yield chunk.table(PLACE_SCHEMA, unit.index, index, is_last=False)
                 chunk, index = Chunk(), index + 1
             part = rows[low : low + DOCUMENT_PAIRS]
             chunk.rows += [{"place": row["place"]} for row in part]
-            chunk.add(preprocessor.prepare_pairs((queries.open(row), opened) for row in part))
+            with attempt.step("slice", part[0]["place"]):
+                opened_pairs = _pairs(part, queries, opened, preprocessor, attempt)
+                chunk.add(preprocessor.prepare_pairs(opened_pairs))
             queries.forget_beyond(QUERY_BYTES)
     yield chunk.table(PLACE_SCHEMA, unit.index, index, is_last=True)
+
+
+def _pairs(
+    rows: Sequence[Row],
+    queries: "_Queries",
+    document: Any,
+    preprocessor: PreprocessorLike,
+    attempt: Attempt,
+) -> Iterator[tuple[OpenedQuery, Any]]:
+    """Each pair is a step of the attempt until the next one is asked for."""
+    for row in rows:
+        step = "pair", row["place"]
+        failure = attempt.failure(*step)
+        with attempt.step(*step):
+            yield (
+                queries.open(row),
+                preprocessor.open_document(failure, DOCUMENT_NAME) if failure else document,
+            )
 
 
 class _Queries:
     """A unit's queries, each opened once while what is decoded of all of them is small enough."""
 
-    def __init__(self, table: Table, pairs: pa.Table, preprocessor: PreprocessorLike) -> None:
-        self._rows = read_queries(table, pairs)
+    def __init__(
+        self, table: Table, pairs: pa.Table, preprocessor: PreprocessorLike, attempt: Attempt
+    ) -> None:
+        (self._rows,) = attempt.reads(iter([read_queries(table, pairs)]))
         self._preprocessor = preprocessor
+        self._attempt = attempt
         self._opened: dict[tuple[int, int], OpenedQuery] = {}
         self._with_media: list[OpenedQuery] = []
 
@@ -52,7 +83,10 @@ class _Queries:
         place = (pair["query_file"], pair["query_position"])
         if place not in self._opened:
             query, instruction, options = query_parts(self._rows[place], pair["instruction"])
-            opened = self._preprocessor.open_query(query, instruction, options)
+            step = "query", *place
+            watch = partial(self._attempt.step, *step)
+            query = self._attempt.failure(*step) or query
+            opened = self._preprocessor.open_query(query, instruction, options, watch)
             if isinstance(query, Content) and query.has_media:
                 self._with_media.append(opened)
             self._opened[place] = opened

@@ -1,11 +1,12 @@
 """What the job needs of the reranker: two classes that each worker calls with the config."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.config import QueryOptions, RerankerConfig
-from actors.data import CandidateSet, Content, PairScore
+from actors.data import Content, PairScore
 from actors.errors import RerankError
 
 
@@ -16,6 +17,7 @@ class PreparedPairs(Protocol):
     def num_pairs(self) -> int: ...
     @property
     def size_bytes(self) -> int: ...
+    def only(self, index: int) -> "PreparedPairs": ...
 
 
 class OpenedQuery(Protocol):
@@ -25,14 +27,23 @@ class OpenedQuery(Protocol):
         ...
 
 
-class PreprocessorLike(Protocol):
-    """`prepare` is for query-major order, the others are for document-major order."""
+Watch = Callable[[], AbstractContextManager[object]]
+"""What reading a side is done within."""
 
-    def prepare(self, candidate_set: CandidateSet) -> Any: ...
+
+class PreprocessorLike(Protocol):
+    """Sides are opened one by one, read when their first pair is prepared, and read once."""
+
     def open_query(
-        self, query: Content | RerankError, instruction: str | None, options: QueryOptions
+        self,
+        query: Content | RerankError,
+        instruction: str | None,
+        options: QueryOptions,
+        watch: Watch,
     ) -> OpenedQuery: ...
-    def open_document(self, document: Content | RerankError, name: str) -> Any: ...
+    def open_document(
+        self, document: Content | RerankError, name: str, watch: Watch = ...
+    ) -> Any: ...
     def prepare_pairs(self, pairs: Iterable[tuple[Any, Any]]) -> Any: ...
 
 

@@ -2,6 +2,8 @@
 
     JobError                exit code 1   the job failed; what is finished stays
     ├── UnreadableInput                   an input file that is not what its name says
+    ├── UnitsFailed                       some units could not be read; the others are finished
+    ├── TooManyErrors                     more rows with an error than --max-errors
     └── VerificationError                 the output does not hold every input pair exactly once
     UsageError              exit code 2   the command cannot be run as given
 
@@ -17,6 +19,14 @@ class JobError(Exception):
 
 
 class UnreadableInput(JobError):
+    pass
+
+
+class UnitsFailed(JobError):
+    pass
+
+
+class TooManyErrors(JobError):
     pass
 
 

@@ -2,56 +2,62 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 from ray.exceptions import RayError, UserCodeException
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.config import RerankerConfig
+from jobs.attempts import AttemptLog, RemoteLog
 from jobs.documents import DocumentPlan, DocumentUnit
-from jobs.engine import Engine
-from jobs.errors import JobError
+from jobs.errors import JobError, UnitsFailed
 from jobs.outputs import Output, UnitCollector, write_unit
 from jobs.parts import regroup, write_part
-from jobs.pipeline import Pool, score_units
+from jobs.pipeline import Workers, score_units
 from jobs.progress import LOG_EVERY_S, Meter, display
-from jobs.units import PairsUnit, Plan, Unit
+from jobs.units import PairsUnit, Plan, Unit, unit_name
 from jobs.verify import Counts, verify_units
 
 logger = logging.getLogger(__name__)
 
 _MAX_WRITES_IN_FLIGHT = 64
 _VERIFY_UNITS = 16
+_POLL_EVERY_S = 5.0
 
-Tick = Callable[[pa.Table | None], None]
-"""Called now and then while something is awaited, with the score rows that came, if any."""
+_SHOWN_FAILURES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """What scores, and on what."""
+class Watcher(Protocol):
+    """Who is told what happens; what it raises ends the run."""
 
-    config: RerankerConfig
-    engine: Engine
-    pool: Pool
+    def tick(self) -> None:
+        """Now and then while something is awaited."""
+
+    def scored(self, rows: pa.Table) -> None:
+        """Score rows that came, of any units."""
+
+    def written(self, rows: pa.Table) -> None:
+        """All rows of a unit that is being written."""
+
+    def failed(self, num_pairs: int) -> None:
+        """A unit that cannot be read."""
 
 
 def score_remaining(
-    plan: Plan, remaining: Sequence[Unit], output: Output, workers: Workers, tick: Tick
+    plan: Plan, remaining: Sequence[Unit], output: Output, workers: Workers, watcher: Watcher
 ) -> None:
     """Score the units and write each as soon as it is complete."""
     if plan.documents is not None:
-        _score_documents(plan, plan.documents, remaining, output, workers, tick)
+        _score_documents(plan, plan.documents, remaining, output, workers, watcher)
         return
     meter = Meter(
         sum(unit.num_pairs for unit in remaining), sum(unit.num_queries for unit in remaining)
     )
-    _score(plan, remaining, workers, meter, _Writer(write_unit, output, plan.input), tick)
+    _score(plan, remaining, workers, meter, _Writer(write_unit, output, plan.input), watcher)
 
 
 def _score_documents(
@@ -60,7 +66,7 @@ def _score_documents(
     remaining: Sequence[Unit],
     output: Output,
     workers: Workers,
-    tick: Tick,
+    watcher: Watcher,
 ) -> None:
     """Score into parts what the remaining units need, then regroup the parts by query."""
     needed = documents.units_with([unit.index for unit in remaining])
@@ -71,8 +77,8 @@ def _score_documents(
         "documents",
     )
     writer = _Writer(write_part, output, documents.bucket_places)
-    _score(plan, missing, workers, meter, writer, tick)
-    _regroup(plan, documents, remaining, needed, output, tick)
+    _score(plan, missing, workers, meter, writer, watcher)
+    _regroup(plan, documents, remaining, needed, output, watcher)
 
 
 def _score(
@@ -81,27 +87,90 @@ def _score(
     workers: Workers,
     meter: Meter,
     writer: "_Writer",
-    tick: Tick,
+    watcher: Watcher,
 ) -> None:
+    """Raises UnitsFailed after everything else is written."""
     if not remaining:
         return
     units = {unit.index: unit for unit in remaining}
     collector = UnitCollector()
-    with _ray_errors(), display(meter) as shown:
-        for scored in score_units(
-            remaining, plan.input, workers.engine, workers.config, workers.pool
-        ):
-            meter.add(scored)
-            for index, rows in collector.add(scored):
-                unit = units[index]
-                writer.write(unit, rows)
-                meter.num_groups += (
-                    unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
-                )
-            shown.update()
-            tick(scored)
-        writer.wait(0)
+    with _ray_errors(), display(meter) as shown, _attempt_log() as log:
+        failures = _Failures(log, units, watcher)
+        try:
+            for scored in score_units(remaining, plan.input, workers, log):
+                meter.add(scored)
+                watcher.scored(scored)
+                for index, rows in collector.add(scored):
+                    unit = units.pop(index)
+                    writer.write(unit, rows)
+                    watcher.written(rows)
+                    meter.num_groups += (
+                        unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
+                    )
+                shown.update()
+                failures.poll()
+                watcher.tick()
+        finally:
+            writer.wait(0)
+        failures.check()
     logger.info(meter.line())
+
+
+@contextmanager
+def _attempt_log() -> Iterator[RemoteLog]:
+    """On the driver's own node: where that goes, the job goes."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    kept = ray.remote(AttemptLog)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    actor = kept.options(scheduling_strategy=here, **options).remote()
+    try:
+        yield RemoteLog(actor)
+    finally:
+        ray.kill(actor)
+
+
+class _Failures:
+    """Units that could not be read, as the workers report them."""
+
+    def __init__(
+        self, log: RemoteLog, units: Mapping[int, Unit | DocumentUnit], watcher: Watcher
+    ) -> None:
+        self._log = log
+        self._units = units  # those that are not written yet
+        self._watcher = watcher
+        self._known: dict[int, str] = {}
+        self._polled = time.monotonic()
+
+    def poll(self) -> None:
+        if time.monotonic() - self._polled >= _POLL_EVERY_S:
+            self._polled = time.monotonic()
+            for num_pairs in self._new():
+                self._watcher.failed(num_pairs)
+
+    def _new(self) -> Iterator[int]:
+        """The pairs of each unit that has failed since it was last asked."""
+        for index, message in self._log.failures().items():
+            if index in self._units and index not in self._known:
+                self._known[index] = message
+                logger.warning(message)
+                yield self._units[index].num_pairs
+
+    def check(self) -> None:
+        """Raises UnitsFailed if a unit is missing, whatever it is that it died of."""
+        if not self._units:
+            return
+        for _ in self._new():
+            pass
+        messages = [
+            self._known.get(index, f"{unit_name(unit)}: it never came back")
+            for index, unit in self._units.items()
+        ]
+        shown = "\n  ".join(messages[:_SHOWN_FAILURES])
+        more = len(messages) - _SHOWN_FAILURES
+        raise UnitsFailed(
+            f"{len(messages)} units have no rows, all others are written:\n  {shown}"
+            + (f"\n  and {more} more" if more > 0 else "")
+        )
 
 
 class _Writer:
@@ -133,7 +202,7 @@ def _regroup(
     remaining: Sequence[Unit],
     needed: Sequence[DocumentUnit],
     output: Output,
-    tick: Tick,
+    watcher: Watcher,
 ) -> None:
     """Score files out of parts, a task a bucket, as many at a time as there are CPUs."""
     task = ray.remote(num_cpus=1, max_retries=5)(regroup)
@@ -151,7 +220,7 @@ def _regroup(
                 break
             finished, pending = ray.wait(pending, timeout=1)
             num_pairs += sum(ray.get(finished))
-            tick(None)
+            watcher.tick()
             if not pending and not buckets or time.monotonic() - logged >= LOG_EVERY_S:
                 logged = time.monotonic()
                 logger.info(f"regrouped by query: {num_pairs:,}/{total:,} pairs")
@@ -204,4 +273,5 @@ def _own_error(error: BaseException) -> JobError:
 def _last_line(text: str) -> str:
     """Of a traceback's text, the first exception of a chain: what comes of it is Ray's."""
     first = text.partition("\nThe above exception was the direct cause")[0]
+    first = first.partition("\nFailed to apply UDF transform")[0]
     return next((line.strip() for line in reversed(first.splitlines()) if line.strip()), "")

@@ -1,7 +1,9 @@
 """Ray Data's part: units to prepared chunks on CPU tasks, chunks to scores on a pool of actors."""
 
+import logging
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +13,19 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from actors.config import RerankerConfig
+from actors.data import PairScore
+from actors.errors import Unexpected
+from jobs.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
 from jobs.documents import DocumentUnit
-from jobs.engine import Engine
+from jobs.engine import Engine, PreparedPairs, ScorerLike
+from jobs.errors import JobError
 from jobs.inputs import JobInput
 from jobs.ipc import from_ipc
 from jobs.preparing import prepare_unit
 from jobs.scores import with_lookups, with_scores
 from jobs.units import Unit
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
 """Below a chunk's size: a larger block would hold chunks back until it is full."""
@@ -33,34 +41,101 @@ class Pool:
     num_gpus: float
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What scores, and on what."""
+
+    config: RerankerConfig
+    engine: Engine
+    pool: Pool
+    pair_timeout_s: float = 300.0
+
+
 class Score:
     """One actor: a scorer on its device. A chunk in, its score rows out."""
 
-    def __init__(self, engine: Engine, config: RerankerConfig, pool: Pool) -> None:
+    def __init__(
+        self, engine: Engine, config: RerankerConfig, pool: Pool, log: Attempts | None = None
+    ) -> None:
+        self._log = log or AttemptLog()
         if config.num_threads is None and not pool.num_gpus:
             config = replace(config, num_threads=_fair_threads(pool))
+        start = Attempt(self._log, ("start", _actor_id()))
+        if start.num_deaths >= MAX_DEATHS:
+            raise JobError(
+                f"a scoring actor died {start.num_deaths} times while it loaded {config.model}: "
+                "too little memory, or a library that crashes; Ray's worker logs say more"
+            )
         self._scorer = engine.scorer(config)
+        start.end()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.concat_tables([self._score(batch, i) for i in range(batch.num_rows)])
 
     def _score(self, batch: pa.Table, index: int) -> pa.Table:
+        work = "score", batch["unit"][index].as_py(), batch["chunk"][index].as_py()
+        attempt = Attempt(self._log, work)
         rows = from_ipc(batch["rows"][index].as_buffer())
         prepared = pickle.loads(batch["prepared"][index].as_buffer())
         before = self._lookups()
-        scores = [score for each in self._scorer.score(prepared) for score in each]
-        scored = with_scores(rows, scores)
+        scored = with_scores(rows, score_pairs(self._scorer, prepared, attempt))
         scored = with_lookups(scored, _since(before, self._lookups()))
         for name in ("unit", "chunk", "is_last"):
             value = batch[name][index]
             column = pa.array([value.as_py()] * scored.num_rows, value.type)
             scored = scored.append_column(name, column)
+        attempt.end()
         return scored
 
     def _lookups(self) -> list[int | None]:
         """The vision cache's hits and misses so far; of a scorer without one, nothing."""
         cache = getattr(self._scorer, "vision_cache", None)
         return [getattr(cache, "num_hits", None), getattr(cache, "num_misses", None)]
+
+
+def score_pairs(
+    scorer: ScorerLike, prepared: Sequence[PreparedPairs], attempt: Attempt
+) -> list[PairScore]:
+    """All pairs' scores, in order. Together, unless that raised, or killed its process twice: then
+    pair by pair, so that what is to blame is one row's error.
+    """
+    if attempt.num_deaths < MAX_DEATHS:
+        try:
+            return [score for each in scorer.score(list(prepared)) for score in each]
+        except Exception as error:
+            _die_with_device(error)
+            logger.warning("scoring pair by pair what failed together: %r", error)
+    pairs = [each.only(index) for each in prepared for index in range(each.num_pairs)]
+    return [_score_one(scorer, pair, attempt, number) for number, pair in enumerate(pairs)]
+
+
+def _score_one(scorer: ScorerLike, pair: PreparedPairs, attempt: Attempt, number: int) -> PairScore:
+    failure = attempt.failure("pair", number)
+    if failure is not None:
+        return PairScore(error=failure)
+    try:
+        with attempt.step("pair", number):
+            ((score,),) = scorer.score([pair])
+            return score
+    except Exception as error:
+        _die_with_device(error)
+        return PairScore(error=Unexpected.of(error, "scoring"))
+
+
+def _die_with_device(error: Exception) -> None:
+    """After an error of the device itself nothing works in this process: a new one is needed, and
+    learns from the log that this one died.
+    """
+    torch = sys.modules.get("torch")
+    lost = getattr(torch, "AcceleratorError", None)
+    if lost is not None and isinstance(error, lost):
+        logger.error("the device failed: %r", error)
+        os._exit(1)
+
+
+def _actor_id() -> str:
+    """The same after a restart."""
+    return ray.get_runtime_context().get_actor_id() or "" if ray.is_initialized() else ""
 
 
 def _since(before: list[int | None], now: list[int | None]) -> list[int | None]:
@@ -78,33 +153,43 @@ def _fair_threads(pool: Pool) -> int:
 def score_units(
     units: Sequence[Unit | DocumentUnit],
     job_input: JobInput,
-    engine: Engine,
-    config: RerankerConfig,
-    pool: Pool,
+    workers: Workers,
+    log: Attempts,
 ) -> Iterator[pa.Table]:
-    """Tables of score rows as they come, in no order; a table may hold several chunks."""
+    """Tables of score rows as they come, in no order; a table may hold several chunks.
+
+    However often a process dies, its work is begun again; the log is what ends that.
+    """
+    engine, config, pool = workers.engine, workers.config, workers.pool
     _configure()
     items = [{"unit": pickle.dumps(unit, 5)} for unit in units]
     prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         prepare_unit,
         batch_size=1,
         batch_format="pyarrow",
-        fn_kwargs={"job_input": job_input, "engine": engine, "config": config},
+        fn_kwargs={
+            "job_input": job_input,
+            "engine": engine,
+            "config": config,
+            "log": log,
+            "timeout_s": workers.pair_timeout_s,
+        },
         num_cpus=1,
     )
     with warnings.catch_warnings():
-        # Bounded restarts have no other place in Ray 2.60 than the arguments that it deprecates.
+        # Ray's own defaults, but said: without arguments of its own the stage would be fused with
+        # the one before it, and prepare on its device's time. They have no other place in Ray 2.60.
         warnings.filterwarnings("ignore", "`ray_remote_args`")
         scored = prepared.map_batches(
             Score,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_kwargs={"engine": engine, "config": config, "pool": pool},
+            fn_constructor_kwargs={"engine": engine, "config": config, "pool": pool, "log": log},
             compute=ActorPoolStrategy(size=pool.num_actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
-            max_restarts=3,
-            max_task_retries=2,
+            max_restarts=-1,
+            max_task_retries=-1,
         )
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
 

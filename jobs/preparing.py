@@ -6,23 +6,27 @@ carry their unit's index; they meet again when the unit is written.
 
 import os
 import pickle
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
 
 from actors.config import RerankerConfig
-from actors.data import CandidateSet, Content
+from actors.data import Content, parse_or_error
+from actors.errors import Failure, RerankError
+from jobs.attempts import Attempt, Attempts
 from jobs.chunks import Chunk
 from jobs.document_preparing import prepare_documents
 from jobs.documents import DocumentUnit
-from jobs.engine import Engine, PreprocessorLike
+from jobs.engine import Engine, OpenedQuery, PreprocessorLike
+from jobs.errors import UnreadableInput
 from jobs.inputs import JobInput
-from jobs.reading import DOCUMENT_NAME, QueryRow, pair_row, read_unit
+from jobs.reading import DOCUMENT_NAME, QueryRow, Row, pair_row, read_unit
 from jobs.scores import row_schema
-from jobs.units import Unit
+from jobs.units import SetsUnit, Unit, unit_name
+
+Document = Content | RerankError
 
 SLICE_DOCUMENTS = 512
 SLICE_MEDIA_DOCUMENTS = 16
@@ -36,60 +40,99 @@ def _preprocessor(engine: Engine, config: RerankerConfig) -> PreprocessorLike:
 
 
 def prepare_unit(
-    batch: pa.Table, job_input: JobInput, engine: Engine, config: RerankerConfig
+    batch: pa.Table,
+    job_input: JobInput,
+    engine: Engine,
+    config: RerankerConfig,
+    log: Attempts,
+    timeout_s: float,
 ) -> Iterator[pa.Table]:
-    """Ray Data's function: `batch` has one row, a pickled unit."""
+    """Ray Data's function: `batch` has one row, a pickled unit. One that cannot be read yields what
+    came before that, and is in the log.
+    """
     unit: Unit | DocumentUnit = pickle.loads(batch["unit"][0].as_py())
     preprocessor = _preprocessor(engine, config)
-    if isinstance(unit, DocumentUnit):
-        yield from prepare_documents(job_input, unit, preprocessor)
-    else:
-        yield from prepare_chunks(job_input, unit, preprocessor)
+    attempt = Attempt(log, ("prepare", unit.index), timeout_s)
+    try:
+        if isinstance(unit, DocumentUnit):
+            yield from prepare_documents(job_input, unit, preprocessor, attempt)
+        else:
+            yield from prepare_chunks(job_input, unit, preprocessor, attempt)
+    except (UnreadableInput, Failure) as error:
+        log.fail(unit.index, f"{_name(job_input, unit)}: {error}")
+    attempt.end()
+
+
+def _name(job_input: JobInput, unit: Unit | DocumentUnit) -> str:
+    if isinstance(unit, SetsUnit):
+        file = job_input.queries.files[unit.file].location
+        return f"{unit_name(unit)} ({file}, rows {unit.start} to {unit.stop - 1})"
+    return f"{unit_name(unit)} ({unit.num_pairs} pairs)"
 
 
 def prepare_chunks(
-    job_input: JobInput, unit: Unit, preprocessor: PreprocessorLike
+    job_input: JobInput,
+    unit: Unit,
+    preprocessor: PreprocessorLike,
+    attempt: Attempt | None = None,
 ) -> Iterator[pa.Table]:
     """A query-major unit's chunks, as one-row tables (see Chunk.table)."""
+    attempt = attempt or Attempt.unwatched()
     schema = row_schema(job_input)
     chunk = Chunk()
     index = 0
-    for query in read_unit(job_input, unit):
-        for rows, candidate_set in _slices(query):
+    for query in attempt.reads(read_unit(job_input, unit)):
+        opened = None
+        for rows, documents in _slices(query):
             if chunk.is_full:
                 yield chunk.table(schema, unit.index, index, is_last=False)
                 chunk, index = Chunk(), index + 1
             chunk.rows += rows
-            if candidate_set is not None:
-                chunk.add(preprocessor.prepare(candidate_set))
+            if documents:
+                opened = opened or _open_query(query, preprocessor, attempt)
+                with attempt.step("slice", query.index, rows[0]["doc_index"]):
+                    pairs = _pairs(query.index, opened, documents, preprocessor, attempt)
+                    chunk.add(preprocessor.prepare_pairs(pairs))
     yield chunk.table(schema, unit.index, index, is_last=True)
 
 
-def _slices(query: QueryRow) -> Iterator[tuple[list[dict[str, Any]], CandidateSet | None]]:
-    """Rows in the candidates' order, and the set of those among them that can be scored."""
-    good = [candidate for candidate in query.candidates if candidate.error is None]
-    parsed = CandidateSet.parse(
-        query.query,
-        [each.document for each in good],
-        query.instruction,
-        query.options,
-        DOCUMENT_NAME,
-    )
-    rows: list[dict[str, Any]] = []
-    documents: list[Any] = []
+def _slices(query: QueryRow) -> Iterator[tuple[list[Row], list[tuple[int, Document]]]]:
+    """Rows in the candidates' order, and those among their documents that can be scored, each with
+    its place in the query.
+    """
+    rows: list[Row] = []
+    documents: list[tuple[int, Document]] = []
     num_media = 0
-    remaining = iter(parsed.documents)
     for doc_index, candidate in enumerate(query.candidates):
         rows.append(pair_row(query, doc_index, candidate))
         if candidate.error is None:
-            documents.append(next(remaining))
-            num_media += isinstance(documents[-1], Content) and documents[-1].has_media
+            document = parse_or_error(Content.parse, candidate.document, DOCUMENT_NAME)
+            documents.append((doc_index, document))
+            num_media += isinstance(document, Content) and document.has_media
         if len(rows) == SLICE_DOCUMENTS or num_media == SLICE_MEDIA_DOCUMENTS:
-            yield rows, _subset(parsed, documents)
+            yield rows, documents
             rows, documents, num_media = [], [], 0
     if rows:
-        yield rows, _subset(parsed, documents)
+        yield rows, documents
 
 
-def _subset(parsed: CandidateSet, documents: list[Any]) -> CandidateSet | None:
-    return replace(parsed, documents=tuple(documents)) if documents else None
+def _open_query(query: QueryRow, preprocessor: PreprocessorLike, attempt: Attempt) -> OpenedQuery:
+    step = "query", query.index
+    content = attempt.failure(*step) or parse_or_error(Content.parse_query, query.query, "query")
+    watch = partial(attempt.step, *step)
+    return preprocessor.open_query(content, query.instruction, query.options, watch)
+
+
+def _pairs(
+    query_index: int,
+    query: OpenedQuery,
+    documents: Sequence[tuple[int, Document]],
+    preprocessor: PreprocessorLike,
+    attempt: Attempt,
+) -> Iterator[tuple[OpenedQuery, Any]]:
+    """A slice's pairs, each a step of the attempt until the next one is asked for."""
+    for doc_index, document in documents:
+        step = "pair", query_index, doc_index
+        opened = preprocessor.open_document(attempt.failure(*step) or document, DOCUMENT_NAME)
+        with attempt.step(*step):
+            yield query, opened

@@ -6,7 +6,8 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from actors.config import RerankerConfig
+from jobs.budget import Budget, MaxErrors
 from jobs.engine import Engine
 from jobs.errors import UnreadableInput, UsageError
 from jobs.inputs import InputOptions, open_job_input
@@ -52,9 +54,11 @@ class JobOptions:
     qrels: str | None = None
     measures: tuple[str, ...] = ()
     gpu_hour_price: float | None = None
+    max_errors: MaxErrors = MaxErrors()
+    pair_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("num_actors", "unit_pairs", "gpu_hour_price"):
+        for name in ("num_actors", "unit_pairs", "gpu_hour_price", "pair_timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 option = name.replace("_", "-")
@@ -178,8 +182,9 @@ def _run(
     import ray  # seconds to import, and a refusal needs none of it
 
     from jobs.cluster import choose_pool, connected
-    from jobs.execution import Workers, score_remaining, verify_all
+    from jobs.execution import score_remaining, verify_all
     from jobs.interruption import interruptible
+    from jobs.pipeline import Workers
 
     with connected(options.address), interruptible() as check_interruption:
         pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
@@ -191,16 +196,16 @@ def _run(
         output.remove_leftovers()
         manifest["num_runs"] += 1
         manifest["num_actors"] = pool.num_actors
+        budget = Budget(
+            options.max_errors,
+            sum(unit.num_pairs for unit in plan.units),
+            Counter(manifest.get("errors", {})),
+        )
+        budget.check()
         with _timed(output, manifest) as clock:
-
-            def tick(scored: Any) -> None:
-                lookups = None if scored is None else lookups_of(scored)
-                if lookups is not None:
-                    add_lookups(manifest, *lookups)
-                check_interruption()
-                clock.tick()
-
-            score_remaining(plan, remaining, output, Workers(config, engine, pool), tick)
+            workers = Workers(config, engine, pool, options.pair_timeout_s)
+            record = _Record(manifest, budget, clock, check_interruption)
+            score_remaining(plan, remaining, output, workers, record)
             counts = verify_all(plan, output)
             check_interruption()
             # Before _SUCCESS: where only some are gone, all score files are there and suffice.
@@ -226,6 +231,38 @@ class _Clock:
     def tick(self) -> None:
         if time.monotonic() - self._saved >= _SAVE_EVERY_S:
             self.save()
+
+
+class _Record:
+    """What happens in a run, as far as the manifest has it; execution.py's Watcher."""
+
+    def __init__(
+        self, manifest: Manifest, budget: Budget, clock: _Clock, check: Callable[[], None]
+    ) -> None:
+        self._manifest = manifest
+        self._budget = budget
+        self._clock = clock
+        self._check_interruption = check
+        self._errors = Counter(budget.errors)
+
+    def tick(self) -> None:
+        self._check_interruption()
+        self._clock.tick()
+
+    def scored(self, rows: Any) -> None:
+        lookups = lookups_of(rows)
+        if lookups is not None:
+            add_lookups(self._manifest, *lookups)
+
+    def written(self, rows: Any) -> None:
+        codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
+        self._errors.update(codes)
+        self._manifest["errors"] = dict(self._errors.most_common())
+        self._budget.add(codes)
+
+    def failed(self, num_pairs: int) -> None:
+        """Of this run alone: the next one tries again."""
+        self._budget.add(Counter({"unreadable_input": num_pairs}))
 
 
 @contextmanager

@@ -5,11 +5,13 @@ Its own module and built from plain values, so that any worker can unpickle what
 
 import zlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-from actors.data import CandidateSet, Content, PairScore
+from actors.data import Content, PairScore
 from actors.errors import ImageDecodeError, RerankError
+from actors.prepared import PreparedSet
 from jobs.engine import Engine
 
 
@@ -21,17 +23,16 @@ class StandInPreprocessor:
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def prepare(self, candidate_set: CandidateSet) -> Any:
-        return _prepared((candidate_set.query, each) for each in candidate_set.documents)
-
-    def open_query(self, query: Any, instruction: Any, options: Any) -> Any:
+    def open_query(self, query: Any, instruction: Any, options: Any, watch: Any) -> Any:
         return SimpleNamespace(query=query, size_bytes=0)
 
-    def open_document(self, document: Any, name: str) -> Any:
+    def open_document(self, document: Any, name: str, watch: Any = nullcontext) -> Any:
         return document
 
     def prepare_pairs(self, pairs: Iterable[tuple[Any, Any]]) -> Any:
-        return _prepared((query.query, document) for query, document in pairs)
+        """Sets whose pairs are scores already."""
+        scores: Any = tuple(_result(query.query, document) for query, document in pairs)
+        return PreparedSet(scores, ())
 
 
 class StandInScorer:
@@ -39,12 +40,7 @@ class StandInScorer:
         self.config = config
 
     def score(self, sets: list[Any]) -> list[list[PairScore]]:
-        return [prepared.results for prepared in sets]
-
-
-def _prepared(pairs: Iterable[tuple[Any, Any]]) -> Any:
-    results = [_result(query, document) for query, document in pairs]
-    return SimpleNamespace(results=results, num_pairs=len(results), size_bytes=len(results))
+        return [list(prepared.pairs) for prepared in sets]
 
 
 def _result(query: Content | RerankError, document: Content | RerankError) -> PairScore:

@@ -5,6 +5,7 @@ import io
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 
 from actors.config import RerankerConfig
+from actors.prepared import Visual
 from actors.preprocessor import Preprocessor
 from actors.scorer import Scorer
 from jobs.cli import main, print_summary
@@ -359,7 +361,7 @@ class NotingPreprocessor(standin.StandInPreprocessor):
         super().__init__(config)
         self._log = log
 
-    def open_document(self, document: Any, name: str) -> Any:
+    def open_document(self, document: Any, name: str, watch: Any = None) -> Any:
         with self._log.open("a") as stream:
             stream.write(f"{document.texts[0]}\n")
         return super().open_document(document, name)
@@ -367,8 +369,9 @@ class NotingPreprocessor(standin.StandInPreprocessor):
     def prepare_pairs(self, pairs: Any) -> Any:
         pairs = list(pairs)
         prepared = super().prepare_pairs(pairs)
-        prepared.keys = {document.texts[0].encode() for _, document in pairs}
-        return prepared
+        texts = {document.texts[0] for _, document in pairs}
+        visuals = tuple(Visual(np.empty(0), text.encode()) for text in texts)
+        return replace(prepared, visuals=visuals)
 
 
 class CachingScorer(standin.StandInScorer):
@@ -380,7 +383,7 @@ class CachingScorer(standin.StandInScorer):
         self.vision_cache = SimpleNamespace(num_hits=0, num_misses=0)
 
     def score(self, sets: list[Any]) -> Any:
-        for keys in (prepared.keys for prepared in sets):
+        for keys in ({visual.key for visual in prepared.visuals} for prepared in sets):
             self.vision_cache.num_hits += len(keys & self._known)
             self.vision_cache.num_misses += len(keys - self._known)
             self._known |= keys
@@ -401,6 +404,13 @@ class NotingScorer(standin.StandInScorer):
         return super().score(sets)
 
 
+class NoWatcher:
+    def tick(self) -> None: ...
+    def scored(self, rows: pa.Table) -> None: ...
+    def written(self, rows: pa.Table) -> None: ...
+    def failed(self, num_pairs: int) -> None: ...
+
+
 def by_value(build: Callable[..., Any], *arguments: Any) -> Any:
     """`build` for workers that cannot import this module."""
     import ray
@@ -412,8 +422,8 @@ def by_value(build: Callable[..., Any], *arguments: Any) -> Any:
 def test_each_document_is_read_and_encoded_once_on_two_actors(
     tmp_path: Path, ray_address: str
 ) -> None:
-    from jobs.execution import Workers, score_remaining, verify_all
-    from jobs.pipeline import Pool
+    from jobs.execution import score_remaining, verify_all
+    from jobs.pipeline import Pool, Workers
 
     plan = plan_of(pages_and_queries(tmp_path, 20, 24, 5), 12)
     assert plan.documents is not None and len(plan.documents.units) > 5
@@ -421,12 +431,12 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
     engine = Engine(by_value(NotingPreprocessor, log), by_value(CachingScorer))
     output = Output(Location.parse(str(tmp_path / "out")))
 
-    def tick(scored: pa.Table | None) -> None:
-        if scored is not None:
-            lookups.append(lookups_of(scored))
+    class Watcher(NoWatcher):
+        def scored(self, rows: pa.Table) -> None:
+            lookups.append(lookups_of(rows))
 
     workers = Workers(CONFIG, engine, Pool(2, 0.25, 0))
-    score_remaining(plan, plan.units, output, workers, tick)
+    score_remaining(plan, plan.units, output, workers, Watcher())
     assert verify_all(plan, output).num_failed == 0
     assert sum(misses for _, misses in lookups) == 20
     opened = log.read_text().splitlines()

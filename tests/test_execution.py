@@ -6,6 +6,8 @@ from jobs.execution import _own_error
 TRACEBACK = """Traceback (most recent call last):
   File "scorer.py", line 7, in score
 ValueError: the scorer's own sentence
+Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
+To change retry attempts, backoff, or which errors are retried, configure Ray.
 
 The above exception was the direct cause of the following exception:
 

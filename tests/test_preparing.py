@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow as pa
 from job_cases import candidate, image, plan_of, query_row, text, text_rows, write_sets
 
-from actors.data import CandidateSet
 from jobs.chunks import CHUNK_BYTES, CHUNK_PAIRS
 from jobs.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks
 
@@ -16,11 +15,17 @@ class Recorder:
 
     def __init__(self, document_bytes: int) -> None:
         self.document_bytes = document_bytes
-        self.sets: list[CandidateSet] = []
+        self.sets: list[list[Any]] = []
 
-    def prepare(self, candidate_set: CandidateSet) -> Any:
-        self.sets.append(candidate_set)
-        num_pairs = len(candidate_set.documents)
+    def open_query(self, query: Any, instruction: Any, options: Any, watch: Any) -> Any:
+        return query
+
+    def open_document(self, document: Any, name: str, watch: Any = None) -> Any:
+        return document
+
+    def prepare_pairs(self, pairs: Any) -> Any:
+        self.sets.append(list(pairs))
+        num_pairs = len(self.sets[-1])
         return SimpleNamespace(num_pairs=num_pairs, size_bytes=num_pairs * self.document_bytes)
 
 
@@ -48,7 +53,7 @@ def test_chunks_stay_small_whatever_a_query_brings(tmp_path: Path) -> None:
     slice_bytes = SLICE_MEDIA_DOCUMENTS * preprocessor.document_bytes
     for _, prepared in chunks:
         assert sum(each.size_bytes for each in prepared) < CHUNK_BYTES + slice_bytes
-    assert max(len(each.documents) for each in preprocessor.sets) == SLICE_MEDIA_DOCUMENTS
+    assert max(map(len, preprocessor.sets)) == SLICE_MEDIA_DOCUMENTS
     places = [(row["query_index"], row["doc_index"]) for rows, _ in chunks for row in rows]
     assert places == [(i, j) for i in range(2) for j in range(300)]
 
@@ -73,5 +78,5 @@ def test_rows_known_to_be_bad_are_never_prepared(tmp_path: Path) -> None:
         "null_id",
         "empty_candidates",
     ]
-    assert [each.documents[0].texts for each in preprocessor.sets] == [("a",)]
+    assert [[document.texts for _, document in each] for each in preprocessor.sets] == [[("a",)]]
     assert [each.num_pairs for each in prepared] == [1]

@@ -28,7 +28,7 @@ from actors.config import RerankerConfig
 from actors.preprocessor import Preprocessor
 from actors.scorer import Scorer
 from jobs.engine import Engine
-from jobs.errors import JobError, UsageError, VerificationError
+from jobs.errors import JobError, UnitsFailed, UsageError, VerificationError
 from jobs.inputs import InputOptions
 from jobs.rerank import JobOptions, Summary, rerank
 
@@ -152,7 +152,9 @@ def test_a_file_that_breaks_on_reading_fails_the_job_by_name(tmp_path: Path) -> 
     content = bytearray(path.read_bytes())
     content[20:600] = b"\xff" * 580  # pages, not the footer
     path.write_bytes(content)
-    with pytest.raises(JobError, match=r"sets\.parquet cannot be read as Parquet"):
+    with pytest.raises(
+        UnitsFailed, match=r"1 units have no rows.*\n.*sets\.parquet cannot be read"
+    ):
         run_stand_in(str(path), tmp_path / "out")
 
 
