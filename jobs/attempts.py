@@ -10,6 +10,8 @@ Every step has a deadline: a process that hangs in one ends itself, and so died 
 
 import faulthandler
 import math
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
@@ -24,7 +26,8 @@ MAX_DEATHS = 2
 """At one step. One death may be somebody else's fault: a node that went, memory taken by others."""
 
 _SLACK_S = 1.0
-"""A deadline is set anew at most this often: setting one starts a thread."""
+"""A deadline is set anew at most this often: setting one starts threads."""
+_GRACE_S = 5.0
 
 MAX_DEATHS_OF_WORK = 8
 """At no step, or at one that cannot be given up."""
@@ -32,17 +35,18 @@ MAX_DEATHS_OF_WORK = 8
 T = TypeVar("T")
 Step = tuple[Hashable, ...]
 UNKNOWN: Step = ()
+Deaths = dict[Step, tuple[int, bool]]
+"""Of each step: how often attempts died at it, and whether one of them hung."""
 _NOBODYS = ((), ("slice",))
 
 
 @dataclass(slots=True)
 class _Work:
-    """One piece: the step that its attempt is at, since when, and where those before it died."""
+    """One piece: the step that its attempt is at, and where those before it died or hung."""
 
     step: Step = UNKNOWN
-    since: float = 0.0
     deaths: Counter[Step] = field(default_factory=Counter)
-    seconds: dict[Step, float] = field(default_factory=dict)
+    hung: set[Step] = field(default_factory=set)
 
 
 class AttemptLog:
@@ -52,23 +56,21 @@ class AttemptLog:
         self._works: dict[Step, _Work] = {}
         self._failures: dict[int, str] = {}
 
-    def begin(self, work: Step) -> dict[Step, tuple[int, float]]:
-        """Each step that attempts at this work died at: how often, and seconds into it.
-
-        An attempt that began and did not end has died.
-        """
+    def begin(self, work: Step) -> Deaths:
+        """Where attempts at this work died: one that began and did not end has died."""
         known = self._works.get(work)
         if known is None:
             known = self._works[work] = _Work()
         else:
             known.deaths[known.step] += 1
-            known.seconds[known.step] = time.monotonic() - known.since
-        known.step, known.since = UNKNOWN, time.monotonic()
-        return {step: (num, known.seconds[step]) for step, num in known.deaths.items()}
+        known.step = UNKNOWN
+        return {step: (num, step in known.hung) for step, num in known.deaths.items()}
 
-    def at(self, work: Step, step: Step) -> None:
+    def at(self, work: Step, step: Step, hangs: bool = False) -> None:
         known = self._works.setdefault(work, _Work())
-        known.step, known.since = step, time.monotonic()
+        known.step = step
+        if hangs:
+            known.hung.add(step)
 
     def end(self, work: Step) -> None:
         self._works.pop(work, None)
@@ -84,8 +86,8 @@ class AttemptLog:
 class Attempts(Protocol):
     """A log as a worker sees it."""
 
-    def begin(self, work: Step) -> dict[Step, tuple[int, float]]: ...
-    def at(self, work: Step, step: Step) -> None: ...
+    def begin(self, work: Step) -> Deaths: ...
+    def at(self, work: Step, step: Step, hangs: bool = False) -> None: ...
     def end(self, work: Step) -> None: ...
     def fail(self, unit: int, message: str) -> None: ...
 
@@ -96,11 +98,11 @@ class RemoteLog:
 
     actor: Any
 
-    def begin(self, work: Step) -> dict[Step, tuple[int, float]]:
+    def begin(self, work: Step) -> Deaths:
         return self._call("begin", work)
 
-    def at(self, work: Step, step: Step) -> None:
-        self._call("at", work, step)
+    def at(self, work: Step, step: Step, hangs: bool = False) -> None:
+        self._call("at", work, step, hangs)
 
     def end(self, work: Step) -> None:
         self._call("end", work)
@@ -127,6 +129,7 @@ class Attempt:
         self._deaths = log.begin(work)
         self._steps: list[Step] = []
         self._armed = -math.inf
+        self._timer: threading.Timer | None = None
 
     @classmethod
     def unwatched(cls) -> "Attempt":
@@ -140,10 +143,10 @@ class Attempt:
 
     def failure(self, *step: Hashable) -> Failure | None:
         """The error of a step that is given up."""
-        num, seconds = self._deaths.get(step, (0, 0.0))
+        num, is_hung = self._deaths.get(step, (0, False))
         if num < MAX_DEATHS:
             return None
-        if self._timeout_s is not None and seconds >= self._timeout_s:
+        if is_hung:
             return TimedOut(f"it took over {self._timeout_s:g} s, {num} times (--pair-timeout-s)")
         return Crashed(f"the process that worked on it died {num} times")
 
@@ -164,13 +167,31 @@ class Attempt:
         if self._timeout_s is None:
             return
         if step == UNKNOWN:
+            self._disarm()
+        elif time.monotonic() - self._armed > _SLACK_S:
+            self._disarm()
+            self._arm(self._timeout_s + _SLACK_S)
+
+    def _arm(self, seconds: float) -> None:
+        self._armed = time.monotonic()
+        self._timer = threading.Timer(seconds, self._hang_up)
+        self._timer.daemon = True
+        self._timer.start()
+        # If the decoder never gives Python's lock back, the timer cannot run: this one can.
+        faulthandler.dump_traceback_later(seconds + _GRACE_S, exit=True)
+
+    def _disarm(self) -> None:
+        self._armed = -math.inf
+        if self._timer is not None:
+            self._timer.cancel()
             faulthandler.cancel_dump_traceback_later()
-            self._armed = -math.inf
-        elif (now := time.monotonic()) - self._armed > _SLACK_S:
-            # A thread of its own, without Python's lock, which a decoder may hold for ever.
-            seconds = self._timeout_s + _SLACK_S
-            faulthandler.dump_traceback_later(seconds, exit=True)
-            self._armed = now
+            self._timer = None
+
+    def _hang_up(self) -> None:
+        step = self._steps[-1] if self._steps else UNKNOWN
+        self._log.at(self._work, step, hangs=True)
+        faulthandler.dump_traceback()
+        os._exit(1)
 
     def reads(self, rows: Iterator[T]) -> Iterator[T]:
         """Each row's reading as a step. Raises the Failure of one that is given up, or that of the

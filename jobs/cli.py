@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from actors.web import WebMedia
+from jobs.budget import MaxErrors
 from jobs.errors import JobError, UsageError
 from jobs.evaluate_cli import evaluate
 from jobs.inputs import InputOptions
@@ -75,6 +77,13 @@ def rerank(
     media_root: Annotated[
         str | None, typer.Option(help="Where relative media paths start; none may leave it")
     ] = None,
+    web_media: Annotated[
+        bool,
+        typer.Option(
+            "--web-media",
+            help="Fetch media over http(s) too, from public addresses only; else such rows fail",
+        ),
+    ] = False,
     rankings: Annotated[bool, typer.Option(help="Also one nested row a query")] = False,
     trec_run: Annotated[bool, typer.Option(help="Also run.trec, a TREC run")] = False,
     qrels: Annotated[str | None, typer.Option(help="Judgements: measure the result")] = None,
@@ -125,6 +134,17 @@ def rerank(
             "so that each page is read and encoded once; auto: as the corpus and the run suggest"
         ),
     ] = "auto",
+    max_errors: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows with an error, as a number or a share, after which the job stops; "
+            "default: 1% of the pairs, or 100 if that is more"
+        ),
+    ] = None,
+    pair_timeout_s: Annotated[
+        float,
+        typer.Option(help="Seconds that reading and decoding one pair may take"),
+    ] = 300.0,
     gpu_hour_price: Annotated[
         float | None, typer.Option(help="Of one GPU-hour, to state the cost")
     ] = None,
@@ -159,6 +179,7 @@ def rerank(
             quantization=quantization,
             compile=compile,
             media_root=media_root,
+            web_media=WebMedia() if web_media else None,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -174,6 +195,8 @@ def rerank(
         qrels=qrels,
         measures=tuple(measure or ()),
         gpu_hour_price=gpu_hour_price,
+        max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
+        pair_timeout_s=pair_timeout_s,
     )
     print_summary(run_rerank(options, config), Console())
 

@@ -1,0 +1,91 @@
+"""The real preprocessor and a quick scorer, which die or hang of certain texts.
+
+A text says who dies of it and how: `prepare:segfault`, `prepare:kill`, `prepare:hang`,
+`prepare:raise`, `score:kill`, `score:raise`. As a query it is the same.
+"""
+
+import os
+import re
+import signal
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.config import RerankerConfig
+from actors.data import PairScore
+from actors.errors import RerankError
+from actors.prepared import PreparedSet
+from actors.preprocessor import Preprocessor
+
+SCORE_POISON = {"kill": 1, "raise": 2}
+
+
+def hurt(how: str) -> None:
+    if how == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "hang":
+        time.sleep(3_600)
+    raise ZeroDivisionError("nobody foresaw this")
+
+
+class PoisonedPreprocessor(Preprocessor):
+    def __init__(self, log: Path, config: RerankerConfig) -> None:
+        super().__init__(config)
+        self._log = log
+
+    def _read(self, content: Any, options: Any, field: str) -> Any:
+        for text in content.texts:
+            if match := re.search("prepare:([a-z]+)", text):
+                note(self._log, f"read {match[0]}")
+                hurt(match[1])
+        return super()._read(content, options, field)
+
+    def prepare_pairs(self, pairs: Any) -> PreparedSet:
+        """Pairs whose text a scorer dies of have a position that says so."""
+        marks = []
+
+        def marked() -> Any:
+            for query, document in pairs:
+                text = " ".join(getattr(document._content, "texts", ()))
+                match = re.search("score:([a-z]+)", text)
+                marks.append(SCORE_POISON[match[1]] if match else 0)
+                yield query, document
+
+        prepared = super().prepare_pairs(marked())
+        for mark, pair in zip(marks, prepared.pairs, strict=True):
+            if not isinstance(pair, RerankError):
+                pair.position_ids[0, 0] = mark
+        return prepared
+
+
+class PoisonedScorer:
+    """A score is a checksum of the tokens; what is scored is noted, after it was."""
+
+    def __init__(self, log: Path, config: RerankerConfig) -> None:
+        self._log = log
+        note(log, "start")
+        if config.model.endswith("-that-kills"):
+            hurt("kill")
+
+    def score(self, sets: list[PreparedSet]) -> list[list[PairScore]]:
+        scores = [[self._score(pair) for pair in prepared.pairs] for prepared in sets]
+        note(self._log, f"score {sum(map(len, scores))}")
+        return scores
+
+    def _score(self, pair: Any) -> PairScore:
+        if isinstance(pair, RerankError):
+            return PairScore(error=pair)
+        if poison := pair.position_ids[0, 0]:
+            hurt({number: how for how, number in SCORE_POISON.items()}[int(poison)])
+        logit = zlib.crc32(np.ascontiguousarray(pair.input_ids).tobytes()) % 4_001 / 1_000 - 2
+        return PairScore(score=0.5 + logit / 8, logit=logit, num_tokens=pair.num_tokens)
+
+
+def note(log: Path, what: str) -> None:
+    with log.open("a") as stream:
+        stream.write(f"{what}\n")
