@@ -19,6 +19,7 @@ from jobs.budget import Budget, MaxErrors
 from jobs.engine import Engine
 from jobs.errors import UnreadableInput, UsageError
 from jobs.inputs import InputOptions, open_job_input
+from jobs.lease import leased
 from jobs.manifest import (
     Manifest,
     add_lookups,
@@ -90,8 +91,13 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
     logger.info(plan.choice)
     if not was_finished:
         config = _for_workers(config, job["model"])
-        _run(options, config, engine or _own_engine(), plan, output, manifest)
-        _finish(output, manifest)
+        with leased(output.directory) as check_lease:
+            begun = read_manifest(output)
+            if begun is not None:  # perhaps by another run, while this one planned or waited
+                check_same_job(output, begun, job)
+                manifest = begun
+            _run(options, config, engine or _own_engine(), plan, output, manifest, check_lease)
+            _finish(output, manifest)
     trec_run = str(write_trec_run(output, plan.units)) if options.with_trec_run else None
     measures = _evaluate(options, qrels)
     if measures:
@@ -177,6 +183,7 @@ def _run(
     plan: Plan,
     output: Output,
     manifest: Manifest,
+    check_lease: Callable[[], None],
 ) -> None:
     """Score what remains and verify everything; the manifest says how far it came."""
     import ray  # seconds to import, and a refusal needs none of it
@@ -204,7 +211,7 @@ def _run(
         budget.check()
         with _timed(output, manifest) as clock:
             workers = Workers(config, engine, pool, options.pair_timeout_s)
-            record = _Record(manifest, budget, clock, check_interruption)
+            record = _Record(manifest, budget, clock, (check_interruption, check_lease))
             score_remaining(plan, remaining, output, workers, record)
             counts = verify_all(plan, output)
             check_interruption()
@@ -237,16 +244,21 @@ class _Record:
     """What happens in a run, as far as the manifest has it; execution.py's Watcher."""
 
     def __init__(
-        self, manifest: Manifest, budget: Budget, clock: _Clock, check: Callable[[], None]
+        self,
+        manifest: Manifest,
+        budget: Budget,
+        clock: _Clock,
+        checks: tuple[Callable[[], None], ...],
     ) -> None:
         self._manifest = manifest
         self._budget = budget
         self._clock = clock
-        self._check_interruption = check
+        self._checks = checks
         self._errors = Counter(budget.errors)
 
     def tick(self) -> None:
-        self._check_interruption()
+        for check in self._checks:
+            check()
         self._clock.tick()
 
     def scored(self, rows: Any) -> None:
@@ -268,10 +280,7 @@ class _Record:
 @contextmanager
 def _timed(output: Output, manifest: Manifest) -> Iterator[_Clock]:
     clock = _Clock(output, manifest)
-    try:
-        clock.save()
-    except OSError as error:
-        raise UsageError(f"--output {output.directory} cannot be written: {error}") from error
+    clock.save()
     try:
         yield clock
     finally:

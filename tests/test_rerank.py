@@ -343,3 +343,19 @@ def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path, ray_address: str) 
     assert driver.returncode == 130
     assert stderr.splitlines()[-1].strip().startswith("shardrank rerank ")
     assert manifest_of(out)["status"] == "running"
+
+
+def test_a_second_run_of_a_running_job_is_refused_and_costs_the_first_nothing(
+    tmp_path: Path,
+) -> None:
+    from jobs.lease import leased
+    from jobs.storage import Location
+
+    sets = write_sets(tmp_path / "sets.parquet", text_rows(4, 4))
+    out = tmp_path / "out"
+    with leased(Location.parse(str(out))):
+        with pytest.raises(UsageError, match="is being written by another run .*; wait for it"):
+            run_stand_in(sets, out)
+        assert sorted(path.name for path in out.iterdir()) == ["_RUNNING"]
+    run_stand_in(sets, out)
+    assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "manifest.json", "scores"]

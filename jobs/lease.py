@@ -1,0 +1,177 @@
+"""Who writes to an output directory: one run at a time, as a file in it says.
+
+The file is renewed while its run lives. A run that ended without a word is found dead at once on
+its own host, and elsewhere by a file that stays as it is, so that no clocks are compared. Runs that
+got past each other all the same would write the same files: a unit's name and rows are settled.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import JobError, UsageError
+from jobs.storage import Location, read_bytes, write_atomically
+
+logger = logging.getLogger(__name__)
+
+LEASE = "_RUNNING"
+RENEW_EVERY_S = 10.0
+EXPIRES_S = 60.0
+_POLL_EVERY_S = 1.0
+_SETTLE_S = 0.3
+"""Between writing one's own file and reading who won, where two began at the same moment; an object
+store's requests may take that long.
+"""
+_REMOTE_SETTLE_S = 2.0
+
+
+@contextmanager
+def leased(directory: Location) -> Iterator[Callable[[], None]]:
+    """Hold the directory; the yielded function raises JobError once another run has taken it.
+
+    Raises UsageError if a living run holds it, or if it cannot be written.
+    """
+    place = directory.child(LEASE)
+    lease = _Lease(place)
+    _await_free(place, directory)
+    try:
+        lease.write()
+        time.sleep(_SETTLE_S if place.is_local else _REMOTE_SETTLE_S)
+        if not lease.is_ours():
+            raise _refusal(directory, _read(place) or {})
+    except OSError as error:
+        raise UsageError(f"--output {directory} cannot be written: {error}") from error
+    renewer = threading.Thread(target=lease.renew, daemon=True)
+    renewer.start()
+    try:
+        yield lease.check
+    finally:
+        lease.stop.set()
+        renewer.join()
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, place: Location) -> None:
+        self.stop = threading.Event()
+        self._place = place
+        self._is_lost = False
+        self._holder = _ourselves() | {"run": uuid.uuid4().hex, "renewed": 0}
+
+    def write(self) -> None:
+        write_atomically(self._place, json.dumps(self._holder).encode())
+
+    def is_ours(self) -> bool:
+        found = _read(self._place)
+        return found is not None and found.get("run") == self._holder["run"]
+
+    def renew(self) -> None:
+        while not self.stop.wait(RENEW_EVERY_S):
+            try:
+                if not self.is_ours():
+                    self._is_lost = True
+                    return
+                self._holder["renewed"] += 1
+                self.write()
+            except OSError as error:  # storage comes back, or fails the job elsewhere
+                logger.warning("the lease %s could not be renewed: %s", self._place, error)
+
+    def check(self) -> None:
+        if self._is_lost:
+            raise JobError(f"{self._place}: another run has taken over this output")
+
+    def release(self) -> None:
+        try:
+            if self.is_ours():
+                self._place.filesystem.delete_file(self._place.path)
+        except OSError as error:
+            logger.warning("the lease %s could not be removed: %s", self._place, error)
+
+
+def holder_of(directory: Location) -> dict[str, Any] | None:
+    """Who holds the directory, dead or alive: host, pid, since and renewed."""
+    return _read(directory.child(LEASE))
+
+
+def is_known_dead(holder: dict[str, Any]) -> bool:
+    """Whether it was a process of this host that is no more."""
+    ours = _ourselves()
+    if (holder.get("host"), holder.get("boot")) != (ours["host"], ours["boot"]):
+        return False
+    return holder.get("born") != _born(holder.get("pid"))
+
+
+def _await_free(place: Location, directory: Location) -> None:
+    """Raises UsageError as soon as the holder shows that it lives."""
+    first = _read(place)
+    if first is None or is_known_dead(first):
+        return
+    logger.info(f"waiting up to {EXPIRES_S:.0f} s to see if {_described(first)} still lives")
+    deadline = time.monotonic() + EXPIRES_S
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_EVERY_S)
+        now = _read(place)
+        if now is None or is_known_dead(now):
+            return
+        if now != first:
+            raise _refusal(directory, now)
+    logger.info("it does not: going on from what it left")
+
+
+def _refusal(directory: Location, holder: dict[str, Any]) -> UsageError:
+    return UsageError(
+        f"--output {directory} is being written by {_described(holder)}; "
+        "wait for it, stop it, or name another directory"
+    )
+
+
+def _described(holder: dict[str, Any]) -> str:
+    return (
+        f"another run (process {holder.get('pid')} on {holder.get('host')}, "
+        f"since {holder.get('since')})"
+    )
+
+
+def _read(place: Location) -> dict[str, Any] | None:
+    try:
+        if not place.exists():
+            return None
+        return json.loads(read_bytes(place))
+    except ValueError:
+        return {}  # of no run that we know
+    except OSError:
+        if place.exists():
+            raise
+        return None  # it went in between
+
+
+def _ourselves() -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "pid": pid,
+        "born": _born(pid),
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _born(pid: Any) -> str | None:
+    """When a process of this host began, in ticks; None if there is none."""
+    stat = _text(f"/proc/{pid}/stat")
+    return stat.rpartition(")")[2].split()[19] if stat else None
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
