@@ -1,6 +1,7 @@
 """What the CPU stage hands to the scoring actors: prepared pairs, and the rows they are for."""
 
 import pickle
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ class Chunk:
     rows: list[dict[str, Any]] = field(default_factory=list)
     prepared: list[PreparedPairs] = field(default_factory=list)
     size_bytes: int = 0
+    started: float = field(default_factory=time.monotonic)
 
     def add(self, prepared: PreparedPairs) -> None:
         self.prepared.append(prepared)
@@ -28,7 +30,9 @@ class Chunk:
         return self.size_bytes >= CHUNK_BYTES or len(self.rows) >= CHUNK_PAIRS
 
     def table(self, schema: pa.Schema, unit: int, index: int, is_last: bool) -> pa.Table:
-        """One row: unit, chunk, is_last, rows (Arrow IPC) and prepared (pickled sets)."""
+        """One row: unit, chunk, is_last, rows (Arrow IPC), prepared (pickled sets) and the seconds
+        since the chunk was begun.
+        """
         rows = pa.Table.from_pylist(self.rows, schema=schema)
         return pa.table(
             {
@@ -37,5 +41,6 @@ class Chunk:
                 "is_last": pa.array([is_last]),
                 "rows": pa.array([to_ipc(rows)], pa.large_binary()),
                 "prepared": pa.array([pickle.dumps(self.prepared, 5)], pa.large_binary()),
+                "seconds": pa.array([time.monotonic() - self.started]),
             }
         )

@@ -24,6 +24,8 @@ from jobs.inputs import InputOptions
 from jobs.progress import duration
 from jobs.rerank import JobOptions, Summary
 from jobs.rerank import rerank as run_rerank
+from jobs.secrets import redacted
+from jobs.status_cli import status_command, verify_command
 from jobs.units import DEFAULT_UNIT_PAIRS
 from serve.cli import new_key_command, serve_command
 
@@ -37,6 +39,8 @@ app = typer.Typer(
 
 
 app.command()(evaluate)
+app.command("status")(status_command)
+app.command("verify")(verify_command)
 app.command("serve")(serve_command)
 app.command("new-key")(new_key_command)
 
@@ -54,6 +58,7 @@ def bench(context: typer.Context) -> None:
 
 @app.command()
 def rerank(
+    context: typer.Context,
     input: Annotated[
         str | None,
         typer.Argument(
@@ -197,6 +202,7 @@ def rerank(
         gpu_hour_price=gpu_hour_price,
         max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
         pair_timeout_s=pair_timeout_s,
+        command=tuple(context.obj or ()),
     )
     print_summary(run_rerank(options, config), Console())
 
@@ -248,9 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, _interrupt)
-    go_on = f"what is finished is kept, go on with:\n  {shlex.join(['shardrank', *arguments])}"
+    again = redacted(shlex.join(["shardrank", *arguments]))
+    go_on = f"what is finished is kept, go on with:\n  {again}"
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False, obj=arguments)
     except KeyboardInterrupt:
         code = 130
     except UsageError as error:
@@ -269,7 +276,7 @@ _CommandError: Any = typer.BadParameter.__base__
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {redacted(message)}", file=sys.stderr)
     return code
 
 

@@ -5,10 +5,11 @@ Its `job` part is the fingerprint: a directory is gone on with only by the job t
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 from actors.config import RerankerConfig
 from actors.prompt import NULL, SYSTEM
 from jobs.errors import UsageError
-from jobs.inputs import OpenedInput
+from jobs.inputs import InputOptions, OpenedInput
 from jobs.outputs import MANIFEST, Output
+from jobs.secrets import redacted
 from jobs.storage import Location, list_files, read_bytes, write_atomically
 from jobs.tables import DataFile, data_files
 from jobs.units import Plan
@@ -119,6 +121,37 @@ def check_same_job(output: Output, manifest: Manifest, job: Manifest) -> None:
             f"--output {output.directory} belongs to another job: {name} was {_short(before)} "
             f"and is now {_short(now)}; name another directory, or run the command as it was"
         )
+
+
+def check_same_input(output: Output, manifest: Manifest, opened: OpenedInput, plan: Plan) -> None:
+    """Raises UsageError if these are not the units, of the files, that the job read."""
+    job = manifest["job"]
+    before = {name: job[name] for name in ("input", "units_sha256")}
+    now = {"input": _input_files(opened), "units_sha256": plan.fingerprint}
+    differing = _difference(before, json.loads(json.dumps(now)))
+    if differing is not None:
+        name, then, found = differing
+        raise UsageError(
+            f"{output.directory} was made of another input: {name} was {_short(then)} and is now "
+            f"{_short(found)}"
+        )
+
+
+def kept_input(options: InputOptions) -> Manifest:
+    """What the command said about the input, for any working directory and without credentials."""
+    places = ("input", "run", "queries", "corpus")
+    return {
+        name: _absolute(value) if name in places and value is not None else value
+        for name, value in asdict(options).items()
+    }
+
+
+def _absolute(uri: str) -> str:
+    return redacted(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def kept_command(arguments: Sequence[str]) -> Manifest:
+    return {"directory": os.getcwd(), "arguments": [redacted(each) for each in arguments]}
 
 
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

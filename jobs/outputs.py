@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from jobs.documents import DocumentUnit
 from jobs.errors import JobError
 from jobs.inputs import JobInput
-from jobs.scores import UNIT_COLUMNS, VISION_COLUMNS, nested, ranked, score_schema
+from jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema, with_summary
 from jobs.storage import (
     Location,
     list_files,
@@ -28,6 +28,8 @@ from jobs.units import Unit, unit_name
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 TREC_RUN = "run.trec"
+SCORES = "scores"
+RANKINGS = "rankings"
 PARTS = "parts"
 
 
@@ -37,17 +39,17 @@ class Output:
     with_rankings: bool = False
 
     def scores_file(self, unit: Unit) -> Location:
-        return self.directory.child("scores").child(f"{unit_name(unit)}.parquet")
+        return self.directory.child(SCORES).child(f"{unit_name(unit)}.parquet")
 
     def rankings_file(self, unit: Unit) -> Location:
-        return self.directory.child("rankings").child(f"{unit_name(unit)}.parquet")
+        return self.directory.child(RANKINGS).child(f"{unit_name(unit)}.parquet")
 
     def part_file(self, unit: DocumentUnit) -> Location:
         return self.directory.child(PARTS).child(f"{unit_name(unit)}.parquet")
 
     def remaining(self, units: Sequence[Unit]) -> list[Unit]:
         """The units without a score file, by one listing."""
-        done = self._names("scores")
+        done = self._names(SCORES)
         return [unit for unit in units if self.scores_file(unit).name not in done]
 
     def remaining_parts(self, units: Sequence[DocumentUnit]) -> list[DocumentUnit]:
@@ -55,11 +57,15 @@ class Output:
         done = self._names(PARTS)
         return [unit for unit in units if self.part_file(unit).name not in done]
 
+    def strays(self, units: Sequence[Unit]) -> list[str]:
+        """Files among the score files that are no unit's, and would be read with them."""
+        return sorted(self._names(SCORES) - {self.scores_file(unit).name for unit in units})
+
     def _names(self, directory: str) -> set[str]:
         return {place.name for place, _ in list_files(self.directory.child(directory))}
 
     def remove_leftovers(self) -> None:
-        for name in ("scores", "rankings", PARTS):
+        for name in (SCORES, RANKINGS, PARTS):
             remove_leftovers(self.directory.child(name))
 
     def remove_parts(self) -> None:
@@ -87,14 +93,14 @@ class UnitCollector:
                 parts = self._chunks.pop(unit)
                 names = [name for name, _ in UNIT_COLUMNS]
                 rows = pa.concat_tables(parts.values())
-                yield unit, rows.drop_columns([*names, *VISION_COLUMNS])
+                yield unit, rows.drop_columns(names)
 
 
 def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) -> None:
     """Rank a unit's rows and commit them. Doing it twice gives the same files."""
     rows = ranked(rows)
     schema = score_schema(job_input)
-    scores = rows.select(schema.names).cast(schema)
+    scores = with_summary(rows.select(schema.names).cast(schema), rows)
     if output.with_rankings:
         rankings = nested(scores, rows["query_index"].to_numpy())
         write_atomically(output.rankings_file(unit), _to_parquet(rankings))

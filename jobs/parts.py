@@ -20,7 +20,7 @@ from jobs.inputs import JobInput
 from jobs.outputs import Output, write_unit
 from jobs.parquet import open_parquet
 from jobs.reading import pair_row, read_ids
-from jobs.scores import row_schema
+from jobs.scores import row_schema, with_summary
 from jobs.storage import Location, write_atomically
 from jobs.units import PairsUnit
 
@@ -45,12 +45,12 @@ def write_part(
     output: Output, bucket_places: Sequence[int], unit: DocumentUnit, rows: pa.Table
 ) -> None:
     """Commit a unit's rows. bucket_places: the first place of each bucket, and the end."""
-    rows = rows.select(_SCHEMA.names).cast(_SCHEMA).sort_by("place")
-    bounds = np.searchsorted(rows["place"].to_numpy(), bucket_places).tolist()
+    part = with_summary(rows.select(_SCHEMA.names).cast(_SCHEMA).sort_by("place"), rows)
+    bounds = np.searchsorted(part["place"].to_numpy(), bucket_places).tolist()
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, _SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, part.schema, compression="zstd") as writer:
         for low, high in pairwise(bounds):
-            writer.write_table(rows.slice(low, high - low), row_group_size=max(1, high - low))
+            writer.write_table(part.slice(low, high - low), row_group_size=max(1, high - low))
     write_atomically(output.part_file(unit), sink.getvalue())
 
 

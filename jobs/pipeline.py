@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from jobs.errors import JobError
 from jobs.inputs import JobInput
 from jobs.ipc import from_ipc
 from jobs.preparing import prepare_unit
-from jobs.scores import with_lookups, with_scores
+from jobs.scores import with_figures, with_scores
 from jobs.units import Unit
 
 logger = logging.getLogger(__name__)
@@ -75,11 +76,13 @@ class Score:
     def _score(self, batch: pa.Table, index: int) -> pa.Table:
         work = "score", batch["unit"][index].as_py(), batch["chunk"][index].as_py()
         attempt = Attempt(self._log, work)
+        started = time.monotonic()
         rows = from_ipc(batch["rows"][index].as_buffer())
         prepared = pickle.loads(batch["prepared"][index].as_buffer())
         before = self._lookups()
         scored = with_scores(rows, score_pairs(self._scorer, prepared, attempt))
-        scored = with_lookups(scored, _since(before, self._lookups()))
+        seconds = batch["seconds"][index].as_py() + time.monotonic() - started
+        scored = with_figures(scored, [*_since(before, self._lookups()), seconds])
         for name in ("unit", "chunk", "is_last"):
             value = batch[name][index]
             column = pa.array([value.as_py()] * scored.num_rows, value.type)

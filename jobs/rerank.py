@@ -25,6 +25,8 @@ from jobs.manifest import (
     add_lookups,
     check_same_job,
     job_fingerprint,
+    kept_command,
+    kept_input,
     new_manifest,
     read_manifest,
     save_manifest,
@@ -34,6 +36,7 @@ from jobs.outputs import SUCCESS, Output, write_trec_run
 from jobs.scores import lookups_of
 from jobs.storage import Location, write_atomically
 from jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
+from jobs.verify import check_strays
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class JobOptions:
     gpu_hour_price: float | None = None
     max_errors: MaxErrors = MaxErrors()
     pair_timeout_s: float = 300.0
+    command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_actors", "unit_pairs", "gpu_hour_price", "pair_timeout_s"):
@@ -202,6 +206,9 @@ def _run(
         logger.info(f"{len(plan.units)} units, {num_done} done; {actors} on {kind}")
         output.remove_leftovers()
         manifest["num_runs"] += 1
+        manifest["input"] = kept_input(options.input)
+        if options.command:
+            manifest["command"] = kept_command(options.command)
         manifest["num_actors"] = pool.num_actors
         budget = Budget(
             options.max_errors,
@@ -214,6 +221,7 @@ def _run(
             record = _Record(manifest, budget, clock, (check_interruption, check_lease))
             score_remaining(plan, remaining, output, workers, record)
             counts = verify_all(plan, output)
+            check_strays(output, plan)
             check_interruption()
             # Before _SUCCESS: where only some are gone, all score files are there and suffice.
             output.remove_parts()

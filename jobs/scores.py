@@ -1,5 +1,7 @@
 """The score rows: their columns, and how the candidates of a query are ranked."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +15,13 @@ from jobs.inputs import JobInput
 UNIT_COLUMNS = (("unit", pa.int32()), ("chunk", pa.int32()), ("is_last", pa.bool_()))
 """Which chunk of which unit a row belongs to; dropped when the unit is written."""
 
-VISION_COLUMNS = ("vision_hits", "vision_misses")
-"""In a chunk's first row, what the scorer's vision cache had and had not, all null without one;
-dropped when the unit is written.
+FIGURES = (
+    ("vision_hits", pa.int64()),
+    ("vision_misses", pa.int64()),
+    ("seconds", pa.float64()),
+)
+"""In a chunk's first row: what the scorer's vision cache had and had not, null without one, and
+the time that preparing and scoring took. Not among the columns that are written.
 """
 
 PLACE_SCHEMA = pa.schema(
@@ -88,18 +94,32 @@ def with_scores(rows: pa.Table, scores: Sequence[PairScore]) -> pa.Table:
     return scored
 
 
-def with_lookups(scored: pa.Table, lookups: Sequence[int | None]) -> pa.Table:
-    """Add VISION_COLUMNS to a chunk's rows."""
-    for name, value in zip(VISION_COLUMNS, lookups, strict=True):
+def with_figures(scored: pa.Table, figures: Sequence[float | None]) -> pa.Table:
+    """Add FIGURES to a chunk's rows."""
+    for (name, kind), value in zip(FIGURES, figures, strict=True):
         values = [value, *[None] * (scored.num_rows - 1)]
-        scored = scored.append_column(name, pa.array(values[: scored.num_rows], pa.int64()))
+        scored = scored.append_column(name, pa.array(values[: scored.num_rows], kind))
     return scored
 
 
 def lookups_of(scored: pa.Table) -> tuple[int, int] | None:
     """(hits, misses) of the chunks in a table, None where the scorer has no vision cache."""
-    hits, misses = (pc.sum(scored[name]).as_py() for name in VISION_COLUMNS)
+    hits, misses = (pc.sum(scored[name]).as_py() for name in ("vision_hits", "vision_misses"))
     return None if hits is None else (hits, misses)
+
+
+UNIT_KEY = b"shardrank"
+
+
+def with_summary(table: pa.Table, rows: pa.Table) -> pa.Table:
+    """The table as a file of a unit, whose footer says what is in it and how long it took.
+
+    rows: the unit's, with FIGURES where they were measured.
+    """
+    errors = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
+    seconds = pc.sum(rows["seconds"]).as_py() if "seconds" in rows.schema.names else None
+    summary = {"errors": dict(errors), "seconds": None if seconds is None else round(seconds, 3)}
+    return table.replace_schema_metadata({UNIT_KEY: json.dumps(summary)})
 
 
 def ranked(rows: pa.Table) -> pa.Table:

@@ -5,16 +5,21 @@ Reads ids again from the input and from the output, and compares them unit by un
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 
-from jobs.errors import VerificationError
-from jobs.inputs import JobInput
+from jobs.errors import UsageError, VerificationError
+from jobs.inputs import InputOptions, JobInput, open_job_input
+from jobs.manifest import check_same_input, read_manifest
 from jobs.outputs import Output, read_scores
 from jobs.reading import expected_ids
-from jobs.units import Unit
+from jobs.storage import Location
+from jobs.units import Plan, Unit, plan_units, unit_name
 
+_NUM_THREADS = 4
 _COLUMNS = (
     "query_id",
     "doc_id",
@@ -49,6 +54,41 @@ class Counts:
             sum(part.num_tokens for part in parts),
             sum(part.num_visual_tokens for part in parts),
             dict(errors.most_common()),
+        )
+
+
+def verify_output(output: str) -> Counts:
+    """Verify a job's output directory, with nothing but what its manifest says of the input.
+
+    Raises UsageError if the input is no longer what the job read, else VerificationError.
+    """
+    kept = Output(Location.parse(output))
+    manifest = read_manifest(kept)
+    if manifest is None or "input" not in manifest:
+        raise UsageError(f"{kept.directory} has no manifest.json that names the job's input")
+    job = manifest["job"]
+    options = InputOptions(**manifest["input"])
+    opened = open_job_input(replace(options, maps=tuple(options.maps)))
+    plan = plan_units(opened, job["unit_pairs"], job["order"])
+    check_same_input(kept, manifest, opened, plan)
+    missing = kept.remaining(plan.units)
+    if missing:
+        raise VerificationError(
+            f"{kept.directory}: {len(missing)} of {len(plan.units)} units have no score file, the "
+            f"first is {unit_name(missing[0])}; `shardrank status` says how to go on"
+        )
+    check_strays(kept, plan)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return Counts.total(pool.map(partial(verify_unit, plan.input, kept), plan.units))
+
+
+def check_strays(output: Output, plan: Plan) -> None:
+    """Raises VerificationError for files beside the units' own."""
+    strays = output.strays(plan.units)
+    if strays:
+        raise VerificationError(
+            f"{output.directory}/scores has {len(strays)} files that are none of this job's, such "
+            f"as {strays[0]}; move them away"
         )
 
 

@@ -20,7 +20,7 @@ from job_cases import (
 
 from jobs.errors import JobError
 from jobs.outputs import UnitCollector, read_scores, trec_lines, write_trec_run
-from jobs.scores import ranked, with_lookups
+from jobs.scores import FIGURES, ranked, with_figures
 
 
 def rows_to_rank(logits: list[float | None], first_stage: list[int | None]) -> pa.Table:
@@ -69,14 +69,14 @@ def test_a_trec_run_has_every_scored_pair_under_its_ids(tmp_path: Path) -> None:
 def test_a_unit_is_complete_when_its_last_chunk_and_all_before_it_came() -> None:
     def chunk(unit: int, index: int, is_last: bool) -> pa.Table:
         values = {"unit": [unit], "chunk": [index], "is_last": [is_last], "value": [index]}
-        return with_lookups(pa.table(values), (1, 2))
+        return with_figures(pa.table(values), (1, 2, 0.5))
 
     collector = UnitCollector()
     assert not list(collector.add(chunk(1, 2, True)))
     assert not list(collector.add(pa.concat_tables([chunk(1, 0, False), chunk(2, 0, False)])))
     ((unit, rows),) = collector.add(chunk(1, 1, False))
     assert (unit, sorted(rows["value"].to_pylist())) == (1, [0, 1, 2])
-    assert rows.schema.names == ["value"]
+    assert rows.schema.names == ["value", *(name for name, _ in FIGURES)]
 
 
 def test_score_rows_have_the_documented_types(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""What a job did so far, whatever became of it: read from its output directory alone."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import UsageError
+from jobs.lease import holder_of, is_known_dead
+from jobs.manifest import Manifest, read_manifest
+from jobs.outputs import PARTS, SCORES, SUCCESS, Output
+from jobs.scores import UNIT_KEY
+from jobs.storage import Location, list_files, open_input
+
+State = Literal["finished", "running", "stopped"]
+
+_NUM_READERS = 16
+NUM_SLOWEST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFile:
+    """One unit's file as its footer tells; `seconds` of preparing and scoring, if it was scored for
+    this file alone.
+    """
+
+    name: str
+    num_pairs: int
+    errors: Mapping[str, int]
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`parts`: the document-major units that are scored, while they wait to be regrouped."""
+
+    output: str
+    state: State
+    manifest: Manifest
+    holder: Mapping[str, Any] | None
+    num_units: int
+    units: Sequence[UnitFile]
+    parts: Sequence[UnitFile]
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(unit.num_pairs for unit in self.units)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for unit in self.units or self.parts:
+            total.update(unit.errors)
+        return dict(total.most_common())
+
+    @property
+    def slowest(self) -> list[UnitFile]:
+        timed = [unit for unit in (*self.units, *self.parts) if unit.seconds is not None]
+        return sorted(timed, key=lambda unit: -(unit.seconds or 0))[:NUM_SLOWEST]
+
+    @property
+    def command(self) -> tuple[str, Sequence[str]] | None:
+        """(working directory, arguments) of the last run, if it was a command."""
+        kept = self.manifest.get("command")
+        return (kept["directory"], kept["arguments"]) if kept else None
+
+
+def read_status(output: str) -> Status:
+    """Raises UsageError for what is not a job's output."""
+    directory = Location.parse(output)
+    kept = Output(directory)
+    manifest = read_manifest(kept)
+    if manifest is None:
+        raise UsageError(f"{directory} is not the output of a job: it has no manifest.json")
+    holder = holder_of(directory)
+    state: State = "stopped"
+    if directory.child(SUCCESS).exists():
+        state = "finished"
+    elif holder is not None and not is_known_dead(holder):
+        state = "running"
+    return Status(
+        str(directory),
+        state,
+        manifest,
+        holder,
+        manifest["job"]["num_units"],
+        _unit_files(directory.child(SCORES)),
+        _unit_files(directory.child(PARTS)),
+    )
+
+
+def _unit_files(directory: Location) -> list[UnitFile]:
+    places = [place for place, _ in list_files(directory) if place.name.endswith(".parquet")]
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        return list(pool.map(_unit_file, places))
+
+
+def _unit_file(place: Location) -> UnitFile:
+    """Raises UsageError for a file that is no score file."""
+    try:
+        with open_input(place) as stream:
+            footer = pq.ParquetFile(stream).metadata
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(
+            f"{place} cannot be read as Parquet: {error}; delete it and run the job's command again"
+        ) from error
+    summary = json.loads((footer.metadata or {}).get(UNIT_KEY, b"{}"))
+    name = place.name.removesuffix(".parquet")
+    return UnitFile(name, footer.num_rows, summary.get("errors", {}), summary.get("seconds"))
