@@ -4,6 +4,7 @@
 lists of them) and knows nothing about how media are read.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -39,7 +40,7 @@ class Video:
     def __post_init__(self) -> None:
         if (self.source is None) == (self.frames is None):
             raise InvalidContent("a video needs either bytes or a path, or frames")
-        if self.fps is not None and not 0 < self.fps < float("inf"):
+        if self.fps is not None and not 0 < self.fps <= sys.float_info.max:
             raise InvalidContent(f"a video's fps must be above zero, got {self.fps!r}")
 
 
@@ -75,11 +76,7 @@ class Content:
                 f"{field} must be a string, an image or a mapping of text, image and video, "
                 f"got {_kind(value)}"
             )
-        unknown = sorted(str(key) for key in set(value) - {"text", "image", "video"})
-        if unknown:
-            raise InvalidContent(
-                f"{field} has an unknown field {unknown[0]!r}; known fields: text, image, video"
-            )
+        _check_fields(value, ("text", "image", "video"), field)
         return cls(
             texts=_texts(value.get("text"), f"{field}.text"),
             images=_images(value.get("image"), f"{field}.image"),
@@ -149,6 +146,15 @@ def parse_or_error(parse: Any, value: Any, field: str) -> Content | RerankError:
         return parse(value, field)
     except RerankError as error:
         return error
+
+
+def _check_fields(value: Mapping[Any, Any], known: Sequence[str], field: str) -> None:
+    for name in value:
+        if name not in known:
+            what = repr(name) if isinstance(name, str) else f"of the type {_kind(name)}"
+            raise InvalidContent(
+                f"{field} has an unknown field {what}; known fields: {', '.join(known)}"
+            )
 
 
 def _kind(value: Any) -> str:
@@ -245,19 +251,25 @@ def _video(value: Any, field: str) -> Video:
         return Video(frames=_images(list(value), field))
     if not isinstance(value, Mapping):
         return Video(source=_encoded(value, field, "a video"))
-    unknown = sorted(str(key) for key in set(value) - {"bytes", "path", "frames", "fps"})
-    if unknown:
-        raise InvalidContent(
-            f"{field} has an unknown field {unknown[0]!r}; known fields: bytes, path, frames, fps"
-        )
-    fps = value.get("fps")
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float)):
-        raise InvalidContent(f"{field}.fps must be a number, got {_kind(fps)}")
-    if fps is not None and not 0 < fps < float("inf"):
-        raise InvalidContent(f"{field}.fps must be above zero, got {fps!r}")
+    _check_fields(value, ("bytes", "path", "frames", "fps"), field)
+    fps = _fps(value.get("fps"), field)
     encoded = {key: value[key] for key in ("bytes", "path") if value.get(key) is not None}
     if value.get("frames") is not None and not encoded:
         return Video(frames=_images(value["frames"], f"{field}.frames"), fps=fps)
     if value.get("frames") and encoded:
         raise InvalidContent(f"{field} has both a file and frames; give one of them")
     return Video(source=_encoded(encoded or {"path": None}, field, "a video"), fps=fps)
+
+
+def _fps(value: Any, field: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidContent(f"{field}.fps must be a number, got {_kind(value)}")
+    try:
+        fps = float(value)
+    except OverflowError as error:  # an integer of over 308 digits
+        raise InvalidContent(f"{field}.fps must be below infinity") from error
+    if not 0 < fps < float("inf"):
+        raise InvalidContent(f"{field}.fps must be above zero, got {fps!r}")
+    return fps

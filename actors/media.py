@@ -5,11 +5,16 @@ sizes that the model wants.
 """
 
 import io
+import re
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoFile
+from PIL.ImageFile import ImageFile
 
 from actors.data import ImageSource, Video
 from actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
@@ -21,9 +26,17 @@ warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 PILImage.init()  # registers every format; without it Pillow knows the five commonest
-_PROGRAMS_OR_NO_PICTURES = {"EPS", "WMF", "MPEG", "GRIB", "HDF5", "BUFR"}
-_FORMATS = sorted(set(PILImage.OPEN) - _PROGRAMS_OR_NO_PICTURES)
-"""What Pillow decodes by itself: EPS would start Ghostscript."""
+_FORMATS = ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+"""What pictures are kept in. Of the other 30 that Pillow opens some start a program (EPS starts
+Ghostscript), some take seconds for a few bytes (XPM, FITS), and TGA takes nearly anything for one.
+"""
+_PROGRAMS = {"EPS", "WMF", "GRIB", "HDF5", "BUFR", "MPEG"}
+
+_MAX_JPEG_SCANS = 100  # libtiff's limit; for each of a few bytes every pixel is gone through again
+_MAX_JPEG_SEGMENTS = 10_000  # before each that has Exif data, Pillow copies all before it
+_MAX_PPM_COMMENTS = 1_000  # for each, Pillow copies a megabyte
+_JPEG_MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # no stuffing, restart or fill byte
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
 
 
 def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PILImage.Image:
@@ -40,6 +53,7 @@ def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PIL
     try:
         if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on
             return _to_rgb(data, name, max_pixels)
+        _check_work(data, name, max_pixels)
         with PILImage.open(io.BytesIO(data), formats=_FORMATS) as image:
             return _to_rgb(image, name, max_pixels)
     except PILImage.DecompressionBombError as error:
@@ -53,12 +67,12 @@ def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PIL
 
 
 def _to_rgb(image: PILImage.Image, name: str, max_pixels: int) -> PILImage.Image:
-    if not image.width or not image.height:
-        raise ImageDecodeError(f"{name}: has no pixels")
-    if image.width * image.height > max_pixels:
-        raise ImageTooLarge(
-            f"{name}: {image.width} x {image.height} pixels, over the limit of {max_pixels}"
-        )
+    _check_size(image, name, max_pixels)
+    if image.format in _PROGRAMS and isinstance(image, ImageFile) and image.tile:  # not decoded yet
+        raise ImageDecodeError(f"{name}: {image.format} is not decoded: it starts a program")
+    if image.mode == "RGB":
+        image.load()
+        return image
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = PILImage.new("RGB", image.size, (255, 255, 255))
@@ -66,10 +80,60 @@ def _to_rgb(image: PILImage.Image, name: str, max_pixels: int) -> PILImage.Image
     return white
 
 
-def load_frames(
-    video: Video, reader: MediaReader, max_frames: int, max_pixels: int
-) -> list[PILImage.Image]:
-    """The RGB frames of a frame list, thinned to max_frames as the official sample_frames does."""
+def _check_size(image: PILImage.Image, name: str, max_pixels: int) -> None:
+    if not image.width or not image.height:
+        raise ImageDecodeError(f"{name}: has no pixels")
+    if image.width * image.height > max_pixels:
+        raise ImageTooLarge(
+            f"{name}: {image.width} x {image.height} pixels, over the limit of {max_pixels}"
+        )
+
+
+def _check_work(data: bytes, name: str, max_pixels: int) -> None:
+    """Refuses files made to keep Pillow busy: a few of their bytes cost as much as a picture."""
+    if data[:3] == b"\xff\xd8\xff":
+        _check_jpeg(data, name)
+    elif data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > _MAX_PPM_COMMENTS:
+        raise ImageDecodeError(f"{name}: a PPM of over {_MAX_PPM_COMMENTS} comments")
+    elif data[:4] == b"\0\0\1\0":  # an icon is decoded when it is opened
+        first = IcoFile(io.BytesIO(data)).entry[0]
+        with PILImage.open(io.BytesIO(data[first.offset :]), formats=["PNG", "DIB"]) as image:
+            _check_size(image, name, max_pixels)
+
+
+def _check_jpeg(data: bytes, name: str) -> None:
+    place = num_segments = num_scans = 0
+    while marker := _JPEG_MARKER.search(data, place):
+        if marker[1] == _END_OF_IMAGE:
+            return
+        num_segments += 1
+        num_scans += marker[1] == _START_OF_SCAN
+        if num_scans > _MAX_JPEG_SCANS or num_segments > _MAX_JPEG_SEGMENTS:
+            raise ImageDecodeError(
+                f"{name}: a JPEG of over {_MAX_JPEG_SCANS} scans or {_MAX_JPEG_SEGMENTS} segments"
+            )
+        length = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        place = marker.end() + max(2, length)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameList:
+    """RGB frames of a list, each decoded when it is reached: all of them may not fit in memory."""
+
+    sources: tuple[ImageSource, ...]
+    reader: MediaReader
+    max_pixels: int
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __iter__(self) -> Iterator[PILImage.Image]:
+        for source in self.sources:
+            yield load_image(source, self.reader, self.max_pixels)
+
+
+def load_frames(video: Video, reader: MediaReader, max_frames: int, max_pixels: int) -> FrameList:
+    """The frames of a frame list, thinned to max_frames as the official sample_frames does."""
     assert video.frames is not None
     if not video.frames:
         raise VideoTooShort("a video's list of frames is empty")
@@ -77,4 +141,4 @@ def load_frames(
     if len(chosen) > max_frames:
         kept = np.linspace(0, len(chosen) - 1, max_frames, dtype=int)
         chosen = tuple(chosen[index] for index in kept)
-    return [load_image(frame, reader, max_pixels) for frame in chosen]
+    return FrameList(chosen, reader, max_pixels)

@@ -5,14 +5,15 @@ in pixels; a token covers 32 x 32 of them (patches of 16, merged 2 x 2).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 
 from actors.config import QueryOptions
-from actors.errors import AspectRatio
+from actors.errors import AspectRatio, ImageTooLarge
 
 PATCH_SIZE = 16
 MERGE_SIZE = 2
@@ -23,8 +24,17 @@ MAX_FRAME_LIST_PIXELS = 16_384 * (2 * FACTOR) ** 2
 MIN_FRAME_LIST_PIXELS = 4 * (2 * FACTOR) ** 2
 MODEL_PIXELS = 0.9 * 128_000 * FACTOR**2
 """qwen_vl_utils 0.0.14: all frames of a file together, where total_pixels is not given."""
+MAX_RESIZED_PIXELS = 178_956_970
+"""Of one image, or of all frames of a video: more than any model reads. Only a query's own options
+can ask for so much.
+"""
 
-_FRAMES_AT_ONCE = 4
+
+class Frames(Protocol):
+    """Frames of a list, each decoded when it is reached: all of them may not fit in memory."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[PILImage.Image]: ...
 
 
 def smart_resize(
@@ -63,64 +73,85 @@ def image_pixels(image: PILImage.Image, options: QueryOptions) -> np.ndarray:
     height, width = smart_resize(
         image.height, image.width, FACTOR, options.image_min_pixels, options.image_max_pixels
     )
+    _check_resized((height, width))
     return np.asarray(image.resize((width, height), PILImage.Resampling.BICUBIC))[None]
 
 
-def frame_list_pixels(frames: Sequence[PILImage.Image], options: QueryOptions) -> np.ndarray:
+def frame_list_pixels(frames: Frames, options: QueryOptions) -> np.ndarray:
     """(T, H, W, 3) uint8 of a video given as RGB frames, T even (the last one is repeated).
 
-    Two resizes, as the official scorer does: each frame by PIL with twice the factor, then all
-    frames, under the total limit, by torch. Raises AspectRatio, also where sizes differ.
+    Two resizes, as the official scorer does: by PIL with twice the factor, then, under the total
+    limit, by torch. Raises AspectRatio, also where sizes differ.
     """
-    assert options.video_min_pixels is not None and options.video_total_pixels is not None
-    first = [
-        frame.resize(
-            smart_resize(
-                frame.height,
-                frame.width,
-                2 * FACTOR,
-                min(MIN_FRAME_LIST_PIXELS, options.video_min_pixels),
-                MAX_FRAME_LIST_PIXELS,
-            )[::-1],
-            PILImage.Resampling.BICUBIC,
-        )
-        for frame in frames
-    ]
-    sizes = {frame.size for frame in first}
-    if len(sizes) > 1:
-        raise AspectRatio(f"the frames of one video must have one size, got {sorted(sizes)}")
-    first += first[-1:] * (len(first) % TEMPORAL_PATCH_SIZE)
-    stacked = np.stack([np.asarray(frame) for frame in first])
-    return _resize_frames(stacked, options, float(options.video_total_pixels))
+    assert options.video_total_pixels is not None
+    num_frames = len(frames) + len(frames) % TEMPORAL_PATCH_SIZE
+    total_pixels = float(options.video_total_pixels)
+    sizes = set()
+    resized = []
+    for frame in frames:
+        first = _first_resize(frame, options)
+        sizes.add(first.size)
+        if len(sizes) > 1:
+            raise AspectRatio(f"the frames of one video must have one size, got {sorted(sizes)}")
+        resized.append(_resize_frames(np.asarray(first)[None], num_frames, options, total_pixels))
+    resized += resized[-1:] * (len(frames) % TEMPORAL_PATCH_SIZE)
+    return np.concatenate(resized)
 
 
-def video_file_pixels(frames: np.ndarray, options: QueryOptions) -> np.ndarray:
-    """(T, H, W, 3) uint8 of frames sampled from a file, (T, H0, W0, 3) uint8 with T even."""
-    return _resize_frames(frames, options, MODEL_PIXELS)
+def _first_resize(frame: PILImage.Image, options: QueryOptions) -> PILImage.Image:
+    assert options.video_min_pixels is not None
+    min_pixels = min(MIN_FRAME_LIST_PIXELS, options.video_min_pixels)
+    height, width = smart_resize(
+        frame.height, frame.width, 2 * FACTOR, min_pixels, MAX_FRAME_LIST_PIXELS
+    )
+    return frame.resize((width, height), PILImage.Resampling.BICUBIC)
 
 
-def _resize_frames(frames: np.ndarray, options: QueryOptions, total_pixels: float) -> np.ndarray:
+def video_file_pixels(
+    frames: np.ndarray, options: QueryOptions, num_frames: int | None = None
+) -> np.ndarray:
+    """(T, H, W, 3) uint8 of frames sampled from a file, (T, H0, W0, 3) uint8.
+
+    num_frames: how many there are in all, an even number, where these are some of them.
+    """
+    return _resize_frames(frames, num_frames or len(frames), options, MODEL_PIXELS)
+
+
+def _resize_frames(
+    frames: np.ndarray, num_frames: int, options: QueryOptions, total_pixels: float
+) -> np.ndarray:
     assert options.video_min_pixels is not None and options.video_max_pixels is not None
-    num_frames, height, width, _ = frames.shape
+    height, width = frames.shape[1:3]
     share = total_pixels / num_frames * TEMPORAL_PATCH_SIZE
     max_pixels = max(min(options.video_max_pixels, share), int(options.video_min_pixels * 1.05))
     size = smart_resize(height, width, FACTOR, options.video_min_pixels, max_pixels)
+    _check_resized(size, num_frames)
     if size == (height, width):
         return frames
-    resized = np.empty((num_frames, *size, 3), dtype=np.uint8)
-    for start in range(0, num_frames, _FRAMES_AT_ONCE):
-        chunk = slice(start, start + _FRAMES_AT_ONCE)
-        resized[chunk] = _antialiased_bicubic(frames[chunk], size)
+    resized = np.empty((len(frames), *size, 3), dtype=np.uint8)
+    for index, channel in np.ndindex(len(frames), 3):
+        resized[index, ..., channel] = _antialiased_bicubic(frames[index, ..., channel], size)
     return resized
 
 
-def _antialiased_bicubic(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """torchvision's resize of uint8 frames: in float32, clamped, rounded half to even."""
-    planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+def _check_resized(size: tuple[int, int], num_frames: int = 1) -> None:
+    height, width = size
+    if num_frames * height * width > MAX_RESIZED_PIXELS:
+        raise ImageTooLarge(
+            f"{num_frames} x {width} x {height} pixels after resizing, over the limit of "
+            f"{MAX_RESIZED_PIXELS}: the query's options ask for too many"
+        )
+
+
+def _antialiased_bicubic(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """torchvision's resize of uint8 frames, of one channel: in float32, clamped, rounded half to
+    even.
+    """
+    floats = torch.from_numpy(plane.astype(np.float32))[None, None]
     resized = torch.nn.functional.interpolate(
-        planes, size=size, mode="bicubic", align_corners=False, antialias=True
+        floats, size=size, mode="bicubic", align_corners=False, antialias=True
     )
-    return resized.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return resized.clamp_(0, 255).round_().to(torch.uint8)[0, 0].numpy()
 
 
 def frame_pairs(frames: np.ndarray) -> Iterator[np.ndarray]:

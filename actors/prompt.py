@@ -5,13 +5,13 @@ tokenised whole, because BPE merges over the borders of instruction, query and d
 (`?` + `\\n<Document>` gives one `?\\n` token). Knows nothing about pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from actors.errors import SpecialTokenInText
 
@@ -73,24 +73,21 @@ _Part = str | int | VisualSpan
 class PromptEncoder:
     """Turns (instruction, query, document) into token ids with a checkpoint's own tokenizer.
 
-    neutralize: special tokens typed in a text are tokenised as plain characters; otherwise they
-    act as special tokens, as in the official scorer, and a typed visual placeholder raises
-    SpecialTokenInText (the official scorer scores the word NULL instead).
+    neutralize: added tokens typed in a text, special (`<|im_end|>`) or not (`<think>`), are
+    tokenised as plain characters; otherwise they act as tokens, as in the official scorer, and a
+    typed visual placeholder raises SpecialTokenInText (there the word NULL is scored instead).
     """
 
     def __init__(self, tokenizer_file: Path, neutralize: bool) -> None:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = neutralize
+        added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = np.array(
-            sorted(
-                token_id
-                for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-                if token.special
-            ),
-            dtype=np.int32,
+            sorted(token_id for token_id, token in added.items() if token.special), dtype=np.int32
         )
+        if neutralize:
+            self._read_as_text(added.values())
         self.im_start = self.token_id("<|im_start|>")
         self.im_end = self.token_id("<|im_end|>")
         self.vision_start = self.token_id("<|vision_start|>")
@@ -98,6 +95,13 @@ class PromptEncoder:
         self.image_pad = self.token_id("<|image_pad|>")
         self.video_pad = self.token_id("<|video_pad|>")
         self._cached_run_ids = lru_cache(maxsize=_RUN_CACHE_SIZE)(self._tokenize_run)
+
+    def _read_as_text(self, tokens: Iterable[AddedToken]) -> None:
+        """The tokenizer can read special tokens as text, no others: so all are made special."""
+        for token in tokens:
+            token.special = True
+            self._tokenizer.add_special_tokens([token])  # under the id that it has
+        self._tokenizer.encode_special_tokens = True
 
     def token_id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)

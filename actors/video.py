@@ -7,7 +7,7 @@ elsewhere. Every failure is a MediaError with a sentence.
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,8 @@ from actors.fetch import MediaReader, name_of
 
 MIN_FRAMES = 4
 _EVEN = 2
+_PIXELS_AT_ONCE = 1 << 27
+"""Decoded before they are resized: 64 frames of full HD, one of the largest."""
 
 _PROBED_BYTES = 1 << 20  # FFmpeg's probe looks no further (PROBE_BUF_MAX)
 _CONTAINERS = re.compile(
@@ -48,7 +50,7 @@ would find `<MPD`, in one case or the other, in the data of one honest video in 
 
 @dataclass(frozen=True, slots=True)
 class SampledVideo:
-    """Frames of a video file and the time of each in seconds."""
+    """Frames of a video file, as resized, and the time of each in seconds."""
 
     frames: np.ndarray  # (T, H, W, 3) uint8, T even
     times_s: list[float]
@@ -58,7 +60,17 @@ class _OpenVideo(Protocol):
     num_frames: int
     fps: float
 
-    def frames(self, indices: Sequence[int], max_pixels: int) -> np.ndarray: ...
+    def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
+        """(t, H, W, 3) uint8, some frames after the other, so that not all are held at once."""
+        ...
+
+
+Resize = Callable[[np.ndarray, int], np.ndarray]
+"""Some of a video's frames (t, H0, W0, 3) uint8 and the number of all to (t, H, W, 3)."""
+
+
+def _as_decoded(frames: np.ndarray, num_frames: int) -> np.ndarray:
+    return frames
 
 
 def load_video(
@@ -69,6 +81,7 @@ def load_video(
     max_pixels: int,
     name: str | None = None,
     max_seconds: float | None = None,
+    resize: Resize = _as_decoded,
 ) -> SampledVideo:
     """Sample a video file at `fps` (its own fps first), at most max_frames, an even number.
 
@@ -95,7 +108,9 @@ def load_video(
             raise VideoTooShort(
                 f"{name}: {opened.num_frames} frames, at most {max_frames} wanted: fewer than two"
             )
-        frames = opened.frames(indices, max_pixels)
+        frames = np.concatenate(
+            [resize(some, len(indices)) for some in opened.frames(indices, max_pixels)]
+        )
     except MediaError as error:
         raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
     except Exception as error:  # the decoders raise many kinds on damaged files
@@ -169,10 +184,15 @@ class _DecordVideo:
         self.num_frames = len(self._reader)
         self.fps = float(self._reader.get_avg_fps())
 
-    def frames(self, indices: Sequence[int], max_pixels: int) -> np.ndarray:
+    def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
         height, width, _ = self._reader[0].shape
         _check_size(height, width, max_pixels)
-        return self._reader.get_batch(list(indices)).asnumpy()
+        at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+        for start in range(0, len(indices), at_once):
+            frames = self._reader.get_batch(list(indices[start : start + at_once])).asnumpy()
+            if start + at_once < len(indices):
+                self._reader.seek(0)  # or it would decode ahead, without bound, until it is asked
+            yield frames
 
 
 class _PyAvVideo:
@@ -194,17 +214,17 @@ class _PyAvVideo:
             raise VideoDecodeError("has no video stream")
         return container.streams.video[0]
 
-    def frames(self, indices: Sequence[int], max_pixels: int) -> np.ndarray:
-        wanted = set(indices)
-        read: dict[int, np.ndarray] = {}
+    def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
+        """Indices ascend; one that is asked for twice comes twice."""
+        remaining = list(reversed(indices))
         with self._container() as container:
             stream = self._stream(container)
             _check_size(stream.height, stream.width, max_pixels)
             for index, frame in enumerate(container.decode(stream)):
-                if index in wanted:
-                    read[index] = frame.to_ndarray(format="rgb24")
-                if len(read) == len(wanted):
-                    break
-        if len(read) < len(wanted):
-            raise VideoDecodeError(f"only {len(read)} of {len(wanted)} sampled frames decode")
-        return np.stack([read[index] for index in indices])
+                _check_size(frame.height, frame.width, max_pixels)
+                while remaining and remaining[-1] == index:
+                    remaining.pop()
+                    yield frame.to_ndarray(format="rgb24")[None]
+                if not remaining:
+                    return
+        raise VideoDecodeError(f"{len(remaining)} of {len(indices)} sampled frames do not decode")

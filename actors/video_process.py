@@ -29,6 +29,12 @@ TIMEOUT_S = 300.0
 MAX_PROCESSES = 4
 """Of one Preprocessor. One thread alone never starts a second."""
 
+_MIN_BYTES = 4 << 30
+_BYTES_PER_PIXEL = 32
+"""What decoding one file may take, by the pixels that a frame may have: decord decodes ahead of
+what it is asked for, and FFmpeg keeps up to 16 frames that later ones refer to.
+"""
+
 _STARTUP = "import sys; from actors.video_process import serve; serve(int(sys.argv[1]))"
 
 
@@ -170,12 +176,32 @@ def serve(handle: int) -> None:
     """The child: answer requests until the parent is gone."""
     connection = Connection(handle)
     reader = MediaReader()
+    at_start = _data_bytes()
     while True:
         try:
             request = connection.recv()
         except EOFError:
             return
+        _limit_memory(at_start + max(_MIN_BYTES, _BYTES_PER_PIXEL * request.max_pixels))
         connection.send(_answer(request, reader))
+
+
+def _data_bytes() -> int:
+    """What _limit_memory limits, as of now; Linux alone counts it."""
+    if sys.platform != "linux":
+        return 0
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _limit_memory(size_bytes: int) -> None:
+    """Beyond it allocations fail, of which the decoder dies: sooner it than the whole machine."""
+    if sys.platform == "linux":
+        import resource  # no such module on Windows
+
+        _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
+        within = size_bytes if hardest == resource.RLIM_INFINITY else min(size_bytes, hardest)
+        resource.setrlimit(resource.RLIMIT_DATA, (within, hardest))
 
 
 def _answer(request: _Request, reader: MediaReader) -> tuple[np.ndarray, list[float]] | RerankError:
@@ -190,7 +216,8 @@ def _answer(request: _Request, reader: MediaReader) -> tuple[np.ndarray, list[fl
             request.max_pixels,
             request.name,
             request.max_seconds,
+            lambda frames, num_frames: video_file_pixels(frames, options, num_frames),
         )
-        return video_file_pixels(sampled.frames, options), sampled.times_s
+        return sampled.frames, sampled.times_s
     except RerankError as error:
         return error

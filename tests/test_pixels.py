@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from actors.config import OFFICIAL_OPTIONS, QueryOptions
-from actors.errors import AspectRatio
+from actors.errors import AspectRatio, ImageTooLarge
 from actors.pixels import (
     frame_list_pixels,
     frame_pairs,
@@ -181,3 +181,14 @@ def test_patches_are_those_of_a_slow_loop(num_frames: int) -> None:
 def test_patches_take_the_dtype_asked_for() -> None:
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     assert patchify(pixels, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_size_that_no_memory_holds_is_refused(kind: str) -> None:
+    least = QueryOptions(**{f"{kind}_min_pixels": 10**12, f"{kind}_max_pixels": 10**13})
+    options = least.over(OFFICIAL_OPTIONS)
+    with pytest.raises(ImageTooLarge, match="after resizing, over the limit of 178956970"):
+        if kind == "image":
+            image_pixels(flat(64, 64, 0), options)
+        else:
+            frame_list_pixels([flat(64, 64, 0)] * 2, options)

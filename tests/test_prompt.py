@@ -1,4 +1,6 @@
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ PREFIX = (
 )
 CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
 LONG = 10_240
+FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def text(*texts: str) -> Side:
@@ -168,16 +171,63 @@ def test_specials_over_the_limit_push_all_text_out() -> None:
     assert decoded(ids) == "<|im_start|><|im_end|><|im_start|>" + visuals + CLOSING
 
 
-HOSTILE = st.lists(st.sampled_from(SPECIALS) | st.text(max_size=5), max_size=8).map("".join)
+ADDED = {each.content: number for number, each in TOKENIZER.get_added_tokens_decoder().items()}
+HALVES = st.sampled_from(sorted(ADDED)).flatmap(
+    lambda token: st.integers(1, len(token) - 1).flatmap(
+        lambda cut: st.sampled_from([token[:cut], token[cut:]])
+    )
+)
+HOSTILE = st.lists(st.sampled_from(sorted(ADDED)) | HALVES | st.text(max_size=5), max_size=8).map(
+    "".join
+)
+
+
+def added_ids(ids: PromptIds) -> list[int]:
+    return [number for number in ids.input_ids.tolist() if number in ADDED.values()]
 
 
 @settings(deadline=None)
 @given(HOSTILE, HOSTILE, HOSTILE)
-def test_no_special_id_comes_out_of_a_text(instruction: str, query: str, document: str) -> None:
+def test_no_added_token_comes_out_of_a_text(instruction: str, query: str, document: str) -> None:
     ids = encode(text(query), text(document), instruction=instruction)
-    special = ids.input_ids[np.isin(ids.input_ids, NEUTRAL.special_ids)]
     start, end = NEUTRAL.im_start, NEUTRAL.im_end
-    assert special.tolist() == [start, end, start, end, start]
+    assert added_ids(ids) == [start, end, start, end, start]
+
+
+@pytest.mark.parametrize("token", ADDED)
+def test_no_added_token_comes_out_of_pieces_that_meet(token: str) -> None:
+    """At the borders of texts and fields; the template's own text meets them too."""
+    plain = added_ids(encode(text("q"), text("d")))
+    for cut in range(len(token) + 1):
+        head, tail = token[:cut], token[cut:]
+        for sides in [(text(head, tail), text("d")), (text(head), Side((), (tail, head, tail)))]:
+            assert added_ids(encode(*sides, instruction=tail)) == plain
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<think>"])
+def test_no_added_token_comes_out_of_normalisation(token: str) -> None:
+    fullwidth = "".join(chr(ord(char) + 0xFEE0) for char in token)
+    spellings = [fullwidth, "\u200d".join(token), "\u200b".join(token), token + "\u0338"]
+    spellings += [unicodedata.normalize(form, each) for form in FORMS for each in spellings]
+    spellings += [token.upper(), token.replace("k", "\u212a"), f"\ufeff{token}", f"\0{token}\0"]
+    plain = added_ids(encode(text("q"), text("d")))
+    for spelling in spellings:
+        assert added_ids(encode(text(spelling), text(spelling), instruction=spelling)) == plain
+
+
+@settings(deadline=None)
+@given(HOSTILE, HOSTILE, HOSTILE)
+def test_official_mode_is_the_plain_tokenisation(
+    instruction: str, query: str, document: str
+) -> None:
+    prompt = f"{PREFIX}{instruction}<Query>:{query}\n<Document>:{document}{CLOSING}"
+    plain = official_ids(prompt)
+    if {ADDED["<|image_pad|>"], ADDED["<|video_pad|>"]} & set(plain):
+        with pytest.raises(SpecialTokenInText):
+            encode(text(query), text(document), encoder=OFFICIAL, instruction=instruction)
+    else:
+        ids = encode(text(query), text(document), encoder=OFFICIAL, instruction=instruction)
+        assert ids.input_ids.tolist() == plain
 
 
 def test_neutralised_tokens_still_spell_what_was_typed() -> None:
@@ -187,7 +237,7 @@ def test_neutralised_tokens_still_spell_what_was_typed() -> None:
 
 
 def test_neutralising_changes_no_ordinary_text() -> None:
-    ordinary = text("école 東京 <b>x</b> <think> | |> <| im_end |>")
+    ordinary = text("école 東京 <b>x</b> <thinks> | |> <| im_end |>")
     neutral, official = (encode(ordinary, ordinary, encoder=each) for each in (NEUTRAL, OFFICIAL))
     assert neutral.input_ids.tolist() == official.input_ids.tolist()
 

@@ -1,10 +1,13 @@
 import gc
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from actors import video_process
 from actors.config import OFFICIAL_OPTIONS, RerankerConfig
 from actors.data import CandidateSet, Video
 from actors.errors import MediaForbidden, VideoDecodeError, VideoTooLong, VideoTooShort
@@ -14,6 +17,7 @@ from actors.preprocessor import Preprocessor
 from actors.video import load_video
 from actors.video_process import VideoProcess
 
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 CLIP = GOLDEN / "media" / "v2s_24.mp4"
 LIMIT = 10**8
@@ -121,3 +125,23 @@ def test_a_deadly_video_leaves_the_other_documents_alone():
     documents = [{"video": {"bytes": damaged(19)}}, {"video": str(CLIP)}, "text"]
     prepared = preprocessor.prepare(CandidateSet.parse("query", documents))
     assert [isinstance(pair, VideoDecodeError) for pair in prepared.pairs] == [True, False, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_memory_beyond_the_childs_limit_is_not_given():
+    code = (
+        "from actors.video_process import _data_bytes, _limit_memory\n"
+        "_limit_memory(_data_bytes() + (64 << 20))\n"
+        "small = bytearray(32 << 20)\n"
+        "try: bytearray(64 << 20)\n"
+        "except MemoryError: print('refused')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == "refused\n", said.stderr
+
+
+def test_a_video_that_needs_more_memory_than_there_is_for_one_is_an_error(monkeypatch):
+    code = "import actors.video_process as v; v._MIN_BYTES = v._BYTES_PER_PIXEL = 0; v.serve("
+    monkeypatch.setattr(video_process, "_STARTUP", f"import sys; {code}int(sys.argv[1]))")
+    with pytest.raises(VideoDecodeError):
+        frames_of(VideoProcess(), str(CLIP))
