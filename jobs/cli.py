@@ -146,6 +146,13 @@ def rerank(
             "default: 1% of the pairs, or 100 if that is more"
         ),
     ] = None,
+    retry_errors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Score again the finished units with a row that failed of this error code, such "
+            "as media_unreachable; `all`: of any"
+        ),
+    ] = None,
     pair_timeout_s: Annotated[
         float,
         typer.Option(help="Seconds that reading and decoding one pair may take"),
@@ -202,6 +209,7 @@ def rerank(
         gpu_hour_price=gpu_hour_price,
         max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
         pair_timeout_s=pair_timeout_s,
+        retry_errors=tuple(retry_errors or ()),
         command=tuple(context.obj or ()),
     )
     print_summary(run_rerank(options, config), Console())

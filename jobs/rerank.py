@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,8 +32,9 @@ from jobs.manifest import (
     save_manifest,
 )
 from jobs.order import WantedOrder
-from jobs.outputs import SUCCESS, Output, write_trec_run
+from jobs.outputs import SCORES, SUCCESS, Output, write_trec_run
 from jobs.scores import lookups_of
+from jobs.status import UnitFile, unit_files
 from jobs.storage import Location, write_atomically
 from jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
 from jobs.verify import check_strays
@@ -41,6 +42,7 @@ from jobs.verify import check_strays
 logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
+ALL_ERRORS = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class JobOptions:
     gpu_hour_price: float | None = None
     max_errors: MaxErrors = MaxErrors()
     pair_timeout_s: float = 300.0
+    retry_errors: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,7 +92,8 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
     plan, job = _plan(options, config)
     if manifest is not None:
         check_same_job(output, manifest, job)
-    was_finished = manifest is not None and output.directory.child(SUCCESS).exists()
+    failed = _failed_units(output, options.retry_errors)
+    was_finished = not failed and manifest is not None and output.directory.child(SUCCESS).exists()
     if manifest is None:
         manifest = new_manifest(job, config)
     logger.info(plan.choice)
@@ -100,6 +104,8 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
             if begun is not None:  # perhaps by another run, while this one planned or waited
                 check_same_job(output, begun, job)
                 manifest = begun
+            if failed:
+                _forget(output, manifest, failed)
             _run(options, config, engine or _own_engine(), plan, output, manifest, check_lease)
             _finish(output, manifest)
     trec_run = str(write_trec_run(output, plan.units)) if options.with_trec_run else None
@@ -107,6 +113,33 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
     if measures:
         save_manifest(output, manifest | {"measures": measures})
     return Summary(str(output.directory), manifest, was_finished, trec_run, measures)
+
+
+def _failed_units(output: Output, codes: Sequence[str]) -> list[UnitFile]:
+    """The finished units with a row that failed of one of the codes."""
+    files = unit_files(output.directory.child(SCORES)) if codes else []
+    return [
+        file
+        for file in files
+        if file.errors and (ALL_ERRORS in codes or not file.errors.keys().isdisjoint(codes))
+    ]
+
+
+def _forget(output: Output, manifest: Manifest, failed: Sequence[UnitFile]) -> None:
+    """The job is no longer finished, and these units are to be scored again."""
+    logger.info(f"scoring {len(failed)} units again for their errors")
+    manifest["status"] = "running"
+    errors: Counter[str] = Counter(manifest.get("errors", {}))
+    for file in failed:
+        errors.subtract(file.errors)
+    manifest["errors"] = {code: num for code, num in errors.most_common() if num > 0}
+    save_manifest(output, manifest)
+    for place in (
+        output.directory.child(SUCCESS),
+        *(output.directory.child(SCORES).child(f"{file.name}.parquet") for file in failed),
+    ):
+        if place.exists():
+            place.filesystem.delete_file(place.path)
 
 
 def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:

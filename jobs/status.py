@@ -89,12 +89,13 @@ def read_status(output: str) -> Status:
         manifest,
         holder,
         manifest["job"]["num_units"],
-        _unit_files(directory.child(SCORES)),
-        _unit_files(directory.child(PARTS)),
+        unit_files(directory.child(SCORES)),
+        unit_files(directory.child(PARTS)),
     )
 
 
-def _unit_files(directory: Location) -> list[UnitFile]:
+def unit_files(directory: Location) -> list[UnitFile]:
+    """By their footers alone. Raises UsageError that names one that cannot be read."""
     places = [place for place, _ in list_files(directory) if place.name.endswith(".parquet")]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         return list(pool.map(_unit_file, places))

@@ -1,10 +1,12 @@
 """The job on a real local Ray: with a stand-in scorer, and with the real engine on tests/golden."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ import standin
 from engine import GOLDEN, TINY, golden_cases
 from job_cases import (
     MEDIA,
+    image,
     plan_of,
     run_inline,
     score_rows,
@@ -359,3 +362,30 @@ def test_a_second_run_of_a_running_job_is_refused_and_costs_the_first_nothing(
         assert sorted(path.name for path in out.iterdir()) == ["_RUNNING"]
     run_stand_in(sets, out)
     assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "manifest.json", "scores"]
+
+
+def test_units_with_errors_are_scored_again_on_request(tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    rows = text_rows(9, 4)
+    for query in (1, 8):
+        rows[query]["candidates"][2]["doc"] = image(None, f"page-{query}.png")
+    sets = write_sets(tmp_path / "sets.parquet", rows, row_group_size=3)
+    config = replace(CONFIG, media_root=str(pages))
+    out = tmp_path / "out"
+
+    def run(*codes: str) -> Summary:
+        job = JobOptions(str(out), InputOptions(sets), unit_pairs=12, retry_errors=codes)
+        return rerank(job, config)
+
+    assert run().manifest["errors"] == {"media_not_found": 2}
+    written = mtimes(out)
+    assert run("image_decode").was_finished and mtimes(out) == written
+    shutil.copy(GOLDEN / "media" / "fr0.png", pages / "page-1.png")
+    summary = run("media_not_found")
+    assert not summary.was_finished and summary.manifest["errors"] == {"media_not_found": 1}
+    changed = {name for name, mtime in mtimes(out).items() if written[name] != mtime}
+    assert changed == {"part-000000.parquet", "part-000002.parquet"}
+    shutil.copy(GOLDEN / "media" / "fr0.png", pages / "page-8.png")
+    assert run("all").manifest["errors"] == {}
+    assert run("all").was_finished
