@@ -89,6 +89,10 @@ def rerank(
             help="Fetch media over http(s) too, from public addresses only; else such rows fail",
         ),
     ] = False,
+    allow_network: Annotated[
+        list[str] | None,
+        typer.Option(help="With --web-media: a network (CIDR) that may be fetched from too"),
+    ] = None,
     rankings: Annotated[bool, typer.Option(help="Also one nested row a query")] = False,
     trec_run: Annotated[bool, typer.Option(help="Also run.trec, a TREC run")] = False,
     qrels: Annotated[str | None, typer.Option(help="Judgements: measure the result")] = None,
@@ -191,7 +195,7 @@ def rerank(
             quantization=quantization,
             compile=compile,
             media_root=media_root,
-            web_media=WebMedia() if web_media else None,
+            web_media=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
