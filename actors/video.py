@@ -224,7 +224,14 @@ class _PyAvVideo:
                 _check_size(frame.height, frame.width, max_pixels)
                 while remaining and remaining[-1] == index:
                     remaining.pop()
-                    yield frame.to_ndarray(format="rgb24")[None]
+                    yield _upright(frame)[None]
                 if not remaining:
                     return
         raise VideoDecodeError(f"{len(remaining)} of {len(indices)} sampled frames do not decode")
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """Turned as the file says, which decord does by itself: phones turn their videos so."""
+    quarters = getattr(frame, "rotation", 0) / 90  # not every PyAV 14 tells it
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.rot90(pixels, int(quarters)) if quarters.is_integer() else pixels

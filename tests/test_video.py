@@ -1,3 +1,5 @@
+import math
+import struct
 import subprocess
 import sys
 import threading
@@ -94,6 +96,22 @@ def test_both_readers_see_the_same_video(path: Path) -> None:
     assert difference.mean() < 0.5 and difference.max() <= 4
 
 
+@pytest.mark.parametrize("angle", [0, 90, 180, 270, 45])
+def test_both_readers_turn_a_video_as_it_says(tmp_path: Path, angle: int) -> None:
+    pytest.importorskip("decord")
+    path = made(tmp_path / "a.mp4", 4, size=320, marked=True)
+    data = bytearray(path.read_bytes())
+    radians = math.radians(angle)
+    cosine, sine = (round(65_536 * part(radians)) for part in (math.cos, math.sin))
+    matrix = struct.pack(">9i", cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 30)
+    place = data.index(b"tkhd") + 44
+    data[place : place + len(matrix)] = matrix
+    decord, pyav = read(_DecordVideo(bytes(data)), [0, 2]), read(_PyAvVideo(bytes(data)), [0, 2])
+    assert np.abs(decord.astype(int) - pyav.astype(int)).max() <= 4
+    corner = {90: (0, -1), 180: (-1, -1), 270: (-1, 0)}.get(angle, (0, 0))
+    assert pyav[0][corner].min() > 200
+
+
 def test_the_limit_of_frames_is_kept() -> None:
     assert len(load(str(MEDIA / "v9s_10.mp4"), max_frames=4).times_s) == 4
 
@@ -102,14 +120,18 @@ def test_a_file_of_three_frames_gives_two() -> None:
     assert load(str(MEDIA / "v_short3.mp4")).frames.shape == (2, 96, 96, 3)
 
 
-def made(path: Path, num_frames: int, codec: str = "mpeg4", size: int = 64) -> Path:
-    """A video file written by PyAV, its frames brighter and brighter."""
+def made(
+    path: Path, num_frames: int, codec: str = "mpeg4", size: int = 64, marked: bool = False
+) -> Path:
+    """A video file written by PyAV, its frames brighter and brighter; marked: the corner white."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width = stream.height = size
         container.start_encoding()
         for index in range(num_frames):
             pixels = np.full((size, size, 3), 20 * index, dtype=np.uint8)
+            if marked:
+                pixels[: size // 4, : size // 4] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
