@@ -24,6 +24,12 @@ class Naming:
     version: str
     price_per_million_tokens: float | None = None
 
+    def cost(self, scored: Scored) -> dict[str, float]:
+        """{}: no price was set."""
+        if self.price_per_million_tokens is None:
+            return {}
+        return {"cost": scored.num_tokens * self.price_per_million_tokens / 1e6}
+
 
 def ranked(pairs: Sequence[PairScore], limit: int | None = None) -> list[int]:
     """Indices, best first, failed ones last, equal ones in input order; at most `limit`."""
@@ -90,6 +96,14 @@ def sglang(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
     ]
 
 
+def headers(scored: Scored, naming: Naming) -> dict[str, str]:
+    """Usage and cost beside a bare list, named as TEI names what it computed."""
+    return {
+        "x-compute-tokens": str(scored.num_tokens),
+        "x-compute-characters": str(scored.num_characters),
+    } | {f"x-compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
+
+
 def scores(scored: Scored, is_raw: bool, naming: Naming) -> dict[str, Any]:
     """vLLM's /score: in input order."""
     data = [
@@ -107,9 +121,15 @@ def scores(scored: Scored, is_raw: bool, naming: Naming) -> dict[str, Any]:
     }
 
 
-def dashscope(scored: Scored, request: RerankRequest, request_id: str) -> dict[str, Any]:
-    results = _results(scored, request, bool(request.return_documents))
-    return {"output": {"results": results}, "usage": usage(scored), "request_id": request_id}
+def dashscope(
+    scored: Scored, request: RerankRequest, naming: Naming, request_id: str
+) -> dict[str, Any]:
+    return {
+        "output": {"results": _results(scored, request, bool(request.return_documents))},
+        "usage": usage(scored),
+        "meta": _meta(scored, naming),
+        "request_id": request_id,
+    }
 
 
 def usage(scored: Scored) -> dict[str, int]:
@@ -150,13 +170,10 @@ def _failure(pair: PairScore) -> dict[str, Any]:
 def _meta(scored: Scored, naming: Naming) -> dict[str, Any]:
     tokens = scored.num_tokens
     units = ceil(len(scored.pairs) / _DOCUMENTS_OF_A_SEARCH_UNIT)
-    meta: dict[str, Any] = {
+    return {
         "api_version": {"version": "2"},
         "server_version": naming.version,
         "billed_units": {"search_units": units, "total_tokens": tokens},
         "tokens": {"input_tokens": tokens, "output_tokens": 0},
         "warnings": scored.warnings,
-    }
-    if naming.price_per_million_tokens is not None:
-        meta["cost"] = tokens * naming.price_per_million_tokens / 1e6
-    return meta
+    } | naming.cost(scored)

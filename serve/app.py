@@ -6,6 +6,7 @@ A FastAPI application that runs under any ASGI server; the deployment runs it on
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -105,12 +106,15 @@ def _add_rerank_routes(app: FastAPI) -> None:
         if not body.is_tei:
             return await v1_rerank(body, request)
         body = _without_null_scores(body)
+        started = time.monotonic()
         scored = await _service(request).rerank(body)
+        milliseconds = str(round((time.monotonic() - started) * 1_000))
         headers = {
             "x-compute-type": "gpu+optimized" if _is_cuda(request) else "cpu",
-            "x-compute-tokens": str(scored.num_tokens),
-            "x-compute-characters": str(sum(len(text or "") for text in scored.texts)),
+            "x-compute-time": milliseconds,
+            "x-total-time": milliseconds,
         }
+        headers |= answers.headers(scored, request.app.state.naming)
         return Json(answers.tei(scored, body), headers=headers)
 
     @post("/v1/rerank", "/v1/reranks", answer=openapi.RerankAnswer)
@@ -139,7 +143,8 @@ def _add_rerank_routes(app: FastAPI) -> None:
         if body.top_n == 0:
             raise InvalidRequest("top_n must be at least 1, got 0", param="top_n")
         scored = await _service(request).rerank(body)
-        return Json(answers.sglang(scored, body))
+        headers = answers.headers(scored, request.app.state.naming)
+        return Json(answers.sglang(scored, body), headers=headers)
 
     @post("/score", "/v1/score", answer=openapi.ScoreAnswer)
     async def score(body: ScoreRequest, request: Request) -> Response:
@@ -151,7 +156,8 @@ def _add_rerank_routes(app: FastAPI) -> None:
     async def dashscope_rerank(body: DashScopeRequest, request: Request) -> Response:
         wanted = body.as_rerank()
         scored = await _service(request).rerank(wanted)
-        return Json(answers.dashscope(scored, wanted, request.state.request_id))
+        naming = request.app.state.naming
+        return Json(answers.dashscope(scored, wanted, naming, request.state.request_id))
 
     async def _canonical(
         body: RerankRequest, request: Request, returns_documents: bool

@@ -4,7 +4,8 @@ A URL that cannot be had is an error of its side alone. What may be fetched is a
 """
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,8 +16,28 @@ from actors.web import WebMedia, WebReader
 Fetched = dict[str, bytes | RerankError]
 
 
+class _Budget:
+    """Bytes that one request's media may have together, taken from several threads."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = self._left = num_bytes
+        self._lock = threading.Lock()
+
+    def take(self, num_bytes: int) -> None:
+        """Raises MediaTooLarge on what is over it, and on all that comes after."""
+        with self._lock:
+            self._left -= num_bytes
+            if self._left >= 0:
+                return
+        raise MediaTooLarge(
+            f"the request's media are over the limit of {self._num_bytes:,} bytes together"
+        )
+
+
 class MediaFetcher:
-    """web None: nothing is fetched. max_bytes: of one request's media together."""
+    """web None: nothing is fetched. max_bytes: of one request's media together, those that came
+    in its body first.
+    """
 
     def __init__(self, web: WebMedia | None, num_threads: int, max_bytes: int) -> None:
         self._reader = WebReader(web) if web else None
@@ -25,48 +46,53 @@ class MediaFetcher:
 
     async def fetch(self, sides: Sequence[Content | RerankError]) -> list[Content | RerankError]:
         """The sides with bytes in the place of URLs; each distinct URL is fetched once."""
-        urls = dict.fromkeys(url for side in sides for url in _urls(side))
+        budget = _Budget(self._max_bytes)
+        sides = [_charged(side, budget) for side in sides]
+        urls = dict.fromkeys(s for side in sides for s in _sources(side) if isinstance(s, str))
         if not urls:
-            return list(sides)
+            return sides
         loop = asyncio.get_running_loop()
-        tasks = [loop.run_in_executor(self._threads, self._read, url) for url in urls]
+        tasks = [loop.run_in_executor(self._threads, self._read, url, budget) for url in urls]
         try:
             fetched = dict(zip(urls, await asyncio.gather(*tasks), strict=True))
         except asyncio.CancelledError:
             for task in tasks:
                 task.cancel()
             raise
-        self._bound(fetched)
         return [_filled(side, fetched) for side in sides]
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, url: str) -> bytes | RerankError:
+    def _read(self, url: str, budget: _Budget) -> bytes | RerankError:
         if self._reader is None:
             return MediaForbidden("media over http(s) are not allowed on this server")
         try:
-            return self._reader.read(url)
+            budget.take(0)  # once it is used up, nothing more is fetched
+            data = self._reader.read(url)
+            budget.take(len(data))
+            return data
         except RerankError as error:
             return error.with_traceback(None)
 
-    def _bound(self, fetched: Fetched) -> None:
-        """What comes after the request's bytes are used up is an error."""
-        left = self._max_bytes
-        for url, data in fetched.items():
-            if isinstance(data, bytes) and (left := left - len(data)) < 0:
-                fetched[url] = MediaTooLarge(
-                    f"the request's media are over the limit of {self._max_bytes} bytes together"
-                )
+
+def _charged(side: Content | RerankError, budget: _Budget) -> Content | RerankError:
+    """The side, or an error where the bytes that it came with are too many."""
+    size = sum(len(each) for each in _sources(side) if isinstance(each, bytes))
+    try:
+        if size:
+            budget.take(size)
+    except RerankError as error:
+        return error.with_traceback(None)
+    return side
 
 
-def _urls(side: Content | RerankError) -> list[str]:
+def _sources(side: Content | RerankError) -> Iterator[ImageSource]:
     if isinstance(side, RerankError):
-        return []
-    sources = [*side.images]
+        return
+    yield from side.images
     for video in side.videos:
-        sources += video.frames or (video.source,)  # type: ignore[arg-type]
-    return [source for source in sources if isinstance(source, str)]
+        yield from video.frames or (video.source,)  # type: ignore[misc]
 
 
 def _filled(side: Content | RerankError, fetched: Fetched) -> Content | RerankError:

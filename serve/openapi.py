@@ -80,6 +80,7 @@ class DashScopeOutput(_Open):
 class DashScopeAnswer(_Open):
     output: DashScopeOutput
     usage: Usage
+    meta: dict[str, Any]
     request_id: str
 
 

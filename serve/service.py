@@ -11,6 +11,7 @@ from actors.checkpoint import resolve_checkpoint
 from actors.config import PIXELS_PER_TOKEN, QueryOptions
 from actors.data import CandidateSet, Content, PairScore
 from actors.errors import RerankError
+from actors.prompt import NUM_CLOSING_TOKENS
 from actors.reranker import Reranker
 from serve.batching import BatchQueue
 from serve.contents import Parsed, parse_side
@@ -41,10 +42,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One PairScore a pair and its document's text, and what the answer says beside them."""
+    """One PairScore a pair and its document's text, and what the answer says beside them.
+
+    num_characters: of the texts, a pair's query counted for each of its documents.
+    """
 
     pairs: list[PairScore]
     texts: list[str | None]
+    num_characters: int
     warnings: list[str]
     has_images: bool
     has_videos: bool
@@ -149,9 +154,12 @@ class RerankService:
         self._count(pairs)
         await self._check(pairs, queries, request, options)
         contents = [side for side in (*queries, *documents) if isinstance(side, Content)]
+        texts = [_text(side) for side in work.documents]
+        heads = [_text(work.queries[number]) for number in work.query_of]
         return Scored(
             pairs,
-            [side.text if isinstance(side, Parsed) else None for side in work.documents],
+            texts,
+            sum(len(text or "") for text in (*heads, *texts)),
             _warnings(work, request),
             has_images=any(side.images for side in contents),
             has_videos=any(side.videos for side in contents),
@@ -172,7 +180,7 @@ class RerankService:
         room = longest * PIXELS_PER_TOKEN  # or a small image could be asked for as a huge one
         try:
             own = QueryOptions(
-                max_length=min(wanted, longest) if wanted and wanted > 0 else None,
+                max_length=_body_tokens(wanted, longest) if wanted and wanted > 0 else None,
                 image_min_pixels=media.min_pixels,
                 image_max_pixels=_at_most(media.max_pixels, room),
                 video_total_pixels=_at_most(media.total_pixels, room),
@@ -234,11 +242,15 @@ class RerankService:
         instruction = request.instruction or request.instruct
         alone = CandidateSet(query, (_ANY_DOCUMENT,), instruction, options)
         pair = self._preprocessor.prepare(alone).pairs[0]
-        longest = options.max_length or self._options.max_length
-        assert longest is not None
         if isinstance(pair, RerankError):
             return None
-        return max(0, longest - pair.num_tokens - _MERGED_TOKENS)
+        return max(0, self._max_tokens(options) - pair.num_tokens - _MERGED_TOKENS)
+
+    def _max_tokens(self, options: QueryOptions) -> int:
+        """Of a whole pair."""
+        body = options.max_length or self._options.max_length
+        assert body is not None
+        return body + NUM_CLOSING_TOKENS
 
     async def _scores(
         self,
@@ -270,7 +282,7 @@ class RerankService:
     ) -> None:
         """Raises BadRequest on what must fail the whole request."""
         if not request.may_truncate and any(pair.is_truncated for pair in pairs):
-            longest = options.max_length or self._options.max_length
+            longest = self._max_tokens(options)
             index = next(i for i, pair in enumerate(pairs) if pair.is_truncated)
             raise BadRequest(
                 f"documents[{index}] with its query is longer than {longest} tokens. "
@@ -320,6 +332,10 @@ def _parsed(side: Side, name: str, rank_fields: Sequence[str] | None = None) -> 
         return error.with_traceback(None)
 
 
+def _text(side: ParsedSide) -> str | None:
+    return side.text if isinstance(side, Parsed) else None
+
+
 def _listed(sides: Side) -> list[Side]:
     """vLLM's /score takes one side or a list of them; a list of parts stands in `content`."""
     return sides if isinstance(sides, list) else [sides]
@@ -335,6 +351,11 @@ def _instruction(work: Work, index: int) -> str | None:
 def _least(*caps: int | None) -> int | None:
     given = [cap for cap in caps if cap is not None]
     return min(given) if given else None
+
+
+def _body_tokens(wanted: int, longest: int) -> int:
+    """What the official rule counts of a pair that may have `wanted` tokens: not its last five."""
+    return min(max(1, wanted - NUM_CLOSING_TOKENS), longest)
 
 
 def _at_most(value: int | None, highest: int) -> int | None:

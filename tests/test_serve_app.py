@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from actors.reranker import Reranker
+from serve.failures import DASHSCOPE_PATH
 from serve.keys import ApiKey, ApiKeys, hash_key
 from serve.settings import Limits
 from tests.serve_app import TINY, running
@@ -172,7 +173,8 @@ def test_tei_gets_a_bare_list_with_its_headers(client, engine):
     scores = [result["score"] for result in results]
     assert scores == sorted(scores, reverse=True)
     assert int(answer.headers["x-compute-tokens"]) > 0
-    assert answer.headers["x-compute-characters"] == str(sum(map(len, DOCUMENTS)))
+    characters = sum(len(QUERY) + len(text) for text in DOCUMENTS)
+    assert answer.headers["x-compute-characters"] == str(characters)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +204,9 @@ def test_sglang_gets_a_bare_list(client):
 
 def test_dashscope(client):
     body = {"model": "m", "input": {"query": {"text": QUERY}, "documents": DOCUMENTS}}
-    path = "/api/v1/services/rerank/text-rerank/text-rerank"
-    answer = post(client, path, **body, parameters={"top_n": 1})
+    answer = post(client, DASHSCOPE_PATH, **body, parameters={"top_n": 1})
     assert len(answer["output"]["results"]) == 1 and answer["request_id"]
-    wrong = client.post(path, json={"input": {}})
+    wrong = client.post(DASHSCOPE_PATH, json={"input": {}})
     assert wrong.status_code == 422 and set(wrong.json()) == {"code", "message", "request_id"}
 
 
@@ -330,17 +331,65 @@ def test_the_other_routes(client):
     assert "/v2/rerank" in client.get("/openapi.json").json()["paths"]
 
 
-def test_metrics_count_requests_pairs_and_batches(client):
-    def value(name: str) -> float:
-        lines = client.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+def metric(client: httpx.Client, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
-    before = value("shardrank_pairs_total")
+
+def test_metrics_count_requests_pairs_and_batches(client):
+    before = metric(client, "shardrank_pairs_total")
     post(client, "/v2/rerank", **REQUEST)
-    assert value("shardrank_pairs_total") == before + 3
-    assert value('shardrank_requests_total{route="/v2/rerank",status="200"}') > 0
+    assert metric(client, "shardrank_pairs_total") == before + 3
+    assert metric(client, 'shardrank_requests_total{route="/v2/rerank",status="200"}') > 0
     client.get("/some/strange/path")
-    assert value('shardrank_requests_total{route="other",status="404"}') > 0
+    assert metric(client, 'shardrank_requests_total{route="other",status="404"}') > 0
+
+
+def test_an_image_of_an_earlier_request_is_not_encoded_again(client):
+    def lookups(result: str) -> float:
+        return metric(client, f'shardrank_vision_cache_total{{result="{result}"}}')
+
+    request = {"query": "a page", "documents": [{"image": image("olive", (96, 64))}]}
+    misses, hits = lookups("miss"), lookups("hit")
+    first = post(client, "/v2/rerank", **request)
+    assert (lookups("miss"), lookups("hit")) == (misses + 1, hits)
+    again = post(client, "/v1/rerank", **request)
+    assert (lookups("miss"), lookups("hit")) == (misses + 1, hits + 1)
+    assert by_index(again["results"]) == pytest.approx(by_index(first["results"]), abs=1e-5)
+
+
+PRICE = 250.0
+SPENT = [
+    ("/rerank", REQUEST),
+    ("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS, "top_k": 1}),
+    ("/v2/rerank", REQUEST),
+    ("/infinity/rerank", REQUEST),
+    ("/score", {"queries": QUERY, "documents": DOCUMENTS}),
+    (DASHSCOPE_PATH, {"input": REQUEST}),
+    ("/rerank", {"query": QUERY, "texts": DOCUMENTS}),
+    ("/sglang/v1/rerank", {**REQUEST, "top_n": 1}),
+]
+
+
+def test_every_answer_says_what_was_used_and_what_it_costs(engine):
+    num_tokens = sum(pair.num_tokens for pair in engine.score_sets([engine_set()])[0])
+    cost = pytest.approx(num_tokens * PRICE / 1e6)
+    with running(price_per_million_tokens=PRICE) as url, httpx.Client(base_url=url) as client:
+        answers = [client.post(path, json=body, timeout=60) for path, body in SPENT]
+    for answer in answers[:-2]:
+        found = answer.json()
+        assert found["usage"]["prompt_tokens"] == found["usage"]["total_tokens"] == num_tokens
+        assert found["meta"]["billed_units"] == {"search_units": 1, "total_tokens": num_tokens}
+        assert found["meta"]["cost"] == cost
+    for answer in answers[-2:]:  # bare lists
+        assert answer.headers["x-compute-tokens"] == str(num_tokens)
+        assert float(answer.headers["x-compute-cost"]) == cost
+
+
+def test_without_a_price_there_is_no_cost(client):
+    assert "cost" not in post(client, "/v2/rerank", **REQUEST)["meta"]
+    answer = client.post("/sglang/v1/rerank", json=REQUEST)
+    assert "x-compute-tokens" in answer.headers and "x-compute-cost" not in answer.headers
 
 
 def test_every_path_but_health_and_ready_wants_the_key():
