@@ -98,9 +98,7 @@ class PromptEncoder:
 
     def _read_as_text(self, tokens: Iterable[AddedToken]) -> None:
         """The tokenizer can read special tokens as text, no others: so all are made special."""
-        for token in tokens:
-            token.special = True
-            self._tokenizer.add_special_tokens([token])  # under the id that it has
+        self._tokenizer.add_special_tokens(list(tokens))  # under the ids that they have
         self._tokenizer.encode_special_tokens = True
 
     def token_id(self, token: str) -> int:

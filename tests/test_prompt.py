@@ -58,16 +58,6 @@ def test_the_prompt_is_the_official_one_byte_by_byte() -> None:
     assert ids.input_ids.tolist() == official_ids(prompt)
 
 
-@settings(deadline=None)
-@given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
-def test_ids_are_those_of_the_whole_prompt_tokenised_at_once(
-    instruction: str, query: str, document: str
-) -> None:
-    ids = encode(text(query), text(document), encoder=OFFICIAL, instruction=instruction)
-    prompt = f"{PREFIX}{instruction}<Query>:{query}\n<Document>:{document}{CLOSING}"
-    assert ids.input_ids.tolist() == official_ids(prompt)
-
-
 @pytest.mark.parametrize(
     ("instruction", "query", "document", "merged"),
     [
@@ -216,8 +206,8 @@ def test_no_added_token_comes_out_of_normalisation(token: str) -> None:
 
 
 @settings(deadline=None)
-@given(HOSTILE, HOSTILE, HOSTILE)
-def test_official_mode_is_the_plain_tokenisation(
+@given(*[HOSTILE | st.text(max_size=40)] * 3)
+def test_in_official_mode_ids_are_those_of_the_whole_prompt_tokenised_at_once(
     instruction: str, query: str, document: str
 ) -> None:
     prompt = f"{PREFIX}{instruction}<Query>:{query}\n<Document>:{document}{CLOSING}"

@@ -62,8 +62,9 @@ def run_all(folder: Path, what: str, seconds: float = 0, timeout_s: float = 280)
         child = subprocess.run(
             command, cwd=ROOT, stdout=said, stderr=subprocess.DEVNULL, timeout=timeout_s
         )
-    *items, last = map(json.loads, (folder / "said.jsonl").read_text("utf-8").splitlines())
-    assert child.returncode == 0, f"the process died ({child.returncode}) of {last}"
+    lines = (folder / "said.jsonl").read_text("utf-8").splitlines()
+    assert child.returncode == 0, f"the process died ({child.returncode}) of {lines[-1:]}"
+    *items, last = map(json.loads, lines)
     return Findings([item for item in items if "outcome" in item], last["grown"], last["children"])
 
 
