@@ -4,15 +4,24 @@ http(s) where it is allowed.
 Knows nothing about what the bytes mean.
 """
 
-from functools import lru_cache
+import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from actors.errors import MediaForbidden, MediaNotFound, MediaUnreachable, UnknownScheme
+from actors.errors import (
+    MediaForbidden,
+    MediaNotFound,
+    MediaTooLarge,
+    MediaUnreachable,
+    UnknownScheme,
+)
 from actors.web import WebMedia, WebReader
 from actors.web_url import shown
 
+MAX_BYTES = 2 << 30
+"""Of one file or object that is read into memory: local video files are not."""
+
+_SECRET = re.compile("key|token|secret", re.IGNORECASE)
 _OBJECT_STORES = {"s3", "gs", "gcs"}
 _WEB = {"http", "https"}
 
@@ -39,8 +48,9 @@ class MediaReader:
         if local is None and self._web is not None and _scheme(path) in _WEB:
             return self._web.read(path)
         if local is None:
-            return _read_object(*self._bucket_and_place(path), path)
+            return _read_object(*self._bucket_and_place(path), name_of(path))
         try:
+            _check_size(local.stat().st_size, path)
             return local.read_bytes()
         except OSError as error:
             raise MediaUnreachable(f"{path}: {error.strerror or error}") from error
@@ -93,11 +103,19 @@ class MediaReader:
         scheme, _, place = location.partition("://")
         if not _scheme(path):
             place = f"{place.rstrip('/')}/{path}"
-        return f"{scheme.lower()}://{place.split('/')[0]}{mark}{query}", place
+        bucket, slash, key = place.partition("/")
+        uri = f"{scheme.lower()}://{bucket}{mark}{query}"
+        return uri, f"{bucket.rpartition('@')[2]}{slash}{key}"
 
 
 def name_of(path: str) -> str:
     """What messages call a media path: a URL's query and credentials may be secret."""
+    if _scheme(path) in _OBJECT_STORES:
+        location, mark, query = path.partition("?")
+        scheme, _, place = location.partition("://")
+        bucket, slash, key = place.partition("/")
+        shown_query = "" if _SECRET.search(query) else f"{mark}{query}"
+        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}{shown_query}"
     return shown(path) if _scheme(path) in _WEB else path
 
 
@@ -112,18 +130,19 @@ def _as_local(path: str) -> Path:
     return Path(path)
 
 
-@lru_cache(maxsize=64)
-def _filesystem(bucket_uri: str) -> Any:
-    from pyarrow import fs  # only object stores need it
-
-    return fs.FileSystem.from_uri(bucket_uri)[0]
+def _check_size(num_bytes: int, name: str) -> None:
+    if num_bytes > MAX_BYTES:
+        raise MediaTooLarge(f"{name}: {num_bytes:,} bytes, over the limit of {MAX_BYTES:,}")
 
 
 def _read_object(bucket_uri: str, place: str, name: str) -> bytes:
     """Errors give the name, not the URI: its query may hold the root's secret key."""
+    from actors import object_store  # pyarrow, which only object stores need
+
     try:
-        with _filesystem(bucket_uri).open_input_stream(place) as stream:
-            return bytes(stream.read())
+        with object_store.open_object(object_store.filesystem(bucket_uri), place) as stream:
+            _check_size(stream.size(), name)
+            return stream.read()
     except FileNotFoundError as error:
         raise MediaNotFound(f"{name}: no such object") from error
     except (OSError, ValueError, NotImplementedError) as error:

@@ -48,7 +48,7 @@ def leased(directory: Location) -> Iterator[Callable[[], None]]:
         if not lease.is_ours():
             raise _refusal(directory, _read(place) or {})
     except OSError as error:
-        raise UsageError(f"--output {directory} cannot be written: {error}") from error
+        raise UsageError(f"--output: {error}") from error
     renewer = threading.Thread(target=lease.renew, daemon=True)
     renewer.start()
     try:

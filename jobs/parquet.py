@@ -50,7 +50,7 @@ def open_parquet(location: Location) -> Iterator[pq.ParquetFile]:
     try:
         with open_input(location) as stream:
             yield pq.ParquetFile(stream, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names not in UTF-8
         raise UnreadableInput(f"{location} cannot be read as Parquet: {error}") from error
 
 
@@ -112,6 +112,39 @@ def _group_bytes(metadata: Any, columns: Sequence[str]) -> int:
     return _row_group(metadata).size_bytes([column.split(".")[0] for column in columns])
 
 
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """`to_pylist`, but what is no UTF-8 in a text becomes lone surrogates, which its row's reader
+    refuses; Arrow checks texts neither when it writes them nor when it reads them.
+    """
+    try:
+        return table.to_pylist()
+    except UnicodeDecodeError:
+        fields = list(table.schema)
+        as_bytes = pa.schema([field.with_type(_as_bytes(field.type)) for field in fields])
+        rows = table.cast(as_bytes).to_pylist()
+        return [{each.name: _as_text(row[each.name], each.type) for each in fields} for row in rows]
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_as_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    return kind
+
+
+def _as_text(value: Any, kind: pa.DataType) -> Any:
+    if isinstance(value, bytes) and _as_bytes(kind) != kind:
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, list) and pa.types.is_list(kind):
+        return [_as_text(each, kind.value_type) for each in value]
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return {field.name: _as_text(value[field.name], field.type) for field in kind}
+    return value
+
+
 def fetch_rows(
     location: Location, positions: np.ndarray, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -140,7 +173,7 @@ def _fetch_group(
         if start > wanted[-1]:
             return
         low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
-        rows = batch.take(pa.array(wanted[low:high] - start)).to_pylist()
+        rows = to_rows(batch.take(pa.array(wanted[low:high] - start)))
         yield from zip(wanted[low:high].tolist(), rows, strict=True)
 
 

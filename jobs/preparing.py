@@ -4,6 +4,7 @@ A unit of page images is far larger than a block should be, so it leaves this st
 carry their unit's index; they meet again when the unit is written.
 """
 
+import logging
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,10 @@ from jobs.errors import UnreadableInput
 from jobs.inputs import JobInput
 from jobs.reading import DOCUMENT_NAME, QueryRow, Row, pair_row, read_unit
 from jobs.scores import row_schema
+from jobs.storage import StorageError
 from jobs.units import SetsUnit, Unit, unit_name
+
+logger = logging.getLogger(__name__)
 
 Document = Content | RerankError
 
@@ -58,8 +62,11 @@ def prepare_unit(
             yield from prepare_documents(job_input, unit, preprocessor, attempt)
         else:
             yield from prepare_chunks(job_input, unit, preprocessor, attempt)
-    except (UnreadableInput, Failure) as error:
+    except (UnreadableInput, StorageError, Failure) as error:
         log.fail(unit.index, f"{_name(job_input, unit)}: {error}")
+    except Exception as error:  # the outermost border: one unit is not worth the job
+        logger.exception("unit %s", _name(job_input, unit))
+        log.fail(unit.index, f"{_name(job_input, unit)}: {type(error).__name__}: {error}")
     attempt.end()
 
 

@@ -22,8 +22,9 @@ from actors.errors import (
     QueryNotFound,
     RerankError,
 )
+from jobs.errors import UnreadableInput
 from jobs.inputs import JobInput
-from jobs.parquet import leaf_path, read_footer, read_range
+from jobs.parquet import leaf_path, read_footer, read_range, to_rows
 from jobs.tables import DOCUMENT_COLUMNS, OPTION_COLUMNS, QUERY_COLUMNS, Table
 from jobs.units import PairsUnit, SetsUnit, Unit
 
@@ -91,10 +92,11 @@ def _read_sets(job_input: JobInput, unit: SetsUnit) -> Iterator[QueryRow]:
 
 
 def _set_rows(table: Table, unit: SetsUnit, columns: Sequence[str]) -> Iterator[Row]:
-    location = table.files[unit.file].location
-    for batch in read_range(location, unit.start, unit.stop, columns):
+    file = table.files[unit.file]
+    file.check_unchanged()
+    for batch in read_range(file.location, unit.start, unit.stop, columns):
         for start in range(batch.num_rows):
-            yield from batch.slice(start, 1).to_pylist()
+            yield from to_rows(batch.slice(start, 1))
 
 
 def _candidate(value: Row | None) -> Candidate:
@@ -125,7 +127,18 @@ def _rank(value: float | None) -> int | None:
     return int(value) if value is not None and abs(value) < 1 << 31 else None
 
 
+def _check_id(name: str, value: Id) -> None:
+    """Raises UnreadableInput for one that no output could hold."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise UnreadableInput(f"{name} {value!r} is not UTF-8") from None
+
+
 def _query_row(index: int, row: Row, candidates: tuple[Candidate, ...]) -> QueryRow:
+    _check_id("query_id", row.get("query_id"))
+    for candidate in candidates:
+        _check_id("doc_id", candidate.doc_id)
     options, wrong = _options(row)
     if row.get("query_id") is None:
         wrong = NullId("query_id is null")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -324,8 +324,11 @@ def _timed(output: Output, manifest: Manifest) -> Iterator[_Clock]:
     clock.save()
     try:
         yield clock
-    finally:
-        clock.save()
+    except BaseException:
+        with suppress(OSError):  # what went wrong first is what counts
+            clock.save()
+        raise
+    clock.save()
 
 
 def _add_rates(manifest: Manifest, options: JobOptions, num_gpus: int) -> None:

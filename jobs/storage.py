@@ -1,53 +1,53 @@
 """Files on local disks, S3 and Google Cloud Storage, all through pyarrow's filesystems.
 
-A `Location` can be pickled and sent to any worker, which opens its own connection once.
+A `Location` can be pickled and sent to any worker, which opens its own connection once. How often
+an object store is asked again is said in actors/object_store.py.
 """
 
 import fnmatch
 import os
 import re
+import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from jobs.errors import UsageError
+from actors import object_store
+from jobs.errors import JobError, UsageError
 
 _SCHEMES = ("file", "s3", "gs", "gcs")
 _GLOB = re.compile(r"[*?\[]")
+_SPOOLED_BYTES = 64 << 20
+
+T = TypeVar("T")
 
 
-@lru_cache(maxsize=64)
+class StorageError(JobError, OSError):
+    """A place that cannot be listed, read, written or deleted; says which, and why."""
+
+
+class NoSuchFile(StorageError, FileNotFoundError):
+    pass
+
+
 def _filesystem(root: str) -> fs.FileSystem:
     """The filesystem of a URI without its path; `?endpoint_override=...&region=...` is honoured."""
     if urlsplit(root).scheme in ("", "file"):
         return fs.LocalFileSystem()
     try:
-        return fs.FileSystem.from_uri(_with_endpoint(root))[0]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"cannot open {root}: {error}") from error
-
-
-def _with_endpoint(root: str) -> str:
-    """An S3 URI with the endpoint and the region of the usual AWS variables, unless it has its own.
-
-    Without a region pyarrow asks amazonaws.com for the bucket's, whatever the endpoint is.
-    """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not root.startswith("s3:") or not endpoint or "endpoint_override=" in root:
-        return root
-    parts = urlsplit(endpoint)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    given = dict(parse_qsl(urlsplit(root).query))
-    chosen = {"region": region, "scheme": parts.scheme, "endpoint_override": parts.netloc} | given
-    query = "&".join(f"{name}={value}" for name, value in chosen.items())
-    return f"{root.split('?')[0]}?{query}"
+        return object_store.filesystem(root)
+    except (OSError, ValueError) as error:
+        parts = urlsplit(root)
+        bucket = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        raise UsageError(f"cannot open {bucket}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -91,14 +91,35 @@ class Location:
         return Location(self.root, f"{self.path}/{name}")
 
     def info(self) -> fs.FileInfo:
-        return self.filesystem.get_file_info(self.path)
+        return self._asked("looked at", lambda: self.filesystem.get_file_info(self.path))
 
     def exists(self) -> bool:
         return self.info().type != fs.FileType.NotFound
 
+    def _asked(self, done: str, operation: Callable[[], T]) -> T:
+        """What `operation` returns, retried where that can help."""
+        with self._errors(done):
+            return operation() if self.is_local else object_store.retried(operation)
+
+    @contextmanager
+    def _errors(self, done: str) -> Iterator[None]:
+        """Every OSError becomes a StorageError."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            kind = NoSuchFile if isinstance(error, FileNotFoundError) else StorageError
+            raise kind(f"{self} cannot be {done}: {_reason(error)}") from error
+
     def __str__(self) -> str:
         """The URI without its query, which may hold credentials."""
         return self.path if self.is_local else f"{urlsplit(self.root).scheme}://{self.path}"
+
+
+def _reason(error: OSError) -> str:
+    """pyarrow names the place once more, and then says `Detail:`."""
+    return str(error.strerror or error).rpartition("Detail: ")[2]
 
 
 def list_files(location: Location) -> list[tuple[Location, fs.FileInfo]]:
@@ -116,9 +137,10 @@ def list_files(location: Location) -> list[tuple[Location, fs.FileInfo]]:
 
 def _walk(directory: Location) -> list[tuple[Location, fs.FileInfo]]:
     selector = fs.FileSelector(directory.path, recursive=True, allow_not_found=True)
+    listed = directory._asked("listed", lambda: directory.filesystem.get_file_info(selector))
     found = [
         (Location(directory.root, info.path), info)
-        for info in directory.filesystem.get_file_info(selector)
+        for info in listed
         if info.type == fs.FileType.File and not _is_hidden(info.path, directory.path)
     ]
     return sorted(found, key=lambda pair: pair[0].path)
@@ -137,36 +159,58 @@ def _glob(pattern: Location) -> list[tuple[Location, fs.FileInfo]]:
 
 @contextmanager
 def open_input(location: Location) -> Iterator[Any]:
-    with location.filesystem.open_input_file(location.path) as stream:
+    """A file to read from; an object store's retries each read."""
+    filesystem, path = location.filesystem, location.path
+    if location.is_local:
+        opened = filesystem.open_input_file(path)
+    else:
+        opened = object_store.open_object(filesystem, path)
+    with opened as stream:
         yield stream
 
 
 def read_bytes(location: Location) -> bytes:
-    with open_input(location) as stream:
+    """Raises StorageError, of a file that is not there NoSuchFile."""
+    with location._errors("read"), open_input(location) as stream:
         return stream.read()
 
 
 def write_atomically(location: Location, content: bytes | pa.Buffer) -> None:
     """Write all or nothing: temporary name, fsync and rename locally; one completed PUT elsewhere.
 
-    Writing the same file twice is harmless, so a retry and a late orphan may both do it.
+    Writing the same file twice is harmless, so a retry and a late orphan may both do it. Raises
+    StorageError.
     """
     write_stream(location, [content])
 
 
 def write_stream(location: Location, parts: Iterable[bytes | pa.Buffer]) -> None:
-    """As write_atomically, part by part; where making a part fails nothing is left."""
+    """As write_atomically, part by part; where making a part fails nothing is left.
+
+    For an object store the parts are gathered first, beyond 64 MiB in the temporary directory: a
+    part cannot be made twice, and pyarrow cannot abandon an object that it began.
+    """
     if location.is_local:
-        _write_local(location.path, parts)
+        location._asked("written", lambda: _write_local(location.path, parts))
         return
-    with location.filesystem.open_output_stream(location.path) as stream:
-        try:
-            for part in parts:
-                stream.write(part)
-        except BaseException:
-            stream.close()  # completes the object: pyarrow has no way to abandon one
-            location.filesystem.delete_file(location.path)
-            raise
+    with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as spooled:
+        for part in parts:
+            spooled.write(part)
+        location._asked("written", lambda: _put(location, spooled))
+
+
+def _put(location: Location, content: Any) -> None:
+    """On a thread of its own: Ctrl-C would end it in the middle, and closing a stream that has half
+    of its content makes that the object.
+    """
+
+    def put() -> None:
+        content.seek(0)
+        with location.filesystem.open_output_stream(location.path) as stream:
+            shutil.copyfileobj(content, stream, 1 << 20)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(put).result()
 
 
 def _write_local(path: str, parts: Iterable[bytes | pa.Buffer]) -> None:
@@ -194,7 +238,13 @@ def remove_leftovers(directory: Location) -> None:
             os.unlink(os.path.join(directory.path, name))
 
 
+def delete_file(location: Location) -> None:
+    """Delete a file, if it is there."""
+    with suppress(NoSuchFile):
+        location._asked("deleted", lambda: location.filesystem.delete_file(location.path))
+
+
 def remove_directory(directory: Location) -> None:
     """Delete a directory with everything in it, if it is there; on an object store, its prefix."""
     if directory.exists():
-        directory.filesystem.delete_dir(directory.path)
+        directory._asked("deleted", lambda: directory.filesystem.delete_dir(directory.path))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
+from pyarrow import fs
 
 from actors.config import QueryOptions
 from jobs import lines, parquet
@@ -40,6 +41,22 @@ class DataFile:
     mtime_ns: int
     is_parquet: bool
 
+    def check_unchanged(self) -> None:
+        """Raises UnreadableInput if it is no longer the file that the job was planned with.
+
+        By size and time, of which an object store's may be known to the second alone.
+        """
+        info = self.location.info()
+        if info.type == fs.FileType.NotFound:
+            raise UnreadableInput(f"{self.location} is gone since the job was planned")
+        unit = 1 if self.location.is_local else 10**9
+        found = info.size, (info.mtime_ns or 0) // unit
+        if found != (self.size_bytes, self.mtime_ns // unit):
+            raise UnreadableInput(
+                f"{self.location} has changed since the job was planned: {info.size:,} bytes, and "
+                f"then {self.size_bytes:,}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -57,6 +74,7 @@ class Table:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """(position, row under the job's names) of the wanted rows of one file, each once."""
         file = self.files[file_index]
+        file.check_unchanged()
         names = {self.columns[column]: column for column in columns if column in self.columns}
         reader = parquet.fetch_rows if file.is_parquet else lines.fetch_rows
         for position, row in reader(file.location, positions, list(names)):
