@@ -119,7 +119,7 @@ def _score(
 @contextmanager
 def _attempt_log() -> Iterator[RemoteLog]:
     """On the driver's own node: where that goes, the job goes."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kept = ray.remote(AttemptLog)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
     actor = kept.options(scheduling_strategy=here, **options).remote()

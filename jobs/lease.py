@@ -13,12 +13,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import JobError, UsageError
-from jobs.storage import Location, read_bytes, write_atomically
+from jobs.storage import Location, delete_file, read_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +91,17 @@ class _Lease:
     def release(self) -> None:
         try:
             if self.is_ours():
-                self._place.filesystem.delete_file(self._place.path)
+                delete_file(self._place)
+                _remove_if_empty(self._place)
         except OSError as error:
             logger.warning("the lease %s could not be removed: %s", self._place, error)
+
+
+def _remove_if_empty(place: Location) -> None:
+    """The directory, of a run that was refused before it wrote anything."""
+    if place.is_local:
+        with suppress(OSError):
+            os.rmdir(os.path.dirname(place.path))
 
 
 def holder_of(directory: Location) -> dict[str, Any] | None:

@@ -28,8 +28,6 @@ from job_cases import (
 from pyarrow import fs
 
 from actors.config import RerankerConfig
-from actors.preprocessor import Preprocessor
-from actors.scorer import Scorer
 from jobs.engine import Engine
 from jobs.errors import JobError, UnitsFailed, UsageError, VerificationError
 from jobs.inputs import InputOptions
@@ -303,34 +301,6 @@ def command(sets: str, output: Path, address: str) -> list[str]:
         *(sys.executable, "-m", "jobs.cli", *arguments),
         *("--unit-pairs=20", f"--address={address}"),
     ]
-
-
-def test_a_killed_driver_and_the_same_command_again_give_the_same_rows(
-    tmp_path: Path, ray_address: str
-) -> None:
-    sets = write_sets(tmp_path / "sets.parquet", text_rows(60, 10), row_group_size=2)
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run_inline(plan_of(sets, 20), undisturbed, engine=Engine(Preprocessor, Scorer), config=CONFIG)
-    driver = subprocess.Popen(command(sets, killed, ray_address))
-    deadline = time.monotonic() + 120
-    while len(list((killed / "scores").glob("part-*"))) < 3 and time.monotonic() < deadline:
-        assert driver.poll() is None
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    finished = mtimes(killed)
-    assert 3 <= len(finished) < 30
-    again = subprocess.run(command(sets, killed, ray_address), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    expected = {(row["query_id"], row["doc_id"]): row for row in score_rows(undisturbed)}
-    rows = score_rows(killed)
-    assert [(row["query_id"], row["doc_id"]) for row in rows] == list(expected)
-    for row in rows:
-        assert row["logit"] == pytest.approx(
-            expected[row["query_id"], row["doc_id"]]["logit"], abs=1e-5
-        )
-    kept = {name: mtime for name, mtime in mtimes(killed).items() if name in finished}
-    assert kept == finished
 
 
 def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path, ray_address: str) -> None:
