@@ -50,7 +50,7 @@ def open_parquet(location: Location) -> Iterator[pq.ParquetFile]:
     try:
         with open_input(location) as stream:
             yield pq.ParquetFile(stream, pre_buffer=False)
-    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names not in UTF-8
+    except (OSError, UnicodeError, pa.ArrowException) as error:  # UnicodeError: names not in UTF-8
         raise UnreadableInput(f"{location} cannot be read as Parquet: {error}") from error
 
 
