@@ -30,11 +30,15 @@ CORPUS_GROWTH = 1_000 * MB
 become two million tokens, and 256 are the cache of pixels, when it is full.
 """
 HEAVY_GROWTH = 4_600 * MB
-"""Measured: JPEG 2000 takes 20 bytes a pixel of its 177 million, WebP 16, all others up to 12."""
+"""Measured: 3,449 MB, JPEG 2000's 20 bytes for each of 177 million pixels; WebP takes 16, all others
+up to 12.
+"""
 MUTATIONS_GROWTH = 2_000 * MB
 """Measured: 1,208 MB after 88,000 files, with both caches filling."""
 DECODER_PEAK = 2_000 * MB
 """Of the process that decodes videos, with torch's own 250. Measured: 780 MB, and 1,300 heavy."""
+DECODER_LIMIT = 6_000 * MB
+"""What that process is given at most. Measured: 2,360 MB, for frames that say they are large."""
 
 
 def codes() -> set[str]:
@@ -77,9 +81,9 @@ def assert_all_told(findings: Findings) -> None:
     assert wrong == []
 
 
-def assert_bounded(findings: Findings, growth: int) -> None:
+def assert_bounded(findings: Findings, growth: int, decoder_peak: int = DECODER_PEAK) -> None:
     assert findings.growth < growth, f"{findings.growth / MB:.0f} MB"
-    assert findings.decoder_peak < DECODER_PEAK, f"{findings.decoder_peak / MB:.0f} MB"
+    assert findings.decoder_peak < decoder_peak, f"{findings.decoder_peak / MB:.0f} MB"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux has them")
@@ -110,7 +114,7 @@ def test_mutated_files_give_a_score_or_a_code_for_minutes(tmp_path: Path) -> Non
     print(f"\n{len(findings.items)} mutated files, {findings.growth / MB:.0f} MB more at most")
     assert len(findings.items) > 3_000
     assert_all_told(findings)
-    assert_bounded(findings, MUTATIONS_GROWTH)
+    assert_bounded(findings, MUTATIONS_GROWTH, DECODER_LIMIT)
 
 
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
