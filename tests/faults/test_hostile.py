@@ -30,8 +30,8 @@ CORPUS_GROWTH = 1_000 * MB
 become two million tokens, and 256 are the cache of pixels, when it is full.
 """
 HEAVY_GROWTH = 4_600 * MB
-"""Measured: 3,449 MB, JPEG 2000's 20 bytes for each of 177 million pixels; WebP takes 16, all others
-up to 12.
+"""Measured: 3,449 MB, JPEG 2000's 20 bytes for each of 177 million pixels; WebP takes 16, all
+others up to 12.
 """
 MUTATIONS_GROWTH = 2_000 * MB
 """Measured: 1,208 MB after 88,000 files, with both caches filling."""
