@@ -149,13 +149,13 @@ def _watch(process: "subprocess.Popen[bytes]") -> dict[str, int]:
     while process.poll() is None:
         driver = max(driver, status_bytes(process.pid, "VmHWM"))
         for pid in descendants(process.pid):
-            if _is_worker(pid):
+            if is_worker(pid):
                 worker = max(worker, status_bytes(pid, "VmHWM"))
         time.sleep(_SAMPLE_EVERY_S)
     return {"driver_bytes": driver, "worker_bytes": worker}
 
 
-def _is_worker(pid: int) -> bool:
+def is_worker(pid: int) -> bool:
     """Ray calls its workers `ray::` and what they do."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
