@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.fetch import is_object_store
 from actors.web import WebMedia
 
 DEFAULT_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
@@ -42,6 +43,16 @@ def _check_order(lowest: int | None, highest: int | None, kind: str) -> None:
     if lowest is not None and highest is not None and lowest > highest:
         raise ValueError(
             f"{kind}_min_pixels must not exceed {kind}_max_pixels, got {lowest} > {highest}"
+        )
+
+
+def _check_roots(value: Any) -> None:
+    roots = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(roots, tuple) or not all(isinstance(root, str) and root for root in roots):
+        raise ValueError(f"media_root must be a place or a tuple of places, got {value!r}")
+    if any(map(is_object_store, roots[1:])):
+        raise ValueError(
+            f"media_root must have an object store first, where relative paths start, got {value!r}"
         )
 
 
@@ -111,8 +122,9 @@ class RerankerConfig:
         moves scores; for GPUs that multiply fp8, a CPU imitates it.
     compile: torch.compile for the layers' parts; None: on CUDA only.
     max_video_s: seconds of a video file; None: any length, as in the official scorer.
-    media_root: relative media paths start here and no local path may leave it; None: any local
-        path, relative ones from the working directory.
+    media_root: a directory or an object store's prefix, or several: relative media paths start at
+        the first, and no local path may lie outside all of them. (): no local path is read; None:
+        any is, relative ones from the working directory.
     web_media: what may be fetched over http(s); None: nothing.
     local_media: False: no path is read, neither a local one nor an object store's, for when paths
         come from strangers.
@@ -127,7 +139,7 @@ class RerankerConfig:
     special_tokens: Literal["neutralize", "official"] = "neutralize"
     max_batch_tokens: int | None = None
     num_threads: int | None = None
-    media_root: str | None = None
+    media_root: str | tuple[str, ...] | None = None
     max_text_chars: int = 1_000_000
     max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
     max_video_s: float | None = None
@@ -157,6 +169,7 @@ class RerankerConfig:
                 raise ValueError(f"{name} must be a whole number and not negative, got {value!r}")
         if self.compile not in (None, True, False):
             raise ValueError(f"compile must be True, False or None, got {self.compile!r}")
+        _check_roots(self.media_root)
         if not isinstance(self.web_media, WebMedia | None):
             raise ValueError(f"web_media must be a WebMedia or None, got {self.web_media!r}")
         if not isinstance(self.local_media, bool):

@@ -1,10 +1,11 @@
-"""Bytes behind a media path: local files under an optional root, s3:// and gs:// by pyarrow, and
+"""Bytes behind a media path: local files under optional roots, s3:// and gs:// by pyarrow, and
 http(s) where it is allowed.
 
 Knows nothing about what the bytes mean.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -27,20 +28,26 @@ _WEB = {"http", "https"}
 
 
 class MediaReader:
-    """Reads media by path; `root` (a directory or an object-store prefix) is where relative ones
-    start, and no local path may lie outside it, symbolic links resolved. `web` None: no http(s);
-    `local` False: nothing else. Safe to use from several threads.
+    """Reads media by path; `roots` (a directory or an object-store prefix, or several) say where
+    relative ones start, at the first, and no local path may lie outside all of them, symbolic
+    links resolved: with none, () or "", no local path is read; with None any is. `web` None: no
+    http(s); `local` False: nothing else. Safe to use from several threads.
     """
 
     def __init__(
-        self, root: str | None = None, web: WebMedia | None = None, local: bool = True
+        self,
+        roots: str | Sequence[str] | None = None,
+        web: WebMedia | None = None,
+        local: bool = True,
     ) -> None:
         self._web = WebReader(web) if web else None
         self._local = local
-        self._remote_root = root.rstrip("/") if root and _scheme(root) in _OBJECT_STORES else None
-        self._local_root = None
-        if root and not self._remote_root:
-            self._local_root = _as_local(root).resolve()
+        given = [roots] if isinstance(roots, str) else list(roots or ())
+        is_remote = bool(given) and is_object_store(given[0])
+        self._remote_root = given.pop(0).rstrip("/") if is_remote else None
+        self._local_roots = None
+        if roots is not None:
+            self._local_roots = [_as_local(root).resolve() for root in given if root]
 
     def read(self, path: str) -> bytes:
         """Raises a MediaError: of no file, none that may be read, none that can, or too much."""
@@ -69,8 +76,6 @@ class MediaReader:
             raise UnknownScheme(
                 f"{path}: unknown scheme {scheme!r}; use a path, file://, s3:// or gs://"
             )
-        if self._remote_root is not None:
-            raise MediaForbidden(f"{path}: a local path, outside the media root")
         return self._existing(path)
 
     def _check_kind(self, path: str, scheme: str) -> None:
@@ -82,19 +87,21 @@ class MediaReader:
     def _existing(self, path: str) -> Path:
         try:
             local = _as_local(path)
-            if self._local_root is not None:
-                local = self._inside_root(local, path)
+            if self._local_roots is not None:
+                local = self._inside_roots(local, self._local_roots, path)
             if local.is_file():
                 return local
         except (OSError, RuntimeError, ValueError) as error:  # ValueError: no name for a file
             raise MediaNotFound(f"{path}: {error}") from error
         raise MediaNotFound(f"{path}: no such file")
 
-    def _inside_root(self, local: Path, path: str) -> Path:
-        assert self._local_root is not None
-        resolved = (self._local_root / local).resolve()
-        if not resolved.is_relative_to(self._local_root):
-            raise MediaForbidden(f"{path}: outside the media root {self._local_root}")
+    def _inside_roots(self, local: Path, roots: Sequence[Path], path: str) -> Path:
+        if not roots:
+            raise MediaForbidden(f"{path}: a local path, outside any media root (--media-root)")
+        resolved = (roots[0] / local).resolve()
+        if not any(resolved.is_relative_to(root) for root in roots):
+            named = ", ".join(map(str, roots))
+            raise MediaForbidden(f"{path}: outside the media root {named}")
         return resolved
 
     def _bucket_and_place(self, path: str) -> tuple[str, str]:
@@ -117,6 +124,10 @@ def name_of(path: str) -> str:
         shown_query = "" if _SECRET.search(query) else f"{mark}{query}"
         return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}{shown_query}"
     return shown(path) if _scheme(path) in _WEB else path
+
+
+def is_object_store(path: str) -> bool:
+    return _scheme(path) in _OBJECT_STORES
 
 
 def _scheme(path: str) -> str:

@@ -19,7 +19,7 @@ from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
 from actors.web import WebMedia
 from jobs.budget import MaxErrors
 from jobs.errors import JobError, UsageError
-from jobs.evaluate_cli import evaluate
+from jobs.evaluate_cli import evaluate, roots_of
 from jobs.inputs import InputOptions
 from jobs.progress import duration
 from jobs.rerank import JobOptions, Summary
@@ -80,7 +80,11 @@ def rerank(
         typer.Option(help="TABLE.COLUMN=NAME: where another name holds a column"),
     ] = None,
     media_root: Annotated[
-        str | None, typer.Option(help="Where relative media paths start; none may leave it")
+        list[str] | None,
+        typer.Option(
+            help="Where local media paths may lead, symbolic links followed; relative ones start "
+            "at the first root. Without one no local path is read"
+        ),
     ] = None,
     web_media: Annotated[
         bool,
@@ -194,7 +198,7 @@ def rerank(
             num_threads=threads,
             quantization=quantization,
             compile=compile,
-            media_root=media_root,
+            media_root=roots_of(media_root),
             web_media=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
         )
     except ValueError as error:

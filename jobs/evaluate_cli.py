@@ -51,7 +51,9 @@ def evaluate(
     group_by: Annotated[
         list[str] | None, typer.Option(help="A column of --queries to average by (language)")
     ] = None,
-    media_root: Annotated[str | None, typer.Option(help="Where relative media paths start")] = None,
+    media_root: Annotated[
+        list[str] | None, typer.Option(help="Where local media paths may lead, as `rerank` has it")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only")] = False,
 ) -> None:
     """Measure a job's output against qrels, before and after reranking."""
@@ -73,9 +75,15 @@ def evaluate(
         print_comparison(Console(), scores, comparison, groups, _is_finished(output))
     if report is not None:
         page = Page(f"Reranked: {output}", scores, comparison, judgements, groups=groups)
-        write_report(report, page, opened, media_root)
+        write_report(report, page, opened, roots_of(media_root))
         if not as_json:
             typer.echo(f"Report: {report}")
+
+
+def roots_of(given: Sequence[str] | None) -> str | tuple[str, ...]:
+    """The config's media_root for --media-root as often as it was given."""
+    roots = tuple(given or ())
+    return roots[0] if len(roots) == 1 else roots
 
 
 def _mappings(preset: str | None, maps: Sequence[str]) -> tuple[dict[str, str], Mappings]:
@@ -100,7 +108,7 @@ def write_report(
     path: str,
     page: Page,
     tables: Mapping[str, OpenedTable],
-    media_root: str | None = None,
+    media_root: str | Sequence[str] | None = None,
 ) -> None:
     """Render `page` with previews of what it shows, read from `tables` (queries, corpus)."""
     gained, lost = shown_queries(page.comparison)

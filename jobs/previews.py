@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ _MAX_PIXELS = 200_000_000
 
 
 def load_previews(
-    opened: OpenedTable, ids: Iterable[str], media_root: str | None = None
+    opened: OpenedTable, ids: Iterable[str], media_root: str | Sequence[str] | None = None
 ) -> dict[str, Preview]:
     """Previews of the rows with these ids; ids are compared as text, as in qrels."""
     reader = MediaReader(media_root)

@@ -184,7 +184,9 @@ def _for_workers(config: RerankerConfig, model: Mapping[str, str]) -> RerankerCo
     config = replace(config, revision=model.get("commit", config.revision))
     if is_submitted():
         return config
-    return replace(config, model=_absolute(config.model), media_root=_absolute(config.media_root))
+    roots = config.media_root
+    roots = tuple(map(_absolute, roots)) if isinstance(roots, tuple) else _absolute(roots)
+    return replace(config, model=_absolute(config.model), media_root=roots)
 
 
 def _absolute(path: Any) -> Any:

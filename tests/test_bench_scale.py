@@ -1,6 +1,9 @@
 """The scale benchmark's own parts, and a small run of it."""
 
 import json
+import mmap
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,27 @@ def test_a_small_run_is_exact_and_says_what_it_held(
 
 
 def test_growth_is_told_of_whoever_grew() -> None:
-    samples = [(0.1, 100, 50), (0.25, 110, 60), (0.6, 111, 90), (1.0, 109, 80)]
+    sizes = [(0.1, 100, 50, 5), (0.25, 110, 60, 6), (0.6, 111, 90, 70), (1.0, 109, 80, 900)]
+    samples = [
+        scale.Sample(share, driver << 20, worker << 20, store << 20)
+        for share, driver, worker, store in sizes
+    ]
     assert scale._growth(samples) == pytest.approx(0.5)
-    held = scale._by_share(
-        [(share, driver << 20, worker << 20) for share, driver, worker in samples]
-    )
-    assert held["25%"] == {"driver": 110, "worker": 60}
-    assert held["100%"] == {"driver": 111, "worker": 90}
+    held = scale._by_share(samples)
+    assert held["25%"] == {"driver": 110, "worker": 60, "store": 6}
+    assert held["100%"] == {"driver": 111, "worker": 90, "store": 900}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux tells shared pages apart")
+def test_shared_pages_are_not_a_processs_own() -> None:
+    before = scale.own_bytes(os.getpid())
+    with mmap.mmap(-1, 64 << 20) as shared:  # anonymous and shared, as the object store is
+        for place in range(0, len(shared), 4_096):
+            shared[place] = 1
+        assert scale.own_bytes(os.getpid()) - before < 16 << 20
+        own = bytearray(os.urandom(1 << 20) * 64)
+        assert scale.own_bytes(os.getpid()) - before > 48 << 20
+        del own
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ import pytest
 from engine import TINY
 from job_cases import text_rows, write_sets, write_text
 
+from actors.config import RerankerConfig
+from jobs import cli
 from jobs.cli import main
 from jobs.cluster import choose_pool
 from jobs.errors import UsageError
 from jobs.pipeline import Pool
 from jobs.progress import Meter, duration
+from jobs.rerank import JobOptions
 
 
 @pytest.fixture
@@ -127,3 +130,29 @@ def test_a_line_of_progress_has_rates_an_eta_and_errors() -> None:
     assert meter.eta_s == pytest.approx(10, rel=0.01)
     assert "500 pairs · 50.0 pairs/s" in meter.line()
     assert (duration(59.6), duration(3_723)) == ("1:00", "1:02:03")
+
+
+@pytest.mark.parametrize(
+    ("given", "roots"),
+    [
+        ((), ()),
+        (("--media-root=/a",), "/a"),
+        (("--media-root=/a", "--media-root=/b"), ("/a", "/b")),
+    ],
+)
+def test_local_media_are_read_under_the_given_roots_alone(
+    tmp_path: Path,
+    sets: str,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, ...],
+    roots: object,
+) -> None:
+    configs: list[RerankerConfig] = []
+
+    def stopped(options: JobOptions, config: RerankerConfig) -> None:
+        configs.append(config)
+        raise UsageError("that is enough")
+
+    monkeypatch.setattr(cli, "run_rerank", stopped)
+    main(["rerank", sets, f"--output={tmp_path / 'out'}", f"--model={TINY}", *given])
+    assert [config.media_root for config in configs] == [roots]

@@ -57,6 +57,11 @@ def test_options_are_taken_one_by_one() -> None:
         {"web_media": {"max_bytes": 5}},
         {"local_media": None},
         {"local_media": 0},
+        {"media_root": ""},
+        {"media_root": 5},
+        {"media_root": ["/a"]},
+        {"media_root": ("/a", "")},
+        {"media_root": ("/a", "s3://bucket/pages")},
     ],
 )
 def test_a_setting_out_of_range_is_named(wrong: dict[str, object]) -> None:

@@ -82,7 +82,42 @@ def test_a_link_within_the_root_is_followed(root: Path) -> None:
     assert MediaReader(str(root)).read("link/1.png") == b"one"
 
 
-def test_without_a_root_any_local_file_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_roots_each_may_be_read_and_relative_paths_start_at_the_first(
+    root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "2.png").write_bytes(b"two")
+    (other / "link").symlink_to(root / "a folder")
+    (other / "out").symlink_to(tmp_path)
+    reader = MediaReader((str(root), str(other)))
+    assert reader.read("a folder/1.png") == b"one"
+    for path in (f"{other}/2.png", f"file://{other}/2.png", "../other/2.png"):
+        assert reader.read(path) == b"two"
+    assert reader.read(f"{other}/link/1.png") == b"one"
+    with pytest.raises(MediaNotFound):
+        reader.read("2.png")
+    for path in ("../secret", f"{other}/out/secret", f"{other}/../secret", "/etc/hostname"):
+        with pytest.raises(MediaForbidden, match=f"outside the media root {root}, {other}"):
+            reader.read(path)
+
+
+@pytest.mark.parametrize("roots", [(), "s3://bucket/pages", ("s3://bucket/pages",)])
+@pytest.mark.parametrize("path", ["{root}/a folder/1.png", "file://{root}/a folder/1.png"])
+def test_without_a_local_root_no_local_file_is_read(root: Path, roots: object, path: str) -> None:
+    with pytest.raises(MediaForbidden, match="outside any media root"):
+        MediaReader(roots).read(path.format(root=root))  # type: ignore[arg-type]
+
+
+def test_relative_paths_start_at_an_object_store_that_is_first(root: Path) -> None:
+    reader = MediaReader(("s3://bucket/pages", str(root)))
+    assert reader.local_path("1.png") is None
+    assert reader.read(f"{root}/a folder/1.png") == b"one"
+
+
+def test_where_nothing_is_said_of_roots_any_local_file_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(root / "a folder")
     reader = MediaReader()
     assert reader.read("1.png") == b"one"
@@ -294,5 +329,5 @@ def test_an_object_is_found_below_the_root(
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname"])
 def test_under_an_object_store_root_no_local_path_is_read(path: str) -> None:
-    with pytest.raises(MediaForbidden, match="outside the media root"):
+    with pytest.raises(MediaForbidden, match="outside any media root"):
         MediaReader("s3://bucket/pages").read(path)

@@ -1,7 +1,8 @@
 """`python -m jobs.bench.scale`: a job of a million pairs, its memory as it goes, and its proof.
 
 The model is a stand-in that takes a fixed time a pair, so that what is seen is the job's own. Exit
-code 1 if memory grows in the last three quarters of the job, or a row is missing.
+code 1 if memory grows in the last three quarters of the job, or a row is missing. The pages of
+Ray's object store are counted apart: a process that reads more of it maps more of the same memory.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +131,21 @@ def _row(number: int) -> dict[str, Any]:
     return {"query_id": number, "query": f"the words of query {number}", "candidates": candidates}
 
 
-Sample = tuple[float, int, int]
-"""Share of the units that are written, and bytes of the driver and of the largest worker."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The share of the pairs that are written, and bytes: of the driver, of the largest worker, and
+    of the object store that one of them has mapped at most.
+    """
+
+    share: float
+    driver: int
+    worker: int
+    store: int
+
+
+def own_bytes(pid: int) -> int:
+    """What a process has in memory, without the object store's pages."""
+    return max(0, status_bytes(pid, "VmRSS") - status_bytes(pid, "RssShmem"))
 
 
 def _samples(
@@ -143,9 +158,10 @@ def _samples(
             if path not in known:
                 known[path] = pq.read_metadata(path).num_rows
         done = sum(known.values())
-        workers = [status_bytes(pid, "VmRSS") for pid in descendants(process.pid) if is_worker(pid)]
-        driver = status_bytes(process.pid, "VmRSS")
-        yield done / num_pairs, driver, max(workers, default=0)
+        workers = [pid for pid in descendants(process.pid) if is_worker(pid)]
+        driver = own_bytes(process.pid)
+        store = max(status_bytes(pid, "RssShmem") for pid in [process.pid, *workers])
+        yield Sample(done / num_pairs, driver, max(map(own_bytes, workers), default=0), store)
         progress(f"{done:,} of {num_pairs:,} pairs, driver {driver >> 20:,} MB")
         time.sleep(_SAMPLE_EVERY_S)
 
@@ -154,21 +170,21 @@ def _by_share(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     """The most that was held until each share was written."""
     found = {}
     for share in SHARES:
-        until = [sample for sample in samples if sample[0] <= share]
+        until = [sample for sample in samples if sample.share <= share]
         found[f"{share:.0%}"] = {
-            "driver": max((driver for _, driver, _ in until), default=0) >> 20,
-            "worker": max((worker for _, _, worker in until), default=0) >> 20,
+            name: max((getattr(sample, name) for sample in until), default=0) >> 20
+            for name in ("driver", "worker", "store")
         }
     return found
 
 
 def _growth(samples: Sequence[Sample]) -> float:
     """From the first quarter's most to the whole job's, of driver or worker, the larger."""
-    first = [sample for sample in samples if sample[0] <= 0.25]
+    first = [sample for sample in samples if sample.share <= 0.25]
     growths = []
-    for place in (1, 2):
-        before = max((sample[place] for sample in first), default=0)
-        growths.append(max(sample[place] for sample in samples) / max(before, 1) - 1)
+    for name in ("driver", "worker"):
+        before = max((getattr(sample, name) for sample in first), default=0)
+        growths.append(max(getattr(sample, name) for sample in samples) / max(before, 1) - 1)
     return max(growths)
 
 
@@ -180,7 +196,8 @@ def _lines(figures: dict[str, Any]) -> str:
     ]
     for share, memory in figures["memory_mb"].items():
         lines.append(
-            f"  until {share:>4}: driver {memory['driver']:,} MB, worker {memory['worker']:,} MB"
+            f"  until {share:>4}: driver {memory['driver']:,} MB, worker {memory['worker']:,} MB; "
+            f"object store {memory['store']:,} MB"
         )
     return "\n".join([*lines, f"  growth after the first quarter: {figures['growth']:.1%}"])
 
