@@ -198,7 +198,7 @@ class Attempt:
         whole work, if it keeps dying where no step is to blame.
         """
         for number in count():
-            error = self.failure("read", number) or self._hopeless()
+            error = self.failure("read", number) or self.hopeless()
             if error is not None:
                 raise error
             with self.step("read", number):
@@ -207,7 +207,8 @@ class Attempt:
                 return
             yield row
 
-    def _hopeless(self) -> Failure | None:
+    def hopeless(self) -> Failure | None:
+        """The error of all of it, where attempts keep dying and no step is to blame."""
         num = sum(num for step, (num, _) in self._deaths.items() if step[:1] in _NOBODYS)
         if num < MAX_DEATHS_OF_WORK:
             return None

@@ -125,6 +125,13 @@ def choose_pool(resources: dict[str, float], device: str, num_actors: int | None
     return _checked(Pool(num_actors or 1, num_cpus=1, num_gpus=0), cpus)
 
 
+def settled_dtype(dtype: str, pool: Pool) -> str:
+    """What the pool's actors make of it, as actors/device.py has it."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if pool.num_gpus else "float32"
+
+
 def _checked(pool: Pool, cpus: int) -> Pool:
     """Ray would wait without end for CPUs that the pool itself holds."""
     needed = int(pool.num_actors * pool.num_cpus) + 1

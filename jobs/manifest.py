@@ -123,6 +123,16 @@ def check_same_job(output: Output, manifest: Manifest, job: Manifest) -> None:
         )
 
 
+def check_same_dtype(output: Output, manifest: Manifest, dtype: str) -> None:
+    """Raises UsageError if an earlier run scored in another one: `auto` goes by the device."""
+    before = manifest.setdefault("dtype", dtype)
+    if before != dtype:
+        raise UsageError(
+            f"--output {output.directory} was scored in {before} so far, and --dtype auto means "
+            f"{dtype} on this device; go on with the --device that it had, or in another directory"
+        )
+
+
 def check_same_input(output: Output, manifest: Manifest, opened: OpenedInput, plan: Plan) -> None:
     """Raises UsageError if these are not the units, of the files, that the job read."""
     job = manifest["job"]

@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.config import RerankerConfig
 from actors.data import PairScore
-from actors.errors import Unexpected
+from actors.errors import Crashed, TimedOut, Unexpected
 from jobs.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
 from jobs.documents import DocumentUnit
 from jobs.engine import Engine, PreparedPairs, ScorerLike
@@ -78,9 +78,14 @@ class Score:
         attempt = Attempt(self._log, work)
         started = time.monotonic()
         rows = from_ipc(batch["rows"][index].as_buffer())
-        prepared = pickle.loads(batch["prepared"][index].as_buffer())
         before = self._lookups()
-        scored = with_scores(rows, score_pairs(self._scorer, prepared, attempt))
+        failure = attempt.hopeless()
+        if failure is not None:  # of unpacking it, say: then nothing of it can be scored
+            scores = [PairScore(error=failure)] * rows["error_code"].null_count
+        else:
+            prepared = pickle.loads(batch["prepared"][index].as_buffer())
+            scores = score_pairs(self._scorer, prepared, attempt)
+        scored = with_scores(rows, scores)
         seconds = batch["seconds"][index].as_py() + time.monotonic() - started
         scored = with_figures(scored, [*_since(before, self._lookups()), seconds])
         for name in ("unit", "chunk", "is_last"):
@@ -101,15 +106,34 @@ def score_pairs(
 ) -> list[PairScore]:
     """All pairs' scores, in order. Together, unless that raised, or killed its process twice: then
     pair by pair, so that what is to blame is one row's error.
+
+    If none is, its process was killed by something else. So they are scored together once more:
+    alone a pair's last bits may differ, and the rows are to be those of an undisturbed run.
     """
-    if attempt.num_deaths < MAX_DEATHS:
-        try:
-            return [score for each in scorer.score(list(prepared)) for score in each]
-        except Exception as error:
-            _die_with_device(error)
-            logger.warning("scoring pair by pair what failed together: %r", error)
+    is_suspect = attempt.num_deaths >= MAX_DEATHS
+    if not is_suspect and (scores := _score_together(scorer, prepared)) is not None:
+        return scores
     pairs = [each.only(index) for each in prepared for index in range(each.num_pairs)]
-    return [_score_one(scorer, pair, attempt, number) for number, pair in enumerate(pairs)]
+    alone = [_score_one(scorer, pair, attempt, number) for number, pair in enumerate(pairs)]
+    is_innocent = not any(
+        isinstance(score.error, Crashed | TimedOut | Unexpected) for score in alone
+    )
+    if is_suspect and is_innocent and attempt.failure("together") is None:
+        with attempt.step("together"):
+            return _score_together(scorer, prepared) or alone
+    return alone
+
+
+def _score_together(
+    scorer: ScorerLike, prepared: Sequence[PreparedPairs]
+) -> list[PairScore] | None:
+    """None where it raised."""
+    try:
+        return [score for each in scorer.score(list(prepared)) for score in each]
+    except Exception as error:
+        _die_with_device(error)
+        logger.warning("scoring pair by pair what failed together: %r", error)
+        return None
 
 
 def _score_one(scorer: ScorerLike, pair: PreparedPairs, attempt: Attempt, number: int) -> PairScore:

@@ -23,6 +23,7 @@ from jobs.lease import leased
 from jobs.manifest import (
     Manifest,
     add_lookups,
+    check_same_dtype,
     check_same_job,
     job_fingerprint,
     kept_command,
@@ -227,13 +228,14 @@ def _run(
     """Score what remains and verify everything; the manifest says how far it came."""
     import ray  # seconds to import, and a refusal needs none of it
 
-    from jobs.cluster import choose_pool, connected
+    from jobs.cluster import choose_pool, connected, settled_dtype
     from jobs.execution import score_remaining, verify_all
     from jobs.interruption import interruptible
     from jobs.pipeline import Workers
 
     with connected(options.address), interruptible() as check_interruption:
         pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
+        check_same_dtype(output, manifest, settled_dtype(config.dtype, pool))
         remaining = output.remaining(plan.units)
         num_done = len(plan.units) - len(remaining)
         actors = f"{pool.num_actors} scoring {'actor' if pool.num_actors == 1 else 'actors'}"

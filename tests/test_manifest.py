@@ -8,10 +8,12 @@ from job_cases import CONFIG, text_rows, write_sets
 
 from actors.config import RerankerConfig
 from actors.web import WebMedia
+from jobs.cluster import settled_dtype
 from jobs.errors import UsageError
 from jobs.inputs import InputOptions, open_job_input
-from jobs.manifest import Manifest, check_same_job, job_fingerprint
+from jobs.manifest import Manifest, check_same_dtype, check_same_job, job_fingerprint
 from jobs.outputs import Output
+from jobs.pipeline import Pool
 from jobs.storage import Location
 from jobs.units import plan_units
 
@@ -51,6 +53,17 @@ def test_a_setting_that_decides_on_scores_is_another_job(
     with pytest.raises(UsageError) as raised:
         check(tmp_path, before, replace(CONFIG, **setting))
     assert sentence in str(raised.value)
+
+
+def test_auto_is_not_two_dtypes_in_one_output(tmp_path: Path) -> None:
+    output = Output(Location.parse(str(tmp_path / "out")), False)
+    begun: Manifest = {}
+    for _ in range(2):
+        check_same_dtype(output, begun, settled_dtype("auto", Pool(1, 1, 0)))
+    assert begun == {"dtype": "float32"}
+    with pytest.raises(UsageError, match="scored in float32 so far, and --dtype auto means bfl"):
+        check_same_dtype(output, begun, settled_dtype("auto", Pool(1, 0, 1)))
+    check_same_dtype(output, begun, settled_dtype("float32", Pool(1, 0, 1)))
 
 
 def test_a_setting_that_decides_on_speed_alone_is_the_same_job(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What a scoring actor makes of a chunk whose attempts died: none does here, as in test_attempts."""
+
+import pickle
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from engine import TINY
+
+from actors.config import RerankerConfig
+from actors.data import PairScore
+from actors.errors import Crashed
+from jobs.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
+from jobs.bench.stand_in import Checksums
+from jobs.chunks import Chunk
+from jobs.engine import Engine
+from jobs.pipeline import Pool, Score, score_pairs
+from jobs.scores import PLACE_SCHEMA
+
+WORK = ("score", 0, 0)
+PREPARED = [Checksums(((0, b""), (1, b""))), Checksums(((2, b""),))]
+
+
+class Together:
+    """A pair's score is how many were scored with it: alone it is another one."""
+
+    def __init__(self, config: RerankerConfig | None = None) -> None:
+        self.num_calls = 0
+
+    def score(self, sets: list[Checksums]) -> list[list[PairScore]]:
+        self.num_calls += 1
+        num_pairs = sum(each.num_pairs for each in sets)
+        return [[PairScore(logit=num_pairs, num_tokens=1)] * each.num_pairs for each in sets]
+
+
+def after(num_deaths: int, log: AttemptLog, *step: Any) -> Attempt:
+    for _ in range(num_deaths):
+        Attempt(log, WORK)
+        log.at(WORK, step)
+    return Attempt(log, WORK)
+
+
+@pytest.mark.parametrize(("num_deaths", "num_calls"), [(0, 1), (1, 1), (MAX_DEATHS, 4)])
+def test_a_chunk_that_others_killed_has_the_scores_of_an_undisturbed_one(
+    num_deaths: int, num_calls: int
+) -> None:
+    scorer = Together()
+    scores = score_pairs(scorer, PREPARED, after(num_deaths, AttemptLog()))
+    assert ([score.logit for score in scores], scorer.num_calls) == ([3, 3, 3], num_calls)
+
+
+def test_who_dies_together_alone_is_scored_alone() -> None:
+    log = AttemptLog()
+    after(MAX_DEATHS, log)
+    scores = score_pairs(Together(), PREPARED, after(MAX_DEATHS, log, "together"))
+    assert [score.logit for score in scores] == [1, 1, 1]
+
+
+def test_a_pair_that_kills_is_an_error_and_the_others_have_scores() -> None:
+    log = AttemptLog()
+    after(MAX_DEATHS, log)
+    first, second, third = score_pairs(Together(), PREPARED, after(MAX_DEATHS, log, "pair", 1))
+    assert isinstance(second.error, Crashed)
+    assert (first.logit, third.logit) == (1, 1)
+
+
+def batch() -> pa.Table:
+    chunk = Chunk([{"place": place} for place in range(3)], list(PREPARED))
+    return chunk.table(PLACE_SCHEMA, unit=0, index=0, is_last=True)
+
+
+def test_a_chunk_that_kills_wherever_it_is_touched_is_all_its_pairs_error() -> None:
+    log = AttemptLog()
+    actor = Score(Engine(Together, Together), RerankerConfig(str(TINY)), Pool(1, 1, 0), log)
+    assert actor(batch())["error_code"].null_count == 3
+    after(MAX_DEATHS_OF_WORK, log)
+    broken = batch().set_column(4, "prepared", pa.array([pickle.dumps(1)[:-1]], pa.large_binary()))
+    assert actor(broken)["error_code"].to_pylist() == ["crashed"] * 3
