@@ -1,4 +1,4 @@
-"""What a scoring actor makes of a chunk whose attempts died: none does here, as in test_attempts."""
+"""What a scoring actor makes of a chunk whose attempts died: none does, as in test_attempts."""
 
 import pickle
 from typing import Any
