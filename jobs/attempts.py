@@ -9,16 +9,18 @@ Every step has a deadline: a process that hangs in one ends itself, and so died 
 """
 
 import faulthandler
+import json
 import math
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TextIO, TypeVar
 
 from actors.errors import Crashed, Failure, TimedOut
 
@@ -50,14 +52,37 @@ class _Work:
 
 
 class AttemptLog:
-    """Kept by one process that does none of the work; as a Ray actor, the job's own."""
+    """Kept by one process that does none of the work; as a Ray actor, the job's own.
 
-    def __init__(self) -> None:
+    journal: a file that each call is added to, so that who restarts with it knows what was known:
+    where memory is full, this process may be the one that is killed for it.
+    """
+
+    def __init__(self, journal: str | None = None) -> None:
         self._works: dict[Step, _Work] = {}
         self._failures: dict[int, str] = {}
+        self._journal: TextIO | None = None
+        if journal is not None:
+            known = Path(journal).read_text() if Path(journal).exists() else ""
+            self._replay(known)
+            # Line by line, so that nothing that was said is lost with the process.
+            self._journal = open(journal, "a", buffering=1)  # noqa: SIM115  open to its end
+            if not known.endswith("\n"):
+                self._journal.write("\n")
+
+    def _replay(self, journal: str) -> None:
+        for line in journal.split("\n"):
+            with suppress(ValueError):  # a line that was being written
+                name, *arguments = json.loads(line)
+                getattr(self, name)(*map(_as_tuple, arguments))
+
+    def _note(self, *call: Any) -> None:
+        if self._journal is not None:
+            self._journal.write(json.dumps(call) + "\n")
 
     def begin(self, work: Step) -> Deaths:
         """Where attempts at this work died: one that began and did not end has died."""
+        self._note("begin", work)
         known = self._works.get(work)
         if known is None:
             known = self._works[work] = _Work()
@@ -67,20 +92,27 @@ class AttemptLog:
         return {step: (num, step in known.hung) for step, num in known.deaths.items()}
 
     def at(self, work: Step, step: Step, hangs: bool = False) -> None:
+        self._note("at", work, step, hangs)
         known = self._works.setdefault(work, _Work())
         known.step = step
         if hangs:
             known.hung.add(step)
 
     def end(self, work: Step) -> None:
+        self._note("end", work)
         self._works.pop(work, None)
 
     def fail(self, unit: int, message: str) -> None:
         """A unit that cannot be read as a whole."""
+        self._note("fail", unit, message)
         self._failures[unit] = message
 
     def failures(self) -> dict[int, str]:
         return self._failures
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Attempts(Protocol):

@@ -1,9 +1,12 @@
 """The units on Ray: scored, collected, written as they complete, verified at the end."""
 
 import logging
+import os
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -118,15 +121,18 @@ def _score(
 
 @contextmanager
 def _attempt_log() -> Iterator[RemoteLog]:
-    """On the driver's own node: where that goes, the job goes."""
+    """On the driver's own node: where that goes, the job goes. So does its journal."""
+    journal = os.path.join(tempfile.gettempdir(), f"shardrank-attempts-{uuid.uuid4().hex}.jsonl")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kept = ray.remote(AttemptLog)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    actor = kept.options(scheduling_strategy=here, **options).remote()
+    actor = kept.options(scheduling_strategy=here, **options).remote(journal)
     try:
         yield RemoteLog(actor)
     finally:
         ray.kill(actor)
+        with suppress(OSError):
+            os.unlink(journal)
 
 
 class _Failures:

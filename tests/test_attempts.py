@@ -88,6 +88,24 @@ def test_a_work_that_dies_at_no_step_is_given_up_too():
         next(Attempt(log, WORK).reads(iter("a")))
 
 
+def test_a_log_that_is_killed_knows_afterwards_what_it_knew(tmp_path):
+    journal = tmp_path / "journal"
+    log = AttemptLog(str(journal))
+    dies(log)
+    dies(log, ("pair", 0, 3))
+    log.at(WORK, ("pair", 0, 3), hangs=True)
+    dies(log, work=("score", 1, 0))
+    Attempt(log, ("score", 1, 0)).end()
+    log.fail(4, "a file\nthat is gone \u2028")
+    with journal.open("a") as stream:
+        stream.write('["begin", ["prep')  # killed while it wrote
+    again = AttemptLog(str(journal))
+    assert again.failures() == {4: "a file\nthat is gone \u2028"}
+    assert again.begin(WORK) == {(): (1, False), ("pair", 0, 3): (1, True)} == log.begin(WORK)
+    assert again.begin(("score", 1, 0)) == {}
+    assert AttemptLog(str(journal)).begin(WORK)[("pair", 0, 3)] == (1, True)
+
+
 HANGS = """
 import re, sys, time
 from jobs import attempts

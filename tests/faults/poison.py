@@ -1,12 +1,16 @@
 """The real preprocessor and a quick scorer, which die or hang of certain texts.
 
 A text says who dies of it and how: `prepare:segfault`, `prepare:kill`, `prepare:hang`,
-`prepare:raise`, `score:kill`, `score:raise`. As a query it is the same.
+`prepare:raise`, `prepare:grow`, `score:kill`, `score:raise`. As a query it is the same.
+
+`python poison.py LOG SETS OUTPUT MODEL` is a job of its own with these, on a Ray of its own.
 """
 
+import functools
 import os
 import re
 import signal
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -19,6 +23,9 @@ from actors.data import PairScore
 from actors.errors import RerankError
 from actors.prepared import PreparedSet
 from actors.preprocessor import Preprocessor
+from jobs.engine import Engine
+from jobs.inputs import InputOptions
+from jobs.rerank import JobOptions, rerank
 
 SCORE_POISON = {"kill": 1, "raise": 2}
 
@@ -30,7 +37,20 @@ def hurt(how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "hang":
         time.sleep(3_600)
+    elif how == "grow":
+        grow(MAX_GROWTH)
     raise ZeroDivisionError("nobody foresaw this")
+
+
+MAX_GROWTH = 8 << 30
+
+
+def grow(num_bytes: int) -> None:
+    """Until somebody ends it, as fast as a decompression bomb would."""
+    held = []
+    for _ in range(num_bytes >> 26):
+        held.append(b"x" * (1 << 26))
+        time.sleep(0.02)
 
 
 class PoisonedPreprocessor(Preprocessor):
@@ -69,8 +89,8 @@ class PoisonedScorer:
     def __init__(self, log: Path, config: RerankerConfig) -> None:
         self._log = log
         note(log, "start")
-        if config.model.endswith("-that-kills"):
-            hurt("kill")
+        if match := re.search("-that-(kill|grow)s$", config.model):
+            hurt(match[1])
 
     def score(self, sets: list[PreparedSet]) -> list[list[PairScore]]:
         scores = [[self._score(pair) for pair in prepared.pairs] for prepared in sets]
@@ -86,6 +106,20 @@ class PoisonedScorer:
         return PairScore(score=0.5 + logit / 8, logit=logit, num_tokens=pair.num_tokens)
 
 
+def engine(log: Path) -> Engine:
+    return Engine(
+        functools.partial(PoisonedPreprocessor, log), functools.partial(PoisonedScorer, log)
+    )
+
+
 def note(log: Path, what: str) -> None:
     with log.open("a") as stream:
         stream.write(f"{what}\n")
+
+
+if __name__ == "__main__":
+    import poison  # by this name the workers find it, where the script is
+
+    where, sets, output, model = sys.argv[1:]
+    job = JobOptions(output, InputOptions(sets), unit_pairs=40)
+    rerank(job, RerankerConfig(model=model, num_threads=1), poison.engine(Path(where)))

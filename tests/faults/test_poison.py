@@ -1,7 +1,10 @@
 """Inputs that kill, hang or break the process that works on them, in a real job on a local Ray."""
 
-import functools
+import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,6 @@ from job_cases import candidate, query_row, score_rows, text, text_rows, write_s
 
 from actors.config import RerankerConfig
 from jobs.budget import MaxErrors
-from jobs.engine import Engine
 from jobs.errors import JobError, TooManyErrors, UnitsFailed
 from jobs.inputs import InputOptions
 from jobs.rerank import JobOptions, Summary, rerank
@@ -41,13 +43,9 @@ def run(
     import ray
 
     ray.cloudpickle.register_pickle_by_value(poison)
-    engine = Engine(
-        functools.partial(poison.PoisonedPreprocessor, log),
-        functools.partial(poison.PoisonedScorer, log),
-    )
     job_input = input if isinstance(input, InputOptions) else InputOptions(input)
     options = {"unit_pairs": 40, "pair_timeout_s": 4.0} | options
-    return rerank(JobOptions(str(output), job_input, **options), config, engine)
+    return rerank(JobOptions(str(output), job_input, **options), config, poison.engine(log))
 
 
 def poisoned(rows: list[dict[str, Any]], texts: dict[tuple[int, int], str]) -> list[dict[str, Any]]:
@@ -185,3 +183,49 @@ def test_a_file_that_is_gone_costs_its_own_units_alone(tmp_path: Path, log: Path
     assert {"part-000000.parquet", "part-000001.parquet"} <= written
     assert {"part-000004.parquet", "part-000005.parquet"} <= written
     assert sum(pq.read_metadata(p).num_rows for p in (tmp_path / "out/scores").iterdir()) >= 160
+
+
+def run_in_little_memory(
+    log: Path, sets: str, output: Path, model: Path
+) -> "subprocess.CompletedProcess[str]":
+    """On a Ray of its own, for which memory is full when 3 GiB more are taken than now."""
+    kib = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
+    total, free = int(kib["MemTotal"]) << 10, int(kib["MemAvailable"]) << 10
+    threshold = (total - free + (3 << 30)) / total
+    if threshold > 0.9:
+        pytest.skip("too little memory is free for a row to take it")
+    return subprocess.run(
+        [sys.executable, poison.__file__, str(log), sets, str(output), str(model)],
+        env=os.environ | {"RAY_memory_usage_threshold": f"{threshold:.3f}"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="free memory is read as Linux has it")
+def test_a_row_that_takes_all_memory_is_that_rows_error(
+    tmp_path: Path, log: Path, undisturbed: dict
+) -> None:
+    """Ray's own memory monitor kills whatever worker began last, innocent ones among them."""
+    sets = write_sets(
+        tmp_path / "sets.parquet", poisoned(text_rows(16, 10), {(9, 5): "prepare:grow"}), 4
+    )
+    done = run_in_little_memory(log, sets, tmp_path / "out", TINY)
+    assert done.returncode == 0, done.stderr
+    assert codes(tmp_path / "out") == {(9, "d5"): "crashed"}
+    assert_others_are_as_undisturbed(tmp_path / "out", undisturbed)
+    assert log.read_text().count("read prepare:grow") == 3
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="free memory is read as Linux has it")
+def test_a_model_that_takes_all_memory_ends_the_job_with_the_cause(
+    tmp_path: Path, log: Path
+) -> None:
+    shutil.copytree(TINY, tmp_path / "model-that-grows")
+    sets = write_sets(tmp_path / "sets.parquet", text_rows(4, 5), 4)
+    done = run_in_little_memory(log, sets, tmp_path / "out", tmp_path / "model-that-grows")
+    assert done.returncode == 1
+    assert re.search("died 2 times while it loaded .*-that-grows: too little memory", done.stderr)
+    assert log.read_text().split("\n").count("start") == 2
