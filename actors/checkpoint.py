@@ -38,15 +38,25 @@ def checkpoint_fingerprint(checkpoint: Path) -> dict[str, str]:
 
     The commit names the weights, which need not be on the machine that asks.
     """
-    settings = [
-        checkpoint / name
-        for name in ("config.json", "tokenizer.json", "reranker.json")
-        if (checkpoint / name).is_file()
-    ]
-    fingerprint = {"settings": _combined(settings)}
+    fingerprint = {"settings": _settings(checkpoint)}
     if checkpoint.parent.name == "snapshots":
         return fingerprint | {"commit": checkpoint.name}
     return fingerprint | {"weights": _combined(sorted(checkpoint.glob("*.safetensors")))}
+
+
+def checkpoint_outline(checkpoint: Path) -> str:
+    """What tells most checkpoints apart without reading weights: the settings' SHA-256, and the
+    weights' names and sizes.
+    """
+    weights = [
+        (file.name, file.stat().st_size) for file in sorted(checkpoint.glob("*.safetensors"))
+    ]
+    return f"{_settings(checkpoint)} {weights}"
+
+
+def _settings(checkpoint: Path) -> str:
+    names = ("config.json", "tokenizer.json", "reranker.json")
+    return _combined([checkpoint / name for name in names if (checkpoint / name).is_file()])
 
 
 def _combined(files: list[Path]) -> str:

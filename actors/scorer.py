@@ -38,6 +38,10 @@ Part = torch.Tensor | OutOfMemory
 """Logits of some pairs, perhaps still being computed, or the error of one."""
 
 
+def nothing() -> None:
+    """Nobody waits."""
+
+
 class Scorer:
     """Scores prepared sets on one device. Raises ValueError on a bad checkpoint or device."""
 
@@ -61,8 +65,14 @@ class Scorer:
         self.max_batch_tokens = self._batch_tokens()
 
     @torch.inference_mode()
-    def score(self, sets: Sequence[PreparedSet]) -> list[list[PairScore]]:
-        """One list a set, one PairScore a document, in input order."""
+    def score(
+        self, sets: Sequence[PreparedSet], progressed: Callable[[], None] = nothing
+    ) -> list[list[PairScore]]:
+        """One list a set, one PairScore a document, in input order.
+
+        progressed is called after each forward that has come back from the device: who waits can
+        tell a long list from a device that hangs.
+        """
         scores = [[_unscored(pair) for pair in prepared.pairs] for prepared in sets]
         places = [
             (set_index, pair_index)
@@ -70,13 +80,15 @@ class Scorer:
             for pair_index, pair in enumerate(prepared.pairs)
             if isinstance(pair, PreparedPair)
         ]
-        logits = self._logits(sets) if places else []
+        logits = self._logits(sets, progressed) if places else []
         for (set_index, pair_index), logit in zip(places, logits, strict=True):
             unscored = scores[set_index][pair_index]
             scores[set_index][pair_index] = _scored(unscored, logit)
         return scores
 
-    def _logits(self, sets: Sequence[PreparedSet]) -> list[float | RerankError]:
+    def _logits(
+        self, sets: Sequence[PreparedSet], progressed: Callable[[], None]
+    ) -> list[float | RerankError]:
         """Of all pairs in order. A plan's logits are read when the next one has been queued."""
         pairs, visuals = _join(sets)
         plans = plan(_costs(sets), self.max_batch_tokens)
@@ -89,6 +101,7 @@ class Scorer:
             before = queued
             queued, prefix = self._queue(chosen, visuals, prefix, num_kept)
             logits += _read(before)
+            progressed()
         return logits + _read(queued)
 
     def _queue(

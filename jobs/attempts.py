@@ -61,6 +61,7 @@ class AttemptLog:
     def __init__(self, journal: str | None = None) -> None:
         self._works: dict[Step, _Work] = {}
         self._failures: dict[int, str] = {}
+        self._cuts: dict[Step, dict[int, int]] = {}
         self._journal: TextIO | None = None
         if journal is not None:
             known = Path(journal).read_text() if Path(journal).exists() else ""
@@ -110,6 +111,16 @@ class AttemptLog:
     def failures(self) -> dict[int, str]:
         return self._failures
 
+    def cut(self, work: Step, index: int, num_rows: int) -> None:
+        """The rows of a piece of what this work gives. Kept after its end, since Ray begins work
+        again for a piece that went with its node.
+        """
+        self._note("cut", work, index, num_rows)
+        self._cuts.setdefault(work, {})[index] = num_rows
+
+    def cuts(self, work: Step) -> dict[int, int]:
+        return self._cuts.get(work, {})
+
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
@@ -122,6 +133,8 @@ class Attempts(Protocol):
     def at(self, work: Step, step: Step, hangs: bool = False) -> None: ...
     def end(self, work: Step) -> None: ...
     def fail(self, unit: int, message: str) -> None: ...
+    def cut(self, work: Step, index: int, num_rows: int) -> None: ...
+    def cuts(self, work: Step) -> dict[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +158,12 @@ class RemoteLog:
     def failures(self) -> dict[int, str]:
         return self._call("failures")
 
+    def cut(self, work: Step, index: int, num_rows: int) -> None:
+        self._call("cut", work, index, num_rows)
+
+    def cuts(self, work: Step) -> dict[int, int]:
+        return self._call("cuts", work)
+
     def _call(self, name: str, *arguments: Any) -> Any:
         import ray  # so that everything else here is tested without it
 
@@ -152,12 +171,21 @@ class RemoteLog:
 
 
 class Attempt:
-    """One attempt at a piece of work, within its worker. `timeout_s` bounds every step."""
+    """One attempt at a piece of work, within its worker. `timeout_s` bounds every step, and
+    `first_timeout_s`, if given, what comes before the first progress.
+    """
 
-    def __init__(self, log: Attempts, work: Step, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        log: Attempts,
+        work: Step,
+        timeout_s: float | None = None,
+        first_timeout_s: float | None = None,
+    ) -> None:
         self._log = log
         self._work = work
         self._timeout_s = timeout_s
+        self._limit_s = first_timeout_s or timeout_s
         self._deaths = log.begin(work)
         self._steps: list[Step] = []
         self._armed = -math.inf
@@ -193,16 +221,24 @@ class Attempt:
             self._steps.pop()
             self._enter(self._steps[-1] if self._steps else UNKNOWN)
 
+    def progress(self) -> None:
+        """The step's deadline begins anew: it is long, and not hung."""
+        if self._limit_s != self._timeout_s:
+            self._limit_s = self._timeout_s
+            self._disarm()
+        if self._steps:
+            self._enter(self._steps[-1])
+
     def _enter(self, step: Step) -> None:
         if self._deaths:
             self._log.at(self._work, step)
-        if self._timeout_s is None:
+        if self._limit_s is None:
             return
         if step == UNKNOWN:
             self._disarm()
         elif time.monotonic() - self._armed > _SLACK_S:
             self._disarm()
-            self._arm(self._timeout_s + _SLACK_S)
+            self._arm(self._limit_s + _SLACK_S)
 
     def _arm(self, seconds: float) -> None:
         self._armed = time.monotonic()
@@ -225,15 +261,15 @@ class Attempt:
         faulthandler.dump_traceback()
         os._exit(1)
 
-    def reads(self, rows: Iterator[T]) -> Iterator[T]:
+    def reads(self, rows: Iterator[T], name: str = "rows") -> Iterator[T]:
         """Each row's reading as a step. Raises the Failure of one that is given up, or that of the
         whole work, if it keeps dying where no step is to blame.
         """
         for number in count():
-            error = self.failure("read", number) or self.hopeless()
+            error = self.failure("read", name, number) or self.hopeless()
             if error is not None:
                 raise error
-            with self.step("read", number):
+            with self.step("read", name, number):
                 row = next(rows, None)
             if row is None:
                 return
@@ -245,6 +281,13 @@ class Attempt:
         if num < MAX_DEATHS_OF_WORK:
             return None
         return Crashed(f"the process died {num} times, and at no row that it was told to be at")
+
+    def cut(self, index: int, num_rows: int) -> None:
+        self._log.cut(self._work, index, num_rows)
+
+    def cuts(self) -> dict[int, int]:
+        """The rows of each piece that an attempt gave before."""
+        return self._log.cuts(self._work)
 
     def end(self) -> None:
         self._log.end(self._work)

@@ -2,11 +2,13 @@
 
 import pickle
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from jobs.attempts import Attempt
 from jobs.engine import PreparedPairs
 from jobs.ipc import to_ipc
 
@@ -44,3 +46,35 @@ class Chunk:
                 "seconds": pa.array([time.monotonic() - self.started]),
             }
         )
+
+
+class Chunks:
+    """Cuts a unit's rows into chunks, each of which leaves this process when it is cut.
+
+    Where an attempt cut them before, there again: Ray has kept some of its chunks and takes the
+    others from this one, while sizes go by what could be read of media, and may differ.
+    """
+
+    def __init__(self, schema: pa.Schema, unit: int, attempt: Attempt) -> None:
+        self.open = Chunk()
+        self._schema = schema
+        self._unit = unit
+        self._attempt = attempt
+        self._known = attempt.cuts()
+        self._index = 0
+
+    def full(self) -> Iterator[pa.Table]:
+        """The open chunk if this is where it ends; another one is open then."""
+        known = self._known.get(self._index)
+        if len(self.open.rows) < known if known is not None else not self.open.is_full:
+            return
+        if known is None:
+            self._attempt.cut(self._index, len(self.open.rows))
+        yield self._table(is_last=False)
+        self.open, self._index = Chunk(), self._index + 1
+
+    def last(self) -> pa.Table:
+        return self._table(is_last=True)
+
+    def _table(self, is_last: bool) -> pa.Table:
+        return self.open.table(self._schema, self._unit, self._index, is_last)

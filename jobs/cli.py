@@ -163,7 +163,9 @@ def rerank(
     ] = None,
     pair_timeout_s: Annotated[
         float,
-        typer.Option(help="Seconds that reading and decoding one pair may take"),
+        typer.Option(
+            help="Seconds that reading and decoding one pair may take, and a GPU for one forward"
+        ),
     ] = 300.0,
     gpu_hour_price: Annotated[
         float | None, typer.Option(help="Of one GPU-hour, to state the cost")

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from actors.data import Content, parse_or_error
 from jobs.attempts import Attempt
-from jobs.chunks import Chunk
+from jobs.chunks import Chunks
 from jobs.documents import DocumentUnit
 from jobs.engine import OpenedQuery, PreprocessorLike
 from jobs.inputs import JobInput
@@ -31,22 +31,20 @@ def prepare_documents(
     attempt = attempt or Attempt.unwatched()
     pairs = unit.pairs()
     queries = _Queries(job_input.queries, pairs, preprocessor, attempt)
-    chunk, index = Chunk(), 0
-    for document, rows in attempt.reads(read_documents(job_input.corpus, pairs)):
+    chunks = Chunks(PLACE_SCHEMA, unit.index, attempt)
+    for document, rows in attempt.reads(read_documents(job_input.corpus, pairs), "documents"):
         step = "document", rows[0]["place"]
         content = attempt.failure(*step) or parse_or_error(Content.parse, document, DOCUMENT_NAME)
         opened = preprocessor.open_document(content, DOCUMENT_NAME, partial(attempt.step, *step))
         for low in range(0, len(rows), DOCUMENT_PAIRS):
-            if chunk.is_full:
-                yield chunk.table(PLACE_SCHEMA, unit.index, index, is_last=False)
-                chunk, index = Chunk(), index + 1
+            yield from chunks.full()
             part = rows[low : low + DOCUMENT_PAIRS]
-            chunk.rows += [{"place": row["place"]} for row in part]
+            chunks.open.rows += [{"place": row["place"]} for row in part]
             with attempt.step("slice", part[0]["place"]):
                 opened_pairs = _pairs(part, queries, opened, preprocessor, attempt)
-                chunk.add(preprocessor.prepare_pairs(opened_pairs))
+                chunks.open.add(preprocessor.prepare_pairs(opened_pairs))
             queries.forget_beyond(QUERY_BYTES)
-    yield chunk.table(PLACE_SCHEMA, unit.index, index, is_last=True)
+    yield chunks.last()
 
 
 def _pairs(
@@ -73,7 +71,7 @@ class _Queries:
     def __init__(
         self, table: Table, pairs: pa.Table, preprocessor: PreprocessorLike, attempt: Attempt
     ) -> None:
-        (self._rows,) = attempt.reads(iter([read_queries(table, pairs)]))
+        self._rows = read_queries(table, pairs, reads=attempt.reads)
         self._preprocessor = preprocessor
         self._attempt = attempt
         self._opened: dict[tuple[int, int], OpenedQuery] = {}

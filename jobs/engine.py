@@ -1,13 +1,18 @@
 """What the job needs of the reranker: two classes that each worker calls with the config."""
 
+import pickle
+import socket
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from actors.checkpoint import checkpoint_outline
 from actors.config import QueryOptions, RerankerConfig
 from actors.data import Content, PairScore
 from actors.errors import RerankError
+from jobs.errors import JobError
 
 
 class PreparedPairs(Protocol):
@@ -26,6 +31,8 @@ class OpenedQuery(Protocol):
         """What is decoded of it so far."""
         ...
 
+
+Progressed = Callable[[], None]
 
 Watch = Callable[[], AbstractContextManager[object]]
 """What reading a side is done within."""
@@ -48,12 +55,44 @@ class PreprocessorLike(Protocol):
 
 
 class ScorerLike(Protocol):
-    """One with a `vision_cache` that has `num_hits` and `num_misses` has them in the summary."""
+    """One with a `vision_cache` that has `num_hits` and `num_misses` has them in the summary.
 
-    def score(self, sets: list[Any]) -> list[list[PairScore]]: ...
+    It calls `progressed` now and then, at least as often as a device should come back.
+    """
+
+    def score(self, sets: list[Any], progressed: Progressed) -> list[list[PairScore]]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
     preprocessor: Callable[[RerankerConfig], PreprocessorLike]
     scorer: Callable[[RerankerConfig], ScorerLike]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedEngine:
+    """An engine as cloudpickle has it: its modules are imported where it is unpacked, not where Ray
+    reads it. What kills a process by being imported is then seen, as any other death.
+    """
+
+    content: bytes
+
+    def unpacked(self) -> Engine:
+        return pickle.loads(self.content)
+
+
+def outline_of(config: RerankerConfig) -> str | None:
+    """Of a model that is a directory; a hub's is pinned by its commit."""
+    checkpoint = Path(config.model)
+    return checkpoint_outline(checkpoint) if checkpoint.is_dir() else None
+
+
+def check_outline(config: RerankerConfig, outline: str | None) -> None:
+    """Raises JobError where this node's directory holds another model than the driver's: scores of
+    one job have one model.
+    """
+    if outline is not None and outline_of(config) != outline:
+        raise JobError(
+            f"--model: {config.model} on {socket.gethostname()} is not what it was where the job "
+            "was started; every node needs the same files"
+        )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import ray
+from ray import cloudpickle
 from ray.data import ActorPoolStrategy, DataContext
 
 from actors.config import RerankerConfig
@@ -18,7 +19,14 @@ from actors.data import PairScore
 from actors.errors import Crashed, TimedOut, Unexpected
 from jobs.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
 from jobs.documents import DocumentUnit
-from jobs.engine import Engine, PreparedPairs, ScorerLike
+from jobs.engine import (
+    Engine,
+    PackedEngine,
+    PreparedPairs,
+    ScorerLike,
+    check_outline,
+    outline_of,
+)
 from jobs.errors import JobError
 from jobs.inputs import JobInput
 from jobs.ipc import from_ipc
@@ -31,6 +39,10 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 20
 """Below a chunk's size: a larger block would hold chunks back until it is full."""
 NO_PROGRESS_TIMEOUT_S = 1_800
+CPU_NO_PROGRESS_TIMEOUT_S = 86_400
+"""A chunk of 512 pairs is half an hour's work for a few cores and a large model, or more."""
+FIRST_TIMEOUT_FACTOR = 10
+"""An actor's first forward may take so many times longer: torch.compile is at work in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +68,18 @@ class Score:
     """One actor: a scorer on its device. A chunk in, its score rows out."""
 
     def __init__(
-        self, engine: Engine, config: RerankerConfig, pool: Pool, log: Attempts | None = None
+        self,
+        engine: PackedEngine,
+        config: RerankerConfig,
+        pool: Pool,
+        log: Attempts | None = None,
+        timeout_s: float | None = None,
+        outline: str | None = None,
     ) -> None:
         self._log = log or AttemptLog()
+        # A CPU is slow, and does not hang.
+        self._timeout_s = timeout_s if pool.num_gpus else None
+        self._first_timeout_s = self._timeout_s and FIRST_TIMEOUT_FACTOR * self._timeout_s
         if config.num_threads is None and not pool.num_gpus:
             config = replace(config, num_threads=_fair_threads(pool))
         start = Attempt(self._log, ("start", _actor_id()))
@@ -67,7 +88,8 @@ class Score:
                 f"a scoring actor died {start.num_deaths} times while it loaded {config.model}: "
                 "too little memory, or a library that crashes; Ray's worker logs say more"
             )
-        self._scorer = engine.scorer(config)
+        check_outline(config, outline)
+        self._scorer = engine.unpacked().scorer(config)
         start.end()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -75,7 +97,7 @@ class Score:
 
     def _score(self, batch: pa.Table, index: int) -> pa.Table:
         work = "score", batch["unit"][index].as_py(), batch["chunk"][index].as_py()
-        attempt = Attempt(self._log, work)
+        attempt = Attempt(self._log, work, self._timeout_s, self._first_timeout_s)
         started = time.monotonic()
         rows = from_ipc(batch["rows"][index].as_buffer())
         before = self._lookups()
@@ -93,6 +115,7 @@ class Score:
             column = pa.array([value.as_py()] * scored.num_rows, value.type)
             scored = scored.append_column(name, column)
         attempt.end()
+        self._first_timeout_s = None
         return scored
 
     def _lookups(self) -> list[int | None]:
@@ -111,7 +134,7 @@ def score_pairs(
     alone a pair's last bits may differ, and the rows are to be those of an undisturbed run.
     """
     is_suspect = attempt.num_deaths >= MAX_DEATHS
-    if not is_suspect and (scores := _score_together(scorer, prepared)) is not None:
+    if not is_suspect and (scores := _score_together(scorer, prepared, attempt)) is not None:
         return scores
     pairs = [each.only(index) for each in prepared for index in range(each.num_pairs)]
     alone = [_score_one(scorer, pair, attempt, number) for number, pair in enumerate(pairs)]
@@ -119,17 +142,18 @@ def score_pairs(
         isinstance(score.error, Crashed | TimedOut | Unexpected) for score in alone
     )
     if is_suspect and is_innocent and attempt.failure("together") is None:
-        with attempt.step("together"):
-            return _score_together(scorer, prepared) or alone
+        return _score_together(scorer, prepared, attempt) or alone
     return alone
 
 
 def _score_together(
-    scorer: ScorerLike, prepared: Sequence[PreparedPairs]
+    scorer: ScorerLike, prepared: Sequence[PreparedPairs], attempt: Attempt
 ) -> list[PairScore] | None:
     """None where it raised."""
     try:
-        return [score for each in scorer.score(list(prepared)) for score in each]
+        with attempt.step("together"):
+            scores = scorer.score(list(prepared), attempt.progress)
+        return [score for each in scores for score in each]
     except Exception as error:
         _die_with_device(error)
         logger.warning("scoring pair by pair what failed together: %r", error)
@@ -142,7 +166,7 @@ def _score_one(scorer: ScorerLike, pair: PreparedPairs, attempt: Attempt, number
         return PairScore(error=failure)
     try:
         with attempt.step("pair", number):
-            ((score,),) = scorer.score([pair])
+            ((score,),) = scorer.score([pair], attempt.progress)
             return score
     except Exception as error:
         _die_with_device(error)
@@ -187,8 +211,9 @@ def score_units(
 
     However often a process dies, its work is begun again; the log is what ends that.
     """
-    engine, config, pool = workers.engine, workers.config, workers.pool
-    _configure()
+    engine, config, pool = packed(workers.engine), workers.config, workers.pool
+    outline = outline_of(config)
+    _configure(pool)
     items = [{"unit": pickle.dumps(unit, 5)} for unit in units]
     prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         prepare_unit,
@@ -200,6 +225,7 @@ def score_units(
             "config": config,
             "log": log,
             "timeout_s": workers.pair_timeout_s,
+            "outline": outline,
         },
         num_cpus=1,
     )
@@ -211,7 +237,14 @@ def score_units(
             Score,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_kwargs={"engine": engine, "config": config, "pool": pool, "log": log},
+            fn_constructor_kwargs={
+                "engine": engine,
+                "config": config,
+                "pool": pool,
+                "log": log,
+                "timeout_s": workers.pair_timeout_s,
+                "outline": outline,
+            },
             compute=ActorPoolStrategy(size=pool.num_actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
@@ -221,11 +254,17 @@ def score_units(
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _configure() -> None:
+def packed(engine: Engine) -> PackedEngine:
+    return PackedEngine(cloudpickle.dumps(engine))
+
+
+def _configure(pool: Pool) -> None:
     """Bounded failures, blocks that stream, and no display but ours."""
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    context.execution_no_progress_timeout_s = (
+        NO_PROGRESS_TIMEOUT_S if pool.num_gpus else CPU_NO_PROGRESS_TIMEOUT_S
+    )
     context.max_errored_blocks = 0
     context.enable_progress_bars = False
     context.print_on_execution_start = False

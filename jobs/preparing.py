@@ -17,11 +17,11 @@ from actors.config import RerankerConfig
 from actors.data import Content, parse_or_error
 from actors.errors import Failure, RerankError
 from jobs.attempts import Attempt, Attempts
-from jobs.chunks import Chunk
+from jobs.chunks import Chunks
 from jobs.document_preparing import prepare_documents
 from jobs.documents import DocumentUnit
-from jobs.engine import Engine, OpenedQuery, PreprocessorLike
-from jobs.errors import UnreadableInput
+from jobs.engine import OpenedQuery, PackedEngine, PreprocessorLike, check_outline
+from jobs.errors import JobError, UnreadableInput
 from jobs.inputs import JobInput
 from jobs.reading import DOCUMENT_NAME, QueryRow, Row, pair_row, read_unit
 from jobs.scores import row_schema
@@ -37,26 +37,46 @@ SLICE_MEDIA_DOCUMENTS = 16
 
 
 @lru_cache(maxsize=1)
-def _preprocessor(engine: Engine, config: RerankerConfig) -> PreprocessorLike:
+def _preprocessor(
+    engine: PackedEngine, config: RerankerConfig, outline: str | None
+) -> PreprocessorLike:
     """One a worker process, which Ray uses again for the next unit."""
+    check_outline(config, outline)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    return engine.preprocessor(config)
+    return engine.unpacked().preprocessor(config)
+
+
+def _loaded(
+    engine: PackedEngine, config: RerankerConfig, outline: str | None, attempt: Attempt
+) -> PreprocessorLike:
+    """Raises JobError where loading kills its process, or the model is another one here: no unit
+    could be prepared.
+    """
+    failure = attempt.failure("load")
+    if failure is not None:
+        raise JobError(
+            f"{failure} while it loaded the preprocessor of {config.model}: too little memory, or "
+            "a library that crashes; Ray's worker logs say more"
+        )
+    with attempt.step("load"):
+        return _preprocessor(engine, config, outline)
 
 
 def prepare_unit(
     batch: pa.Table,
     job_input: JobInput,
-    engine: Engine,
+    engine: PackedEngine,
     config: RerankerConfig,
     log: Attempts,
     timeout_s: float,
+    outline: str | None = None,
 ) -> Iterator[pa.Table]:
     """Ray Data's function: `batch` has one row, a pickled unit. One that cannot be read yields what
     came before that, and is in the log.
     """
     unit: Unit | DocumentUnit = pickle.loads(batch["unit"][0].as_py())
-    preprocessor = _preprocessor(engine, config)
     attempt = Attempt(log, ("prepare", unit.index), timeout_s)
+    preprocessor = _loaded(engine, config, outline, attempt)
     try:
         if isinstance(unit, DocumentUnit):
             yield from prepare_documents(job_input, unit, preprocessor, attempt)
@@ -85,22 +105,18 @@ def prepare_chunks(
 ) -> Iterator[pa.Table]:
     """A query-major unit's chunks, as one-row tables (see Chunk.table)."""
     attempt = attempt or Attempt.unwatched()
-    schema = row_schema(job_input)
-    chunk = Chunk()
-    index = 0
-    for query in attempt.reads(read_unit(job_input, unit)):
+    chunks = Chunks(row_schema(job_input), unit.index, attempt)
+    for query in read_unit(job_input, unit, attempt.reads):
         opened = None
         for rows, documents in _slices(query):
-            if chunk.is_full:
-                yield chunk.table(schema, unit.index, index, is_last=False)
-                chunk, index = Chunk(), index + 1
-            chunk.rows += rows
+            yield from chunks.full()
+            chunks.open.rows += rows
             if documents:
                 opened = opened or _open_query(query, preprocessor, attempt)
                 with attempt.step("slice", query.index, rows[0]["doc_index"]):
                     pairs = _pairs(query.index, opened, documents, preprocessor, attempt)
-                    chunk.add(preprocessor.prepare_pairs(pairs))
-    yield chunk.table(schema, unit.index, index, is_last=True)
+                    chunks.open.add(preprocessor.prepare_pairs(pairs))
+    yield chunks.last()
 
 
 def _slices(query: QueryRow) -> Iterator[tuple[list[Row], list[tuple[int, Document]]]]:

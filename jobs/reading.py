@@ -3,7 +3,7 @@
 Finds what is wrong with ids before anything is decoded; contents are parsed by the engine's types.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -58,11 +58,19 @@ class QueryRow:
     candidates: tuple[Candidate, ...]
 
 
-def read_unit(job_input: JobInput, unit: Unit) -> Iterator[QueryRow]:
+Reads = Callable[[Iterator[Any], str], Iterator[Any]]
+"""What rows are read through, with a name for them: jobs/attempts.py's Attempt.reads."""
+
+
+def unwatched(rows: Iterator[Any], name: str) -> Iterator[Any]:
+    return rows
+
+
+def read_unit(job_input: JobInput, unit: Unit, reads: Reads = unwatched) -> Iterator[QueryRow]:
     """The unit's queries in order. Raises UnreadableInput if a file cannot be read."""
     if isinstance(unit, SetsUnit):
-        return _read_sets(job_input, unit)
-    return _read_pairs(job_input, unit)
+        return reads(_read_sets(job_input, unit), "sets")
+    return _read_pairs(job_input, unit, reads)
 
 
 def expected_ids(job_input: JobInput, unit: Unit) -> Iterator[tuple[Id, list[Id]]]:
@@ -180,11 +188,11 @@ def _checked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(checked)
 
 
-def _read_pairs(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
+def _read_pairs(job_input: JobInput, unit: PairsUnit, reads: Reads) -> Iterator[QueryRow]:
     pairs = unit.pairs()
-    queries = read_queries(job_input.queries, pairs)
-    documents = dict(_fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS))
-    return _paired_rows(pairs, queries, documents)
+    queries = read_queries(job_input.queries, pairs, reads=reads)
+    fetched = _fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS)
+    return _paired_rows(pairs, queries, dict(reads(fetched, "documents")))
 
 
 def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
@@ -198,10 +206,13 @@ def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
 
 
 def read_queries(
-    table: Table, pairs: pa.Table, columns: Sequence[str] = QUERY_COLUMNS
+    table: Table,
+    pairs: pa.Table,
+    columns: Sequence[str] = QUERY_COLUMNS,
+    reads: Reads = unwatched,
 ) -> dict[tuple[int, int], Row]:
     """(file, position) -> row of every query that the pairs name."""
-    return dict(_fetch(table, pairs, "query", columns))
+    return dict(reads(_fetch(table, pairs, "query", columns), "queries"))
 
 
 def query_parts(

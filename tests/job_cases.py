@@ -15,7 +15,7 @@ from jobs.engine import Engine
 from jobs.inputs import InputOptions, open_job_input
 from jobs.outputs import Output, UnitCollector, read_scores, write_unit
 from jobs.parts import regroup, write_part
-from jobs.pipeline import Pool, Score
+from jobs.pipeline import Pool, Score, packed
 from jobs.preparing import prepare_chunks
 from jobs.reading import QueryRow, read_unit
 from jobs.storage import Location
@@ -67,9 +67,9 @@ def write_sets(path: Path, rows: list[dict[str, Any]], row_group_size: int = 1_0
     return str(path)
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> str:
+def write_table(path: Path, rows: list[dict[str, Any]], row_group_size: int | None = None) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group_size)
     return str(path)
 
 
@@ -101,7 +101,7 @@ def run_inline(
     output = Output(Location.parse(str(directory)), with_rankings)
     engine = engine or standin.make_engine()
     preprocessor = engine.preprocessor(config)
-    score = Score(engine, config, Pool(1, 1, 0))
+    score = Score(packed(engine), config, Pool(1, 1, 0))
     if plan.documents is not None:
         _run_documents_inline(plan, plan.documents, output, preprocessor, score)
         return output, verify_units(plan.input, output, plan.units)

@@ -39,7 +39,7 @@ class StandInScorer:
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def score(self, sets: list[Any]) -> list[list[PairScore]]:
+    def score(self, sets: list[Any], progressed: Any) -> list[list[PairScore]]:
         return [list(prepared.pairs) for prepared in sets]
 
 

@@ -73,7 +73,7 @@ def test_a_read_that_is_given_up_ends_the_unit_after_the_rows_before_it():
     log = AttemptLog()
     dies(log)
     for _ in range(2):
-        dies(log, ("read", 2))
+        dies(log, ("read", "rows", 2))
     reads = Attempt(log, WORK).reads(iter("abcd"))
     assert [next(reads), next(reads)] == ["a", "b"]
     with pytest.raises(Crashed, match="died 2 times"):
@@ -106,6 +106,17 @@ def test_a_log_that_is_killed_knows_afterwards_what_it_knew(tmp_path):
     assert AttemptLog(str(journal)).begin(WORK)[("pair", 0, 3)] == (1, True)
 
 
+def test_where_an_output_was_cut_is_known_after_the_works_end_and_the_logs(tmp_path):
+    log = AttemptLog(str(tmp_path / "journal"))
+    for _ in range(2):  # a call may be made again where the log dies of it
+        Attempt(log, WORK).cut(0, 16)
+    Attempt(log, WORK).cut(1, 32)
+    Attempt(log, WORK).end()
+    for known in (log, AttemptLog(str(tmp_path / "journal"))):
+        assert Attempt(known, WORK).cuts() == {0: 16, 1: 32}
+        assert Attempt(known, ("prepare", 8)).cuts() == {}
+
+
 HANGS = """
 import re, sys, time
 from jobs import attempts
@@ -115,9 +126,12 @@ class Told(attempts.AttemptLog):
     def at(self, work, step, hangs=False):
         print(work, step, hangs, flush=True)
 
-attempt = attempts.Attempt(Told(), ("prepare", 0), timeout_s=0.2)
+attempt = attempts.Attempt(Told(), ("prepare", 0), timeout_s=0.5, first_timeout_s=60)
 with attempt.step("pair", 0, 0):
-    pass  # which ends in time
+    time.sleep(1.5)  # which is no hang, for it is the first
+    for _ in range(20):
+        attempt.progress()
+        time.sleep(0.1)  # nor is this, though together they are longer than the limit
 with attempt.step("pair", 0, 1):
     {hang}
 """

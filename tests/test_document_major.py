@@ -382,13 +382,13 @@ class CachingScorer(standin.StandInScorer):
         self._known: set[bytes] = set()
         self.vision_cache = SimpleNamespace(num_hits=0, num_misses=0)
 
-    def score(self, sets: list[Any]) -> Any:
+    def score(self, sets: list[Any], progressed: Any) -> Any:
         for keys in ({visual.key for visual in prepared.visuals} for prepared in sets):
             self.vision_cache.num_hits += len(keys & self._known)
             self.vision_cache.num_misses += len(keys - self._known)
             self._known |= keys
         time.sleep(0.1)  # so that the other actor has its share
-        return super().score(sets)
+        return super().score(sets, progressed)
 
 
 class NotingScorer(standin.StandInScorer):
@@ -398,10 +398,10 @@ class NotingScorer(standin.StandInScorer):
         super().__init__(config)
         self._log = log
 
-    def score(self, sets: list[Any]) -> Any:
+    def score(self, sets: list[Any], progressed: Any) -> Any:
         with self._log.open("a") as stream:
             stream.write(f"{sum(prepared.num_pairs for prepared in sets)}\n")
-        return super().score(sets)
+        return super().score(sets, progressed)
 
 
 class NoWatcher:

@@ -1,6 +1,8 @@
 """What a scoring actor makes of a chunk whose attempts died: none does, as in test_attempts."""
 
 import pickle
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +15,12 @@ from actors.errors import Crashed
 from jobs.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
 from jobs.bench.stand_in import Checksums
 from jobs.chunks import Chunk
-from jobs.engine import Engine
-from jobs.pipeline import Pool, Score, score_pairs
+from jobs.engine import Engine, outline_of
+from jobs.errors import JobError
+from jobs.pipeline import Pool, Score, packed, score_pairs
+from jobs.preparing import prepare_unit
 from jobs.scores import PLACE_SCHEMA
+from jobs.units import SetsUnit
 
 WORK = ("score", 0, 0)
 PREPARED = [Checksums(((0, b""), (1, b""))), Checksums(((2, b""),))]
@@ -27,7 +32,7 @@ class Together:
     def __init__(self, config: RerankerConfig | None = None) -> None:
         self.num_calls = 0
 
-    def score(self, sets: list[Checksums]) -> list[list[PairScore]]:
+    def score(self, sets: list[Checksums], progressed: Any) -> list[list[PairScore]]:
         self.num_calls += 1
         num_pairs = sum(each.num_pairs for each in sets)
         return [[PairScore(logit=num_pairs, num_tokens=1)] * each.num_pairs for each in sets]
@@ -71,8 +76,37 @@ def batch() -> pa.Table:
 
 def test_a_chunk_that_kills_wherever_it_is_touched_is_all_its_pairs_error() -> None:
     log = AttemptLog()
-    actor = Score(Engine(Together, Together), RerankerConfig(str(TINY)), Pool(1, 1, 0), log)
+    engine = packed(Engine(Together, Together))
+    actor = Score(engine, RerankerConfig(str(TINY)), Pool(1, 1, 0), log)
     assert actor(batch())["error_code"].null_count == 3
     after(MAX_DEATHS_OF_WORK, log)
     broken = batch().set_column(4, "prepared", pa.array([pickle.dumps(1)[:-1]], pa.large_binary()))
     assert actor(broken)["error_code"].to_pylist() == ["crashed"] * 3
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_node_with_another_model_scores_nothing(tmp_path: Path, file: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    config = RerankerConfig(str(model))
+    outline = outline_of(config)
+    with (model / file).open("ab") as stream:
+        stream.write(b" ")
+    engine = packed(Engine(Together, Together))
+    with pytest.raises(JobError, match="is not what it was where the job was started"):
+        Score(engine, config, Pool(1, 1, 0), outline=outline)
+    batch = pa.table({"unit": pa.array([pickle.dumps(SetsUnit(0, 0, 0, 1, 1))])})
+    with pytest.raises(JobError, match="every node needs the same files"):
+        list(prepare_unit(batch, None, engine, config, AttemptLog(), 60.0, outline))  # type: ignore[arg-type]
+
+
+def test_a_preprocessor_that_dies_while_it_loads_ends_the_job_with_the_cause() -> None:
+    log = AttemptLog()
+    work = ("prepare", 0)
+    for step in ((), ("load",), ("load",)):
+        Attempt(log, work)
+        log.at(work, step)
+    batch = pa.table({"unit": pa.array([pickle.dumps(SetsUnit(0, 0, 0, 1, 1))])})
+    engine = packed(Engine(Together, Together))
+    with pytest.raises(JobError, match="died 2 times while it loaded the preprocessor of .*tiny"):
+        list(prepare_unit(batch, None, engine, RerankerConfig(str(TINY)), log, 60.0))  # type: ignore[arg-type]

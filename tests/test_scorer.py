@@ -174,3 +174,14 @@ def test_cpu_runs_as_it_is_and_cuda_compiled():
     assert not compiles(None, torch.device("cpu"))
     assert compiles(None, torch.device("cuda"))
     assert not compiles(False, torch.device("cuda"))
+
+
+def test_who_waits_is_told_after_each_forward():
+    reranker = tiny_reranker(max_batch_tokens=512, options=SHORT)
+    prepared = reranker.preprocessor.prepare(CandidateSet.parse("query", ["word " * 200] * 6))
+    told = []
+    scores = reranker.scorer.score([prepared], lambda: told.append(1))
+    assert len(told) >= 3
+    assert [one.score for one in scores[0]] == [
+        one.score for one in reranker.scorer.score([prepared])[0]
+    ]

@@ -16,7 +16,7 @@ from typing import Any
 from actors.config import QueryOptions, RerankerConfig
 from actors.data import Content, PairScore
 from actors.errors import RerankError
-from jobs.engine import Engine, Watch
+from jobs.engine import Engine, Progressed, Watch
 
 _BYTES = 400
 """About what a prepared pair of 20 tokens takes."""
@@ -80,7 +80,7 @@ class StandInScorer:
         self._pair_s = pair_s
         self._log = log
 
-    def score(self, sets: list[Checksums]) -> list[list[PairScore]]:
+    def score(self, sets: list[Checksums], progressed: Progressed) -> list[list[PairScore]]:
         began = time.time()
         num_pairs = sum(each.num_pairs for each in sets)
         time.sleep(self._pair_s * num_pairs)

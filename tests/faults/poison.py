@@ -1,9 +1,11 @@
 """The real preprocessor and a quick scorer, which die or hang of certain texts.
 
 A text says who dies of it and how: `prepare:segfault`, `prepare:kill`, `prepare:hang`,
-`prepare:raise`, `prepare:grow`, `score:kill`, `score:raise`. As a query it is the same.
+`prepare:raise`, `prepare:grow`, `score:kill`, `score:raise`, `score:hang`. As a query it is the
+same.
 
-`python poison.py LOG SETS OUTPUT MODEL` is a job of its own with these, on a Ray of its own.
+`python poison.py LOG SETS OUTPUT MODEL [ADDRESS]` is a job of its own with these, on a Ray of its
+own or that one.
 """
 
 import functools
@@ -27,7 +29,7 @@ from jobs.engine import Engine
 from jobs.inputs import InputOptions
 from jobs.rerank import JobOptions, rerank
 
-SCORE_POISON = {"kill": 1, "raise": 2}
+SCORE_POISON = {"kill": 1, "raise": 2, "hang": 3}
 
 
 def hurt(how: str) -> None:
@@ -92,7 +94,8 @@ class PoisonedScorer:
         if match := re.search("-that-(kill|grow)s$", config.model):
             hurt(match[1])
 
-    def score(self, sets: list[PreparedSet]) -> list[list[PairScore]]:
+    def score(self, sets: list[PreparedSet], progressed: Any) -> list[list[PairScore]]:
+        progressed()
         scores = [[self._score(pair) for pair in prepared.pairs] for prepared in sets]
         note(self._log, f"score {sum(map(len, scores))}")
         return scores
@@ -120,6 +123,12 @@ def note(log: Path, what: str) -> None:
 if __name__ == "__main__":
     import poison  # by this name the workers find it, where the script is
 
-    where, sets, output, model = sys.argv[1:]
-    job = JobOptions(output, InputOptions(sets), unit_pairs=40)
+    where, sets, output, model, *address = sys.argv[1:]
+    job = JobOptions(
+        output,
+        InputOptions(sets),
+        unit_pairs=40,
+        pair_timeout_s=4.0 if address else 300.0,
+        address=address[0] if address else None,
+    )
     rerank(job, RerankerConfig(model=model, num_threads=1), poison.engine(Path(where)))

@@ -24,6 +24,7 @@ from jobs.attempts import AttemptLog
 from jobs.engine import Engine
 from jobs.errors import JobError, UsageError
 from jobs.inputs import InputOptions
+from jobs.pipeline import packed
 from jobs.preparing import prepare_unit
 from jobs.rerank import JobOptions, Summary, rerank
 from jobs.storage import Location, list_files, read_bytes, write_atomically
@@ -112,7 +113,7 @@ def failures_of(plan: Plan) -> dict[int, str]:
     log = AttemptLog()
     for unit in plan.units:
         batch = pa.table({"unit": pa.array([pickle.dumps(unit)], pa.binary())})
-        list(prepare_unit(batch, plan.input, standin.make_engine(), CONFIG, log, 60.0))
+        list(prepare_unit(batch, plan.input, packed(standin.make_engine()), CONFIG, log, 60.0))
     return log.failures()
 
 
