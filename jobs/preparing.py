@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 Document = Content | RerankError
 
+LOAD_TIMEOUT_S = 600.0
+"""Of importing torch and fetching a tokenizer, which is no pair's time."""
 SLICE_DOCUMENTS = 512
 SLICE_MEDIA_DOCUMENTS = 16
 
@@ -75,8 +77,9 @@ def prepare_unit(
     came before that, and is in the log.
     """
     unit: Unit | DocumentUnit = pickle.loads(batch["unit"][0].as_py())
-    attempt = Attempt(log, ("prepare", unit.index), timeout_s)
+    attempt = Attempt(log, ("prepare", unit.index), timeout_s, LOAD_TIMEOUT_S)
     preprocessor = _loaded(engine, config, outline, attempt)
+    attempt.progress()
     try:
         if isinstance(unit, DocumentUnit):
             yield from prepare_documents(job_input, unit, preprocessor, attempt)

@@ -178,7 +178,8 @@ def test_cpu_runs_as_it_is_and_cuda_compiled():
 
 def test_who_waits_is_told_after_each_forward():
     reranker = tiny_reranker(max_batch_tokens=512, options=SHORT)
-    prepared = reranker.preprocessor.prepare(CandidateSet.parse("query", ["word " * 200] * 6))
+    documents = [f"{number} word " * 100 for number in range(6)]
+    prepared = reranker.preprocessor.prepare(CandidateSet.parse("query", documents))
     told = []
     scores = reranker.scorer.score([prepared], lambda: told.append(1))
     assert len(told) >= 3

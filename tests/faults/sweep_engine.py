@@ -1,5 +1,6 @@
 """A stand-in engine that takes its time and writes down what it does, so that a kill can be aimed
-and what was done twice be counted. One slice is one query, one set and one chunk.
+and what was done twice be counted. One slice is one query, or in document-major order one document;
+it is one set and one chunk.
 """
 
 import os
@@ -22,6 +23,8 @@ PREPARE_S = 0.03
 SCORE_S = 0.05
 PAYLOAD = bytes(1_200_000)
 """So that a chunk is a block, and more than Ray keeps beside its owner: lost with its node."""
+BUCKET_PAIRS = 320
+"""So that even a small document-major job is regrouped by many tasks, of several files each."""
 
 
 def make_engine(log: Path | None) -> Engine:
@@ -59,7 +62,6 @@ class SweepPreprocessor:
 
     def open_query(self, query: Any, instruction: Any, options: Any, watch: Any) -> Any:
         (text,) = query.texts
-        note(self._log, "prepare", text)
         return SimpleNamespace(text=text, size_bytes=0)
 
     def open_document(self, document: Any, name: str, watch: Any = nullcontext) -> str:
@@ -69,24 +71,26 @@ class SweepPreprocessor:
     def prepare_pairs(self, pairs: Iterable[tuple[Any, str]]) -> SweepSet:
         prepared = []
         for query, document in pairs:
+            pair = Pair(query.text, document)
             if not prepared:
+                note(self._log, "prepare", pair)
                 take(PREPARE_S, self._log)
-            prepared.append(Pair(query.text, document))
+            prepared.append(pair)
         return SweepSet(tuple(prepared), PAYLOAD)
 
 
 class SweepScorer:
     def __init__(self, log: Path | None, config: RerankerConfig) -> None:
         self._log = log
-        note(log, "start", "scorer")
+        note(log, "start")
 
-    def score(self, sets: list[SweepSet]) -> list[list[PairScore]]:
+    def score(self, sets: list[SweepSet], progressed: Any = None) -> list[list[PairScore]]:
         scores = []
         for prepared in sets:
-            note(self._log, "score", prepared.pairs[0].query)
+            note(self._log, "score", prepared.pairs[0])
             take(SCORE_S, self._log)
             scores.append([score_of(pair) for pair in prepared.pairs])
-            note(self._log, "scored", prepared.pairs[0].query, len(prepared.pairs))
+            note(self._log, "scored", prepared.pairs[0], len(prepared.pairs))
         return scores
 
 
@@ -101,9 +105,10 @@ def take(seconds: float, log: Path | None) -> None:
         time.sleep(seconds)
 
 
-def note(log: Path | None, *what: object) -> None:
-    """One line, written at once: seconds, process, what it does, to which query."""
+def note(log: Path | None, what: str, first: Pair | None = None, num_pairs: int = 0) -> None:
+    """One line, written at once: seconds, process, what it does, and to the pairs after which."""
     if log is not None:
-        line = "\t".join(map(str, (f"{time.time():.3f}", os.getpid(), *what)))
+        about = (first.query, first.document, num_pairs) if first else ()
+        line = "\t".join(map(str, (f"{time.time():.3f}", os.getpid(), what, *about)))
         with log.open("a") as stream:
             stream.write(line + "\n")

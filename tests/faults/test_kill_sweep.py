@@ -7,6 +7,7 @@ in SHARDRANK_SWEEP_SEED draws the same moments.
 import json
 import os
 import random
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 import sweep
-from sweep import Job, Place, Run, draw, make_job, simulated
+from sweep import Run, draw
+from sweep_job import Job, Store, make_document_job, make_job, on_store
+from sweep_place import Place, simulated
 
 from actors.preprocessor import Preprocessor
 from actors.scorer import Scorer
@@ -41,6 +44,24 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.fixture(scope="module")
+def document_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return make_document_job(tmp_path_factory.mktemp("documents"), 30)
+
+
+@pytest.fixture(scope="module")
+def small_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return make_job(tmp_path_factory.mktemp("small"), 14)
+
+
+@pytest.fixture(scope="module")
+def store(s3_endpoint: str) -> Store:
+    """A place of this module's own."""
+    netloc = s3_endpoint.removeprefix("http://")
+    query = f"?scheme=http&region=us-east-1&endpoint_override={netloc}"
+    return Store(f"s3://bucket/sweep-{uuid.uuid4().hex[:8]}", query)
+
+
+@pytest.fixture(scope="module")
 def local(ray_address: str) -> Place:
     """The tests' own Ray, a child of this process."""
     return Place(ray_address, os.getpid())
@@ -51,7 +72,7 @@ def test_killed_workers_cost_nothing(tmp_path: Path, job: Job, local: Place) -> 
     kinds = ["actor that scores", "worker that preprocesses", "worker that writes"]
     rng.shuffle(kinds)
     run = Run(job, local, tmp_path, rng)
-    sweep.sweep(run, draw(rng, job.num_units, kinds))
+    sweep.sweep(run, draw(rng, job, kinds))
     assert len(run.kills) == len(kinds)
 
 
@@ -60,7 +81,33 @@ def test_an_interrupted_and_a_killed_driver_go_on_where_they_stopped(
 ) -> None:
     rng = random_of("drivers")
     run = Run(job, local, tmp_path, rng)
-    sweep.sweep(run, draw(rng, job.num_units, ["SIGTERM", "driver"]))
+    sweep.sweep(run, draw(rng, job, ["SIGTERM", "driver"]))
+    assert len(run.kills) == 2
+
+
+def test_a_document_major_job_keeps_its_parts_and_its_score_files(
+    tmp_path: Path, document_job: Job, local: Place
+) -> None:
+    rng = random_of("documents")
+    kinds = [
+        rng.choice(["actor that scores", "worker that preprocesses", "worker that writes"]),
+        "worker that regroups",
+        "driver while regrouping",
+    ]
+    run = Run(document_job, local, tmp_path, rng)
+    sweep.sweep(run, draw(rng, document_job, kinds))
+    assert [kill.point.kind for kill in run.kills] == kinds
+    for kill in run.kills[1:]:
+        assert len(document_job.parts) <= len(kill.finished) < document_job.num_files
+
+
+def test_a_job_between_places_on_an_object_store(
+    tmp_path: Path, small_job: Job, local: Place, store: Store
+) -> None:
+    rng = random_of("object store")
+    job = on_store(small_job, store)
+    run = Run(job, local, tmp_path, rng, store)
+    sweep.sweep(run, draw(rng, job, ["worker that writes", "driver"]))
     assert len(run.kills) == 2
 
 
@@ -68,7 +115,7 @@ def test_a_killed_node_and_one_that_replaces_it(tmp_path: Path, job: Job) -> Non
     rng = random_of("nodes")
     with simulated(NODES) as cluster:
         run = Run(job, cluster, tmp_path, rng)
-        sweep.sweep(run, [draw(rng, 60, ["GPU node"])[0], sweep.Point("joins", delay_s=4)])
+        sweep.sweep(run, [draw(rng, job, ["GPU node"])[0], sweep.Point("joins", delay_s=4)])
     assert len(run.kills) == 1
 
 
@@ -105,6 +152,26 @@ EARLY: list[Kinds] = [
 ]
 OWN: list[Kinds] = [("driver", "Ctrl-C"), ("SIGTERM", "driver"), ("Ctrl-C",)]
 REAL: list[Kinds] = [("driver", "actor"), ("SIGTERM", "actor")]
+DOCUMENTS: list[Kinds] = [
+    ("actor that scores", "worker that preprocesses", "worker that writes"),
+    ("worker that writes", "worker that regroups"),
+    *[("worker that regroups", "worker that regroups", "worker that regroups")] * 2,
+    ("driver", "driver while regrouping"),
+    ("driver while regrouping", "driver while regrouping"),
+    ("SIGTERM", "SIGTERM while regrouping"),
+    ("GPU node", "joins", "worker that regroups"),
+    ("CPU node", "driver while regrouping", "joins"),
+]
+STORED: list[Kinds] = [
+    ("actor that scores", "worker that writes", "worker that writes"),
+    ("driver", "worker that writes", "driver"),
+    ("SIGTERM", "driver"),
+    ("worker that preprocesses", "SIGINT", "worker that verifies"),
+]
+STORED_DOCUMENTS: list[Kinds] = [
+    ("worker that writes", "driver while regrouping"),
+    ("driver", "worker that regroups", "SIGTERM while regrouping"),
+]
 
 LINES: list[dict[str, Any]] = []
 
@@ -112,6 +179,16 @@ LINES: list[dict[str, Any]] = []
 @pytest.fixture(scope="module")
 def long_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return make_job(tmp_path_factory.mktemp("sweep"), 120)
+
+
+@pytest.fixture(scope="module")
+def long_document_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return make_document_job(tmp_path_factory.mktemp("documents"), 60)
+
+
+@pytest.fixture(scope="module")
+def stored_job(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Job:
+    return on_store(make_job(tmp_path_factory.mktemp("stored"), 30), store)
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +211,17 @@ def whole(cluster: Place) -> Iterator[Place]:
 
 
 def sweep_long(
-    directory: Path, job: Job, place: Place, kinds: Kinds, name: str, by_delay: bool = False
+    directory: Path,
+    job: Job,
+    place: Place,
+    kinds: Kinds,
+    name: str,
+    by_delay: bool = False,
+    store: Store | None = None,
 ) -> None:
     rng = random_of(name)
-    run = Run(job, place, directory, rng)
-    LINES.extend(sweep.sweep(run, draw(rng, job.num_units, kinds, by_delay)))
+    run = Run(job, place, directory, rng, store)
+    LINES.extend(sweep.sweep(run, draw(rng, job, kinds, by_delay)))
 
 
 def named(runs: list[Kinds]) -> Any:
@@ -176,6 +259,32 @@ def test_sweep_real_model(
 
 
 @pytest.mark.faults
+@named(DOCUMENTS)
+def test_sweep_document_major(
+    tmp_path: Path, long_document_job: Job, whole: Place, index: int, kinds: Kinds
+) -> None:
+    sweep_long(tmp_path, long_document_job, whole, kinds, f"documents {index}")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@named(STORED)
+def test_sweep_object_store(
+    tmp_path: Path, stored_job: Job, whole: Place, store: Store, index: int, kinds: Kinds
+) -> None:
+    sweep_long(tmp_path, stored_job, whole, kinds, f"stored {index}", store=store)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@named(STORED_DOCUMENTS)
+def test_sweep_document_major_object_store(
+    tmp_path: Path, document_job: Job, whole: Place, store: Store, index: int, kinds: Kinds
+) -> None:
+    sweep_long(tmp_path, document_job, whole, kinds, f"both {index}", store=store)
+
+
+@pytest.mark.faults
 def test_the_long_sweep_was_long() -> None:
     summary = {
         "seed": SEED,
@@ -186,4 +295,4 @@ def test_the_long_sweep_was_long() -> None:
         "max_ended_s": max((line.get("ended_s", 0) for line in LINES), default=None),
     }
     print(json.dumps(summary))
-    assert len(LINES) >= 50
+    assert len(LINES) >= 75

@@ -13,6 +13,7 @@ import poison
 import pyarrow.parquet as pq
 import pytest
 from job_cases import candidate, query_row, score_rows, text, text_rows, write_sets, write_table
+from sweep_place import simulated
 
 from actors.config import RerankerConfig
 from jobs.budget import MaxErrors
@@ -183,6 +184,22 @@ def test_a_file_that_is_gone_costs_its_own_units_alone(tmp_path: Path, log: Path
     assert {"part-000000.parquet", "part-000001.parquet"} <= written
     assert {"part-000004.parquet", "part-000005.parquet"} <= written
     assert sum(pq.read_metadata(p).num_rows for p in (tmp_path / "out/scores").iterdir()) >= 160
+
+
+def test_a_pair_that_hangs_a_device_is_that_rows_error(
+    tmp_path: Path, log: Path, undisturbed: dict
+) -> None:
+    sets = write_sets(
+        tmp_path / "sets.parquet", poisoned(text_rows(16, 10), {(9, 5): "score:hang"}), 4
+    )
+    with simulated({"head": {"num_cpus": 2, "num_gpus": 1}}) as place:
+        arguments = [str(log), sets, str(tmp_path / "out"), str(TINY), str(place.address)]
+        done = subprocess.run(
+            [sys.executable, poison.__file__, *arguments], capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert codes(tmp_path / "out") == {(9, "d5"): "timed_out"}
+    assert_others_are_as_undisturbed(tmp_path / "out", undisturbed)
 
 
 def run_in_little_memory(
