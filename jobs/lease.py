@@ -1,8 +1,9 @@
 """Who writes to an output directory: one run at a time, as a file in it says.
 
 The file is renewed while its run lives. A run that ended without a word is found dead at once on
-its own host, and elsewhere by a file that stays as it is, so that no clocks are compared. Runs that
-got past each other all the same would write the same files: a unit's name and rows are settled.
+its own host, and elsewhere, or in another container, by a file that stays as it is, so that no
+clocks are compared. Runs that got past each other all the same would write the same files: a unit's
+name and rows are settled.
 """
 
 import json
@@ -110,9 +111,12 @@ def holder_of(directory: Location) -> dict[str, Any] | None:
 
 
 def is_known_dead(holder: dict[str, Any]) -> bool:
-    """Whether it was a process of this host that is no more."""
+    """Whether it was a process that we would see, of this host and PID namespace, and is no more.
+
+    Containers may share a host's name and boot, and see none of each other's processes.
+    """
     ours = _ourselves()
-    if (holder.get("host"), holder.get("boot")) != (ours["host"], ours["boot"]):
+    if any(holder.get(name) != ours[name] for name in ("host", "boot", "pid_namespace")):
         return False
     return holder.get("born") != _born(holder.get("pid"))
 
@@ -166,10 +170,18 @@ def _ourselves() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "pid_namespace": _pid_namespace(),
         "pid": pid,
         "born": _born(pid),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _pid_namespace() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _born(pid: Any) -> str | None:

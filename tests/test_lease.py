@@ -1,8 +1,10 @@
 """One run at a time writes to an output directory."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from jobs import lease
 from jobs.errors import JobError, UsageError
-from jobs.lease import LEASE, holder_of, leased
+from jobs.lease import LEASE, holder_of, is_known_dead, leased
 from jobs.storage import Location
 
 
@@ -81,6 +83,52 @@ def test_a_run_elsewhere_is_dead_when_its_file_stays_as_it_is(tmp_path: Path, ca
     with leased(Location.parse(str(tmp_path))) as check:
         check()
     assert "elsewhere" in caplog.text and "it does not" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="no PID namespaces here")
+@pytest.mark.parametrize("namespace", ["pid:[1]", None])
+def test_a_run_in_another_container_is_not_known_dead(
+    tmp_path: Path, caplog, namespace: str | None
+) -> None:
+    """Nor one of an earlier version, which did not say in which it was."""
+    caplog.set_level("INFO")
+    place = left_behind(tmp_path, pid_namespace=namespace)
+    holder = json.loads(place.read_text())
+    if namespace is None:
+        del holder["pid_namespace"]
+        place.write_text(json.dumps(holder))
+    assert not is_known_dead(holder)
+    with leased(Location.parse(str(tmp_path))) as check:
+        check()
+    assert "waiting" in caplog.text and "it does not" in caplog.text
+
+
+def test_a_run_that_lives_in_another_container_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRES_S", 60.0)
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*inside, "true"]).returncode:
+        pytest.skip("no right to make a PID namespace here")
+    place = tmp_path / "out"
+    hold = (
+        "import sys, time; from jobs import lease; from jobs.storage import Location\n"
+        "lease.RENEW_EVERY_S = 0.05\n"
+        "with lease.leased(Location.parse(sys.argv[1])): time.sleep(600)"
+    )
+    holder = subprocess.Popen([*inside, sys.executable, "-c", hold, str(place)])
+    try:
+        while not (place / LEASE).exists():
+            assert holder.poll() is None
+            time.sleep(0.05)
+        with (
+            pytest.raises(UsageError, match="being written by another run"),
+            leased(Location.parse(str(place))),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_who_is_taken_over_learns_it(directory: Location, tmp_path: Path) -> None:
