@@ -47,7 +47,11 @@ _ONLY_BY_URI = {"smart_defaults", "tls_ca_dir_path", "tls_verify_certificates"}
 """Options for which pyarrow's constructor has no argument: with these, no SDK_RETRIES."""
 
 
-class ShortRead(OSError):
+class ReadError(OSError):
+    """An object that cannot be opened or read: pyarrow has OSErrors for what is in it as well."""
+
+
+class ShortRead(ReadError):
     """Fewer bytes than the object has, and no error from the server."""
 
 
@@ -142,7 +146,17 @@ def _log_retry(state: Any) -> None:
 
 
 def open_object(filesystem: fs.FileSystem, path: str) -> "ObjectFile":
-    return ObjectFile(retried(lambda: filesystem.open_input_file(path)))
+    """Raises ReadError, of no such object FileNotFoundError."""
+    return ObjectFile(_read(lambda: filesystem.open_input_file(path)))
+
+
+def _read(operation: Callable[[], T]) -> T:
+    try:
+        return retried(operation)
+    except (FileNotFoundError, ReadError):
+        raise
+    except OSError as error:
+        raise ReadError(*error.args) from error
 
 
 class ObjectFile(io.RawIOBase):
@@ -173,7 +187,7 @@ class ObjectFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self._size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
-        content = retried(lambda: self._read_at(wanted)) if wanted else b""
+        content = _read(lambda: self._read_at(wanted)) if wanted else b""
         self._position += len(content)
         return content
 

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.documents import DocumentUnit
-from jobs.errors import JobError
+from jobs.errors import JobError, VerificationError
 from jobs.inputs import JobInput
 from jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema, with_summary
 from jobs.storage import (
     Location,
     list_files,
+    read_bytes,
     remove_directory,
     remove_leftovers,
     write_atomically,
@@ -114,8 +115,15 @@ def _to_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def read_scores(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
-    with location.filesystem.open_input_file(location.path) as stream:
-        return pq.read_table(stream, columns=list(columns) if columns else None)
+    """Raises StorageError, and VerificationError only where the file itself is broken."""
+    content = read_bytes(location)
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
+    except (OSError, UnicodeError, pa.ArrowException) as error:
+        raise VerificationError(
+            f"{location} cannot be read as Parquet: {error}; delete it and run the same command "
+            "again"
+        ) from error
 
 
 def write_trec_run(output: Output, units: Sequence[Unit], tag: str = "shardrank") -> Location:

@@ -21,7 +21,7 @@ from jobs.outputs import Output, write_unit
 from jobs.parquet import open_parquet
 from jobs.reading import pair_row, read_ids
 from jobs.scores import row_schema, with_summary
-from jobs.storage import Location, write_atomically
+from jobs.storage import Location, comes_from_storage, write_atomically
 from jobs.units import PairsUnit
 
 _NUM_READERS = 16
@@ -90,6 +90,8 @@ def _read_row_group(bucket: int, part: Location) -> pa.Table:
         with open_parquet(part) as file:
             return file.read_row_group(bucket, use_threads=False)
     except UnreadableInput as error:
+        if comes_from_storage(error.__cause__):
+            raise
         raise JobError(f"{error}; delete it and run the same command again") from error
 
 

@@ -7,15 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from jobs.errors import UsageError
+from jobs.errors import UnreadableInput, UsageError
 from jobs.lease import holder_of, is_known_dead
 from jobs.manifest import Manifest, read_manifest
 from jobs.outputs import PARTS, SCORES, SUCCESS, Output
+from jobs.parquet import open_parquet
 from jobs.scores import UNIT_KEY
-from jobs.storage import Location, list_files, open_input
+from jobs.storage import Location, comes_from_storage, list_files
 
 State = Literal["finished", "running", "stopped"]
 
@@ -95,21 +93,21 @@ def read_status(output: str) -> Status:
 
 
 def unit_files(directory: Location) -> list[UnitFile]:
-    """By their footers alone. Raises UsageError that names one that cannot be read."""
+    """By their footers alone. Raises UsageError that names one that is broken."""
     places = [place for place, _ in list_files(directory) if place.name.endswith(".parquet")]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         return list(pool.map(_unit_file, places))
 
 
 def _unit_file(place: Location) -> UnitFile:
-    """Raises UsageError for a file that is no score file."""
+    """Raises UsageError for a file that is no score file, UnreadableInput for a storage's fault."""
     try:
-        with open_input(place) as stream:
-            footer = pq.ParquetFile(stream).metadata
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(
-            f"{place} cannot be read as Parquet: {error}; delete it and run the job's command again"
-        ) from error
+        with open_parquet(place) as file:
+            footer = file.metadata
+    except UnreadableInput as error:
+        if comes_from_storage(error.__cause__):
+            raise
+        raise UsageError(f"{error}; delete it and run the job's command again") from error
     summary = json.loads((footer.metadata or {}).get(UNIT_KEY, b"{}"))
     name = place.name.removesuffix(".parquet")
     return UnitFile(name, footer.num_rows, summary.get("errors", {}), summary.get("seconds"))

@@ -159,7 +159,7 @@ def _glob(pattern: Location) -> list[tuple[Location, fs.FileInfo]]:
 
 @contextmanager
 def open_input(location: Location) -> Iterator[Any]:
-    """A file to read from; an object store's retries each read."""
+    """A file to read from; an object store's retries each read. See comes_from_storage."""
     filesystem, path = location.filesystem, location.path
     if location.is_local:
         opened = filesystem.open_input_file(path)
@@ -167,6 +167,16 @@ def open_input(location: Location) -> Iterator[Any]:
         opened = object_store.open_object(filesystem, path)
     with opened as stream:
         yield stream
+
+
+def comes_from_storage(error: BaseException | None) -> bool:
+    """Whether a file could not be read, and what it holds may be whole.
+
+    pyarrow has OSErrors of both kinds; of a disk's, only the first kind has an errno.
+    """
+    if not isinstance(error, OSError):
+        return False
+    return error.errno is not None or isinstance(error, (StorageError, object_store.ReadError))
 
 
 def read_bytes(location: Location) -> bytes:

@@ -99,12 +99,7 @@ def verify_units(job_input: JobInput, output: Output, units: Iterable[Unit]) -> 
 def verify_unit(job_input: JobInput, output: Output, unit: Unit) -> Counts:
     """Raises VerificationError that names the file and a pair that is missing or too many."""
     place = output.scores_file(unit)
-    try:
-        rows = read_scores(place, _COLUMNS)
-    except (OSError, pa.ArrowException) as error:
-        raise VerificationError(
-            f"{place} cannot be read ({error}); delete it and run the same command again"
-        ) from error
+    rows = read_scores(place, _COLUMNS)
     found = Counter(zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True))
     expected: Counter[tuple[str | int | None, str | int | None]] = Counter()
     num_queries = 0

@@ -1,7 +1,9 @@
 """Locations on an S3-protocol server that fails some of the requests: nothing of it is seen."""
 
 import _thread
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,14 +21,17 @@ from fault_proxy import (
     faulty,
     first,
 )
-from job_cases import text_rows, write_sets
+from job_cases import plan_of, run_inline, text_rows, write_sets
 from pyarrow import fs
 
 from actors import object_store
 from actors.errors import MediaNotFound, MediaUnreachable
 from actors.fetch import MediaReader
-from jobs.errors import UsageError
+from jobs.errors import JobError, UsageError, VerificationError
+from jobs.outputs import PARTS, SCORES, Output, write_trec_run
 from jobs.parquet import read_range
+from jobs.parts import _read_row_group
+from jobs.status import unit_files
 from jobs.storage import (
     Location,
     NoSuchFile,
@@ -38,6 +43,8 @@ from jobs.storage import (
     write_atomically,
     write_stream,
 )
+from jobs.units import Plan
+from jobs.verify import verify_units
 
 CONTENT = bytes(range(256)) * 1_000
 LARGE = CONTENT * 60  # two parts of an upload
@@ -216,6 +223,66 @@ def test_parquet_is_read_through_faults(proxy: FaultProxy, place: Location, tmp_
     rows = [row for table in tables for row in table.to_pylist()]
     assert rows == pq.read_table(path, columns=["query_id", "candidates"])[5:33].to_pylist()
     assert proxy.num_failed > 4
+
+
+@pytest.fixture
+def job(place: Location, tmp_path: Path) -> tuple[Output, Plan]:
+    """One unit's score file, and a part that is the same file."""
+    plan = plan_of(write_sets(tmp_path / "sets.parquet", text_rows(3, 4)))
+    local, _ = run_inline(plan, tmp_path / "out")
+    output = Output(place)
+    content = Path(local.scores_file(plan.units[0]).path).read_bytes()
+    for name in (SCORES, PARTS):
+        write_atomically(place.child(name).child("part-000000.parquet"), content)
+    return output, plan
+
+
+READERS: dict[str, Callable[[Output, Plan], Any]] = {
+    "verify": lambda output, plan: verify_units(plan.input, output, plan.units).num_pairs,
+    "the TREC run": lambda output, plan: len(
+        read_bytes(write_trec_run(output, plan.units)).splitlines()
+    ),
+    "status": lambda output, _: unit_files(output.directory.child(SCORES))[0].num_pairs,
+    "regroup": lambda output, _: (
+        _read_row_group(0, output.directory.child(PARTS).child("part-000000.parquet")).num_rows
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_score_files_and_parts_are_read_with_the_same_patience(
+    proxy: FaultProxy, job: tuple[Output, Plan], reader: str
+) -> None:
+    num_failures = 2 * (object_store.SDK_RETRIES + 1)
+    proxy.faults = first(num_failures, SLOW_DOWN, "HEAD", "GET")
+    assert READERS[reader](*job) == 12
+    assert proxy.num_failed == num_failures
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("reader", READERS)
+def test_nobody_is_told_to_delete_a_file_that_a_storage_did_not_give(
+    proxy: FaultProxy, job: tuple[Output, Plan], reader: str, method: str
+) -> None:
+    is_file = r"part-000000\.parquet"
+    proxy.faults = lambda request: (
+        DENIED if request.method == method and re.search(is_file, request.path) else None
+    )
+    with pytest.raises(JobError, match=f"{is_file} cannot be read.*ACCESS_DENIED") as raised:
+        READERS[reader](*job)
+    assert "delete" not in str(raised.value)
+    assert not isinstance(raised.value, VerificationError)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_of_a_broken_file_it_is_said_that_it_can_be_deleted(
+    proxy: FaultProxy, job: tuple[Output, Plan], reader: str
+) -> None:
+    output, _ = job
+    for name in (SCORES, PARTS):
+        write_atomically(output.directory.child(name).child("part-000000.parquet"), b"PAR1 PAR1")
+    with pytest.raises((JobError, UsageError), match=r"part-000000\.parquet cannot .*; delete it"):
+        READERS[reader](*job)
 
 
 @pytest.mark.parametrize("fault", PASSING)
