@@ -6,6 +6,7 @@ Knows nothing about what the bytes mean.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,7 +25,21 @@ MAX_BYTES = 2 << 30
 
 _SECRET = re.compile("key|token|secret", re.IGNORECASE)
 _OBJECT_STORES = {"s3", "gs", "gcs"}
+_BUCKET = re.compile("[A-Za-z0-9._-]+")
 _WEB = {"http", "https"}
+
+
+@dataclass(frozen=True, slots=True)
+class _ObjectRoot:
+    bucket_uri: str  # with the query and the credentials that configure the store
+    prefix: str  # scheme://bucket/key, without them and without a / at its end
+
+    @classmethod
+    def parse(cls, root: str) -> "_ObjectRoot":
+        location, mark, query = root.rstrip("/").partition("?")
+        store, bucket, key = _split(location)
+        prefix = f"{store}://{bucket.rpartition('@')[2]}/{key}".rstrip("/")
+        return cls(f"{store}://{bucket}{mark}{query}", prefix)
 
 
 class MediaReader:
@@ -32,6 +47,10 @@ class MediaReader:
     relative ones start, at the first, and no local path may lie outside all of them, symbolic
     links resolved: with none, () or "", no local path is read; with None any is. `web` None: no
     http(s); `local` False: nothing else. Safe to use from several threads.
+
+    Where the first root is an object store's, no object may lie outside it, and its query and
+    credentials configure the store. Else any object is read that the environment's credentials may
+    read: give a root, or local=False, where paths come from strangers.
     """
 
     def __init__(
@@ -44,7 +63,7 @@ class MediaReader:
         self._local = local
         given = [roots] if isinstance(roots, str) else list(roots or ())
         is_remote = bool(given) and is_object_store(given[0])
-        self._remote_root = given.pop(0).rstrip("/") if is_remote else None
+        self._object_root = _ObjectRoot.parse(given.pop(0)) if is_remote else None
         self._local_roots = None
         if roots is not None:
             self._local_roots = [_as_local(root).resolve() for root in given if root]
@@ -70,7 +89,7 @@ class MediaReader:
             return None
         if "\0" in path:
             raise MediaNotFound(f"{path!r}: a path cannot hold a null character")
-        if scheme in _OBJECT_STORES or (not scheme and self._remote_root and path[:1] != "/"):
+        if scheme in _OBJECT_STORES or (not scheme and self._object_root and path[:1] != "/"):
             return None
         if scheme not in {"", "file"}:
             raise UnknownScheme(
@@ -105,14 +124,40 @@ class MediaReader:
         return resolved
 
     def _bucket_and_place(self, path: str) -> tuple[str, str]:
-        """The bucket's URI, with the query that configures it, and bucket/key."""
-        location, mark, query = (path if _scheme(path) else self._remote_root or "").partition("?")
-        scheme, _, place = location.partition("://")
-        if not _scheme(path):
-            place = f"{place.rstrip('/')}/{path}"
-        bucket, slash, key = place.partition("/")
-        uri = f"{scheme.lower()}://{bucket}{mark}{query}"
-        return uri, f"{bucket.rpartition('@')[2]}{slash}{key}"
+        """The bucket's URI, which the root alone configures, and bucket/key."""
+        root = self._object_root
+        if _scheme(path):
+            location, bucket_uri = _object_location(path)
+        else:
+            assert root is not None, "without one it is a local path"
+            location, bucket_uri = f"{root.prefix}/{path}", root.bucket_uri
+        if ".." in path.split("/"):  # curl, which pyarrow calls, would follow it to other buckets
+            raise MediaForbidden(f"{name_of(path)}: an object's path cannot have .. in it")
+        if root is not None and not location.startswith(f"{root.prefix}/"):
+            raise MediaForbidden(f"{name_of(path)}: outside the media root {root.prefix}")
+        return root.bucket_uri if root else bucket_uri, location.partition("://")[2]
+
+
+def _object_location(path: str) -> tuple[str, str]:
+    """scheme://bucket/key of a row, and its bucket's URI.
+
+    Raises MediaForbidden for more than that: a row that chose the endpoint or the credentials could
+    send the job's own, or what it reads, anywhere.
+    """
+    store, bucket, key = _split(path)
+    if "?" in path or not _BUCKET.fullmatch(bucket):
+        raise MediaForbidden(
+            f"{name_of(path)}: not a bucket and a key alone; the media root (--media-root) or the "
+            "environment configure the store"
+        )
+    return f"{store}://{bucket}/{key}", f"{store}://{bucket}"
+
+
+def _split(location: str) -> tuple[str, str, str]:
+    """(store, bucket with any credentials, key)"""
+    scheme, _, place = location.partition("://")
+    bucket, _, key = place.partition("/")
+    return scheme.lower().replace("gcs", "gs"), bucket, key
 
 
 def name_of(path: str) -> str:

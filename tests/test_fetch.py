@@ -316,15 +316,68 @@ def test_an_object_store_out_of_reach_is_unreachable(closed_port: int) -> None:
         ("s3://b/d?region=x", "1.png", "s3://b?region=x", "b/d/1.png"),
         ("s3://b/d?region=x", "is it?.png", "s3://b?region=x", "b/d/is it?.png"),
         ("gs://b", "1.png", "gs://b", "b/1.png"),
-        ("s3://b/d", "gs://c/1.png?x=y", "gs://c?x=y", "c/1.png"),
+        ("s3://b/d?region=x", "s3://b/d/e/1.png", "s3://b?region=x", "b/d/e/1.png"),
+        ("s3://k:s@b/d/?region=x", "S3://b/d/1.png", "s3://k:s@b?region=x", "b/d/1.png"),
+        ("gs://b", "gcs://b/1.png", "gs://b", "b/1.png"),
+        ((), "s3://b/d/1.png", "s3://b", "b/d/1.png"),
+        ("/local", "s3://b/d/1.png", "s3://b", "b/d/1.png"),
     ],
 )
 def test_an_object_is_found_below_the_root(
-    root: str | None, path: str, bucket: str, place: str
+    root: str | tuple[str, ...] | None, path: str, bucket: str, place: str
 ) -> None:
     reader = MediaReader(root)
     assert reader.local_path(path) is None
     assert reader._bucket_and_place(path) == (bucket, place)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://b/1.png",
+        "s3://b/d",
+        "s3://b/dd/1.png",
+        "s3://b//d/1.png",
+        "s3://b2/d/1.png",
+        "gs://b/d/1.png",
+        "../1.png",
+        "e/../../../b2/1.png",
+        "s3://b/d/../1.png",
+    ],
+)
+def test_no_object_outside_an_object_store_root_is_read(path: str) -> None:
+    """Of s3://b/d/../1.png curl, below pyarrow, would ask for s3://b/1.png."""
+    for roots in ("s3://b/d", ("s3://k:hush@b/d/?region=x", "/local")):
+        with pytest.raises(MediaForbidden, match=r"outside the media root s3://b/d$|have \.\."):
+            MediaReader(roots).read(path)
+
+
+@pytest.mark.parametrize("roots", [None, (), "/local", "s3://b/d"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://b/d/1.png?region=x",
+        "gs://b/d/1.png?",
+        "s3://key:hush@b/d/1.png",
+        "gs://anonymous@b/d/1.png",
+        "s3://b#/d/1.png",
+        "s3:///1.png",
+    ],
+)
+def test_a_row_configures_no_object_store(path: str, roots: str | tuple[str, ...] | None) -> None:
+    with pytest.raises(MediaForbidden, match="not a bucket and a key alone") as raised:
+        MediaReader(roots).read(path)
+    assert "hush" not in str(raised.value)
+
+
+def test_no_row_sends_the_jobs_requests_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    with serving(answering(ok(b"one"))) as site:
+        place = site.url.removeprefix("http://")
+        with pytest.raises(MediaForbidden):
+            MediaReader().read(f"s3://b/1.png?region=x&scheme=http&endpoint_override={place}")
+    assert site.num_connections == 0
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname"])

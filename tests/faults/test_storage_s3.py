@@ -315,6 +315,13 @@ def test_media_are_reached_by_the_usual_variables(
     assert MediaReader("s3://bucket/faults").read("there") == CONTENT
 
 
+def test_a_rows_full_path_is_read_as_its_root_is_configured(
+    proxy: FaultProxy, place: Location
+) -> None:
+    reader = MediaReader(f"s3://bucket/faults{proxy.query}")
+    assert reader.read("s3://bucket/faults/there") == reader.read("there") == CONTENT
+
+
 @pytest.mark.parametrize(
     "option", ["tls_verify_certificates=false", "smart_defaults=standard", "tls_ca_dir_path=/etc"]
 )
