@@ -17,7 +17,7 @@ from jobs.inputs import JobInput
 from jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema, with_summary
 from jobs.storage import (
     Location,
-    list_files,
+    list_directory,
     read_bytes,
     remove_directory,
     remove_leftovers,
@@ -63,7 +63,7 @@ class Output:
         return sorted(self._names(SCORES) - {self.scores_file(unit).name for unit in units})
 
     def _names(self, directory: str) -> set[str]:
-        return {place.name for place, _ in list_files(self.directory.child(directory))}
+        return {place.name for place, _ in list_directory(self.directory.child(directory))}
 
     def remove_leftovers(self) -> None:
         for name in (SCORES, RANKINGS, PARTS):

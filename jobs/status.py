@@ -13,7 +13,7 @@ from jobs.manifest import Manifest, read_manifest
 from jobs.outputs import PARTS, SCORES, SUCCESS, Output
 from jobs.parquet import open_parquet
 from jobs.scores import UNIT_KEY
-from jobs.storage import Location, comes_from_storage, list_files
+from jobs.storage import Location, comes_from_storage, list_directory
 
 State = Literal["finished", "running", "stopped"]
 
@@ -94,7 +94,7 @@ def read_status(output: str) -> Status:
 
 def unit_files(directory: Location) -> list[UnitFile]:
     """By their footers alone. Raises UsageError that names one that is broken."""
-    places = [place for place, _ in list_files(directory) if place.name.endswith(".parquet")]
+    places = [place for place, _ in list_directory(directory) if place.name.endswith(".parquet")]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         return list(pool.map(_unit_file, places))
 

@@ -125,17 +125,19 @@ def _reason(error: OSError) -> str:
 def list_files(location: Location) -> list[tuple[Location, fs.FileInfo]]:
     """The file, the directory's files at any depth, or the glob's matches, sorted by path.
 
-    Names that start with `.` or `_` are not data. A place that does not exist has no files.
+    Names that start with `.` or `_` are not data. A place that does not exist has no files; one
+    that does is no glob, whatever its name.
     """
-    if _GLOB.search(location.path):
-        return _glob(location)
     info = location.info()
     if info.type == fs.FileType.File:
         return [(location, info)]
-    return _walk(location)
+    if info.type == fs.FileType.NotFound and _GLOB.search(location.path):
+        return _glob(location)
+    return list_directory(location)
 
 
-def _walk(directory: Location) -> list[tuple[Location, fs.FileInfo]]:
+def list_directory(directory: Location) -> list[tuple[Location, fs.FileInfo]]:
+    """As list_files, of what is a directory or nothing, and never a glob: a job's output."""
     selector = fs.FileSelector(directory.path, recursive=True, allow_not_found=True)
     listed = directory._asked("listed", lambda: directory.filesystem.get_file_info(selector))
     found = [
@@ -153,7 +155,7 @@ def _is_hidden(path: str, parent: str) -> bool:
 
 def _glob(pattern: Location) -> list[tuple[Location, fs.FileInfo]]:
     fixed = _GLOB.split(pattern.path)[0].rpartition("/")[0]
-    files = _walk(Location(pattern.root, fixed))
+    files = list_directory(Location(pattern.root, fixed))
     return [pair for pair in files if fnmatch.fnmatch(pair[0].path, pattern.path)]
 
 

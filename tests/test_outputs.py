@@ -19,8 +19,9 @@ from job_cases import (
 )
 
 from jobs.errors import JobError
-from jobs.outputs import UnitCollector, read_scores, trec_lines, write_trec_run
+from jobs.outputs import SCORES, UnitCollector, read_scores, trec_lines, write_trec_run
 from jobs.scores import FIGURES, ranked, with_figures
+from jobs.status import unit_files
 
 
 def rows_to_rank(logits: list[float | None], first_stage: list[int | None]) -> pa.Table:
@@ -118,6 +119,14 @@ def test_writing_a_unit_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out" / "scores").iterdir()] == [
         "part-000000.parquet"
     ]
+
+
+@pytest.mark.parametrize("name", ["run[lr=1e-5]", "what?", "all*"])
+def test_what_is_done_is_seen_in_a_directory_of_any_name(tmp_path: Path, name: str) -> None:
+    plan = plan_of(write_sets(tmp_path / "sets.parquet", text_rows(8, 5), 2), 10)
+    output, _ = run_inline(plan, tmp_path / name)
+    assert (len(plan.units), output.remaining(plan.units)) == (4, [])
+    assert len(unit_files(output.directory.child(SCORES))) == 4
 
 
 ids = st.one_of(st.none(), st.sampled_from(["a", "b", "c", "d"]))

@@ -5,6 +5,7 @@ import pytest
 from jobs.errors import UsageError
 from jobs.storage import (
     Location,
+    list_directory,
     list_files,
     read_bytes,
     remove_directory,
@@ -27,6 +28,28 @@ def test_a_directory_is_listed_in_order_without_hidden_names(tmp_path: Path) -> 
     assert names(str(tmp_path / "*.parquet")) == ["z.parquet", "b.parquet"]
     assert names(str(tmp_path / "a" / "nothing*")) == []
     assert names(str(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize("name", ["run[lr=1e-5]", "what?", "all*"])
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_a_directory_that_is_there_is_no_glob(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: str, name: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    base = tmp_path if store == "local" else "s3://bucket/globs"
+    place = Location.parse(str(base)).child(name)
+    write_atomically(place.child("a.parquet"), b"content")
+    other = Location.parse(str(base)).child("all-others").child("b.parquet")
+    write_atomically(other, b"content")
+    for found in (list_files(place), list_files(place.child("a.parquet")), list_directory(place)):
+        assert [file.path for file, _ in found] == [place.child("a.parquet").path]
+
+
+def test_an_output_that_is_not_there_yet_is_no_glob_either(tmp_path: Path) -> None:
+    (tmp_path / "all-others").mkdir()
+    (tmp_path / "all-others" / "b.parquet").touch()
+    assert names(str(tmp_path / "all*")) == ["b.parquet"]
+    assert list_directory(Location.parse(str(tmp_path / "all*"))) == []
 
 
 def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
