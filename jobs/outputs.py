@@ -33,6 +33,9 @@ SCORES = "scores"
 RANKINGS = "rankings"
 PARTS = "parts"
 
+_ABANDONED_S = 600.0
+"""The manifest and the lease are a few kB, and written in far less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -66,8 +69,10 @@ class Output:
         return {place.name for place, _ in list_directory(self.directory.child(directory))}
 
     def remove_leftovers(self) -> None:
+        """Only for who holds the lease, which is itself renewed in the directory meanwhile."""
         for name in (SCORES, RANKINGS, PARTS):
             remove_leftovers(self.directory.child(name))
+        remove_leftovers(self.directory, older_than_s=_ABANDONED_S)
 
     def remove_parts(self) -> None:
         """Only after all score files were verified: they hold what the parts held."""

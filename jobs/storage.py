@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from jobs.errors import JobError, UsageError
 
 _SCHEMES = ("file", "s3", "gs", "gcs")
 _GLOB = re.compile(r"[*?\[]")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _SPOOLED_BYTES = 64 << 20
 
 T = TypeVar("T")
@@ -241,13 +243,20 @@ def _write_local(path: str, parts: Iterable[bytes | pa.Buffer]) -> None:
             os.unlink(temporary)
 
 
-def remove_leftovers(directory: Location) -> None:
-    """Delete temporary files that a killed writer left behind on a local disk."""
+def remove_leftovers(directory: Location, older_than_s: float | None = None) -> None:
+    """Delete temporary files that a killed writer left behind on a local disk.
+
+    A living writer's go too, unless they are younger than `older_than_s`.
+    """
     if not directory.is_local or not os.path.isdir(directory.path):
         return
     for name in os.listdir(directory.path):
-        if name.startswith(".") and name.endswith(".tmp"):
-            os.unlink(os.path.join(directory.path, name))
+        path = os.path.join(directory.path, name)
+        with suppress(FileNotFoundError):  # its writer lives, and has just renamed it
+            if _TEMPORARY.fullmatch(name) and (
+                older_than_s is None or time.time() - os.path.getmtime(path) > older_than_s
+            ):
+                os.unlink(path)
 
 
 def delete_file(location: Location) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from job_cases import (
 )
 
 from jobs.errors import JobError
-from jobs.outputs import SCORES, UnitCollector, read_scores, trec_lines, write_trec_run
+from jobs.outputs import SCORES, Output, UnitCollector, read_scores, trec_lines, write_trec_run
 from jobs.scores import FIGURES, ranked, with_figures
 from jobs.status import unit_files
+from jobs.storage import Location
 
 
 def rows_to_rank(logits: list[float | None], first_stage: list[int | None]) -> pa.Table:
@@ -127,6 +129,19 @@ def test_what_is_done_is_seen_in_a_directory_of_any_name(tmp_path: Path, name: s
     output, _ = run_inline(plan, tmp_path / name)
     assert (len(plan.units), output.remaining(plan.units)) == (4, [])
     assert len(unit_files(output.directory.child(SCORES))) == 4
+
+
+def test_leftovers_of_the_manifest_and_the_lease_are_removed(tmp_path: Path) -> None:
+    left = [tmp_path / f".{name}.0a1b2c3d.tmp" for name in ("manifest.json", "_RUNNING")]
+    for path in left:
+        path.touch()
+    output = Output(Location.parse(str(tmp_path)))
+    output.remove_leftovers()
+    assert all(path.exists() for path in left)  # perhaps they are being written
+    for path in left:
+        os.utime(path, (0, 0))
+    output.remove_leftovers()
+    assert not any(path.exists() for path in left)
 
 
 ids = st.one_of(st.none(), st.sampled_from(["a", "b", "c", "d"]))

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,23 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     remove_leftovers(Location.parse(str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["part-000001.parquet"]
+
+
+def test_a_young_temporary_file_may_be_a_living_writers(tmp_path: Path) -> None:
+    for name in ("._RUNNING.0a1b2c3d.tmp", ".manifest.json.0a1b2c3d.tmp", ".mine.tmp"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".manifest.json.0a1b2c3d.tmp", (0, 0))
+    os.utime(tmp_path / ".mine.tmp", (0, 0))
+    remove_leftovers(Location.parse(str(tmp_path)), older_than_s=60)
+    assert {path.name for path in tmp_path.iterdir()} == {"._RUNNING.0a1b2c3d.tmp", ".mine.tmp"}
+
+
+def test_a_temporary_file_that_is_renamed_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "listdir", lambda path: [".part-000001.parquet.0a1b2c3d.tmp"])
+    for older_than_s in (None, 60):
+        remove_leftovers(Location.parse(str(tmp_path)), older_than_s)
 
 
 def test_what_is_shown_of_a_uri_has_no_credentials() -> None:
