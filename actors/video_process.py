@@ -4,10 +4,13 @@ Of 533 damaged MP4 files decord 0.6 died on 19, and a dead worker takes its whol
 child lives as long as its parent and is started again after a file that killed it.
 """
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
@@ -35,7 +38,11 @@ _BYTES_PER_PIXEL = 32
 what it is asked for, and FFmpeg keeps up to 16 frames that later ones refer to.
 """
 
-_STARTUP = "import sys; from actors.video_process import serve; serve(int(sys.argv[1]))"
+_POLL_EVERY_S = 1.0
+_GRACE_S = 30
+"""After which the child ends itself: its parent, if it lives, has long stopped it."""
+
+_STARTUP = "import sys; from actors.video_process import serve; serve(*map(int, sys.argv[1:]))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class _Request:
     options: QueryOptions
     max_pixels: int
     max_seconds: float | None
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class _Child:
         packages = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
         process = subprocess.Popen(
-            [sys.executable, "-c", _STARTUP, str(theirs.fileno())],
+            [sys.executable, "-c", _STARTUP, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -97,7 +105,9 @@ class VideoProcess:
 
         Raises a MediaError, VideoDecodeError also where the child dies of the file or is too slow.
         """
-        request = _Request(*_local(video, reader), options, max_pixels, max_seconds)
+        request = _Request(
+            *_local(video, reader), options, max_pixels, max_seconds, self._timeout_s
+        )
         with self._lock:
             reply = self._ask(request)
             if reply is None:  # killed by the file, or by somebody else: a second child tells
@@ -172,8 +182,9 @@ def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
     return Video(opened, fps=video.fps), name_of(source)
 
 
-def serve(handle: int) -> None:
-    """The child: answer requests until the parent is gone."""
+def serve(handle: int, parent: int) -> None:
+    """The child: answer requests until the parent, a process's number, is gone."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection = Connection(handle)
     reader = MediaReader()
     at_start = _data_bytes()
@@ -183,7 +194,22 @@ def serve(handle: int) -> None:
         except EOFError:
             return
         _limit_memory(at_start + max(_MIN_BYTES, _BYTES_PER_PIXEL * request.max_pixels))
-        connection.send(_answer(request, reader))
+        signal.alarm(math.ceil(request.timeout_s) + _GRACE_S)
+        reply = _answer(request, reader)
+        signal.alarm(0)
+        connection.send(reply)
+
+
+def _end_with(parent: int) -> None:
+    """While a file is decoded nobody sees that the pipe is closed.
+
+    This thread runs meanwhile, as decord and PyAV decode without the GIL. A decoder that hangs and
+    keeps it is ended by the alarm, which needs no Python. PR_SET_PDEATHSIG would not do: it comes
+    when the thread that started the child ends, and its process may live on.
+    """
+    while os.getppid() == parent:
+        time.sleep(_POLL_EVERY_S)
+    os._exit(1)
 
 
 def _data_bytes() -> int:

@@ -1,8 +1,12 @@
+import contextlib
 import gc
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,6 +124,69 @@ def test_the_child_ends_with_its_owner():
     assert process.wait(timeout=10) != 0
 
 
+HANG = """
+import ctypes, os, sys, time
+from pathlib import Path
+from actors import video_process
+def load_video(video, *rest):
+    Path({place!r}).write_text(str(os.getpid()))
+    {hang}
+video_process.load_video = load_video
+video_process._GRACE_S = {alarm_s} - 600
+video_process.serve(*map(int, sys.argv[1:]))
+"""
+PARENT = """
+import sys
+from actors import video_process
+from actors.config import OFFICIAL_OPTIONS
+from actors.data import Video
+from actors.fetch import MediaReader
+video_process._STARTUP = sys.argv[1]
+videos = video_process.VideoProcess(600)
+videos.frames(Video(b"hangs"), MediaReader(), OFFICIAL_OPTIONS, 1)
+"""
+
+
+def is_gone(process: int) -> bool:
+    """Or nobody asks how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("hang", "alarm_s"),
+    [("time.sleep(600)", 600), ("ctypes.PyDLL(None).sleep(600)", 10)],
+    ids=["without the GIL", "with the GIL"],
+)
+def test_a_child_that_hangs_ends_after_its_parent_was_killed(
+    tmp_path: Path, hang: str, alarm_s: int
+) -> None:
+    place = tmp_path / "child"
+    startup = HANG.format(place=str(place), hang=hang, alarm_s=alarm_s)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, startup], cwd=ROOT)
+    try:
+        wait_until(lambda: place.exists() and place.read_text())
+        child = int(place.read_text())
+    finally:
+        parent.kill()
+    assert parent.wait() == -signal.SIGKILL
+    try:
+        wait_until(lambda: is_gone(child))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_deadly_video_leaves_the_other_documents_alone():
     preprocessor = Preprocessor(RerankerConfig(model=str(GOLDEN / "tiny")))
     documents = [{"video": {"bytes": damaged(19)}}, {"video": str(CLIP)}, "text"]
@@ -142,6 +209,7 @@ def test_memory_beyond_the_childs_limit_is_not_given():
 
 def test_a_video_that_needs_more_memory_than_there_is_for_one_is_an_error(monkeypatch):
     code = "import actors.video_process as v; v._MIN_BYTES = v._BYTES_PER_PIXEL = 0; v.serve("
-    monkeypatch.setattr(video_process, "_STARTUP", f"import sys; {code}int(sys.argv[1]))")
+    code = f"import sys; {code}*map(int, sys.argv[1:]))"
+    monkeypatch.setattr(video_process, "_STARTUP", code)
     with pytest.raises(VideoDecodeError):
         frames_of(VideoProcess(), str(CLIP))
