@@ -123,8 +123,8 @@ class RerankerConfig:
     compile: torch.compile for the layers' parts; None: on CUDA only.
     max_video_s: seconds of a video file; None: any length, as in the official scorer.
     media_root: a directory or an object store's prefix, or several: relative media paths start at
-        the first, and no local path may lie outside all of them. (): no local path is read; None:
-        any is, relative ones from the working directory.
+        the first, no local path may lie outside all of them, and no object outside an object
+        store's. (): no local path is read; None: any is, relative ones from the working directory.
     web_media: what may be fetched over http(s); None: nothing.
     local_media: False: no path is read, neither a local one nor an object store's, for when paths
         come from strangers.

@@ -186,3 +186,17 @@ def test_who_waits_is_told_after_each_forward():
     assert [one.score for one in scores[0]] == [
         one.score for one in reranker.scorer.score([prepared])[0]
     ]
+
+
+def test_what_the_vision_cache_has_moves_no_bit_of_a_score():
+    """Which images are encoded together then depends on what was scored before."""
+    documents = [{"image": f"media/fr{number}.png", "text": f"{number}"} for number in range(6)]
+
+    def logits(*before):
+        reranker = tiny_reranker()
+        for chosen in (*before, documents):
+            prepared = reranker.preprocessor.prepare(CandidateSet.parse("query", chosen))
+            scores = reranker.scorer.score([prepared])
+        return [one.logit for one in scores[0]]
+
+    assert logits(documents[::2]) == logits(documents[3:4]) == logits()

@@ -151,6 +151,26 @@ def test_an_actor_that_dies_while_it_starts_ends_the_job_with_the_cause(
     assert time.monotonic() - started < 60  # asked for: within a minute
 
 
+@pytest.mark.parametrize(
+    ("size", "cause"), [(0.5, "model.safetensors"), (0.0, "model.safetensors")], ids=str
+)
+def test_weights_that_are_cut_off_end_the_job_with_the_cause(
+    tmp_path: Path, size: float, cause: str
+) -> None:
+    """The real engine: nothing is scored with what is left of them."""
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: int(size * len(weights))])
+    sets = write_sets(tmp_path / "sets.parquet", text_rows(4, 5), 4)
+    config = RerankerConfig(model=str(model), num_threads=1)
+    started = time.monotonic()
+    with pytest.raises(JobError, match=cause):
+        rerank(JobOptions(str(tmp_path / "out"), InputOptions(sets)), config)
+    assert time.monotonic() - started < 60
+    assert not list((tmp_path / "out" / "scores").glob("*"))
+
+
 def test_too_many_errors_stop_the_job_and_a_larger_budget_goes_on(
     tmp_path: Path, log: Path
 ) -> None:
