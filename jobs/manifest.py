@@ -67,11 +67,16 @@ def job_fingerprint(
 
 
 def _options(config: RerankerConfig) -> Manifest:
+    options = asdict(config) | {"media_root": _kept_roots(config.media_root)}
     return {
         name: value
-        for name, value in asdict(config).items()
+        for name, value in options.items()
         if name not in _NOT_IN_SCORES and not (name in _CAME_LATER and value == _CAME_LATER[name])
     }
+
+
+def _kept_roots(roots: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    return tuple(map(_absolute, roots)) if isinstance(roots, tuple) else roots and _absolute(roots)
 
 
 def _input_files(opened: OpenedInput) -> list[Manifest]:

@@ -74,3 +74,28 @@ def test_a_setting_that_decides_on_speed_alone_is_the_same_job(tmp_path: Path) -
 def test_a_web_policy_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
     config = replace(CONFIG, web_media=WebMedia(allowed_networks=("10.0.0.0/8",)))
     check(tmp_path, json.loads(json.dumps(fingerprint(tmp_path, config))), config)
+
+
+def test_media_roots_are_kept_absolute_and_without_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = "s3://KEY:SECRET@bucket/pics", "pics", "/more"
+    monkeypatch.chdir(tmp_path)
+    kept = fingerprint(tmp_path, replace(CONFIG, media_root=roots))
+    assert kept["options"]["media_root"] == (
+        "s3://***@bucket/pics",
+        str(tmp_path / "pics"),
+        "/more",
+    )
+    rotated = replace(CONFIG, media_root=("s3://KEY2:SECRET2@bucket/pics", *roots[1:]))
+    check(tmp_path, json.loads(json.dumps(kept)), rotated)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(UsageError, match="options.media_root"):
+        check(tmp_path, json.loads(json.dumps(kept)), rotated)
+
+
+@pytest.mark.parametrize("roots", [None, ()])
+def test_no_media_root_is_kept_as_it_is(tmp_path: Path, roots: Any) -> None:
+    kept = fingerprint(tmp_path, replace(CONFIG, media_root=roots))
+    assert kept["options"]["media_root"] == roots
