@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, _interrupt)
     again = redacted(shlex.join(["shardrank", *arguments]))
-    go_on = f"what is finished is kept, go on with:\n  {again}"
+    kept = f"what is finished is kept, go on with:\n  {again}" if "rerank" in arguments[:1] else ""
     try:
         code = app(arguments, standalone_mode=False, obj=arguments)
     except KeyboardInterrupt:
@@ -283,9 +283,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _CommandError as error:
         return _failed(error.format_message(), 2)
     except (JobError, OSError) as error:
-        return _failed(f"{error}\n{go_on}", 1)
+        return _failed(f"{error}\n{kept}".rstrip(), 1)
     if code == 130:  # typer makes an exit code of a KeyboardInterrupt
-        print(f"\ninterrupted; {go_on}", file=sys.stderr)
+        print(f"\ninterrupted; {kept}".rstrip("; "), file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

@@ -9,10 +9,10 @@ from engine import TINY
 from job_cases import text_rows, write_sets, write_text
 
 from actors.config import RerankerConfig
-from jobs import cli
+from jobs import cli, status_cli
 from jobs.cli import main
 from jobs.cluster import choose_pool
-from jobs.errors import UsageError
+from jobs.errors import JobError, UsageError
 from jobs.pipeline import Pool
 from jobs.progress import Meter, duration
 from jobs.rerank import JobOptions
@@ -156,3 +156,23 @@ def test_local_media_are_read_under_the_given_roots_alone(
     monkeypatch.setattr(cli, "run_rerank", stopped)
     main(["rerank", sets, f"--output={tmp_path / 'out'}", f"--model={TINY}", *given])
     assert [config.media_root for config in configs] == [roots]
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "rerank"])
+def test_only_a_job_that_failed_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    def failed(*given: object) -> None:
+        raise JobError("it broke")
+
+    monkeypatch.setattr(cli, "run_rerank", failed)
+    monkeypatch.setattr(status_cli, "read_status", failed)
+    monkeypatch.setattr(status_cli, "verify_output", failed)
+    given = ["x.parquet", f"--output={tmp_path}", f"--model={TINY}"]
+    assert main([command, *(given if command == "rerank" else [str(tmp_path)])]) == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: it broke\n")
+    assert ("go on with" in stderr) == (command == "rerank")
