@@ -1,6 +1,7 @@
 """What a job did so far, whatever became of it: read from its output directory alone."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jobs.errors import UnreadableInput, UsageError
-from jobs.lease import holder_of, is_known_dead
+from jobs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
 from jobs.manifest import Manifest, read_manifest
 from jobs.outputs import PARTS, SCORES, SUCCESS, Output
 from jobs.parquet import open_parquet
@@ -35,12 +36,16 @@ class UnitFile:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`parts`: the document-major units that are scored, while they wait to be regrouped."""
+    """`parts`: the document-major units that are scored, while they wait to be regrouped.
+
+    `lease_age_s`: since the holder last said that it lives, by this clock and the storage's.
+    """
 
     output: str
     state: State
     manifest: Manifest
     holder: Mapping[str, Any] | None
+    lease_age_s: float | None
     num_units: int
     units: Sequence[UnitFile]
     parts: Sequence[UnitFile]
@@ -62,6 +67,11 @@ class Status:
         return sorted(timed, key=lambda unit: -(unit.seconds or 0))[:NUM_SLOWEST]
 
     @property
+    def is_silent(self) -> bool:
+        """Running, and probably dead: elsewhere, so that only the next run can find out."""
+        return self.state == "running" and (self.lease_age_s or 0) > EXPIRES_S
+
+    @property
     def command(self) -> tuple[str, Sequence[str]] | None:
         """(working directory, arguments) of the last run, if it was a command."""
         kept = self.manifest.get("command")
@@ -75,9 +85,11 @@ def read_status(output: str) -> Status:
     manifest = read_manifest(kept)
     if manifest is None:
         raise UsageError(f"{directory} is not the output of a job: it has no manifest.json")
+    units = unit_files(directory.child(SCORES))
+    num_units = manifest["job"]["num_units"]
     holder = holder_of(directory)
     state: State = "stopped"
-    if directory.child(SUCCESS).exists():
+    if is_marked_finished(kept, manifest) and len(units) >= num_units:
         state = "finished"
     elif holder is not None and not is_known_dead(holder):
         state = "running"
@@ -86,10 +98,21 @@ def read_status(output: str) -> Status:
         state,
         manifest,
         holder,
-        manifest["job"]["num_units"],
-        unit_files(directory.child(SCORES)),
+        _age_s(directory.child(LEASE)),
+        num_units,
+        units,
         unit_files(directory.child(PARTS)),
     )
+
+
+def is_marked_finished(output: Output, manifest: Manifest) -> bool:
+    """As its last run left it; score files may have been deleted since."""
+    return manifest["status"] == "finished" and output.directory.child(SUCCESS).exists()
+
+
+def _age_s(place: Location) -> float | None:
+    changed = place.info().mtime_ns
+    return None if changed is None else time.time() - changed / 1e9
 
 
 def unit_files(directory: Location) -> list[UnitFile]:

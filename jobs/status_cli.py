@@ -47,6 +47,7 @@ def _as_json(status: Status) -> dict[str, object]:
     return {
         "output": status.output,
         "state": status.state,
+        "lease_age_s": status.lease_age_s,
         "num_units": status.num_units,
         "num_units_done": len(status.units),
         "num_parts": len(status.parts),
@@ -91,13 +92,18 @@ def _state(status: Status) -> str:
     if status.state == "finished" or holder is None:
         return status.state
     who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+    if status.is_silent:
+        age = duration(status.lease_age_s or 0)
+        return (
+            f"running ({who}; its lease is {age} old: probably dead, which the next run finds out)"
+        )
     if status.state == "running":
         return f"running ({who})"
     return f"stopped without a word ({who})"
 
 
 def _resume(status: Status) -> str | None:
-    if status.state != "stopped" or status.command is None:
+    if (status.state != "stopped" and not status.is_silent) or status.command is None:
         return None
     directory, arguments = status.command
     return f"cd {shlex.quote(directory)} && {shlex.join(['shardrank', *arguments])}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,28 @@ def test_a_running_job_and_one_that_ended_without_a_word(
         holder = json.loads((job / LEASE).read_text())
     (job / LEASE).write_text(json.dumps(holder | {"born": "0"}))
     assert "stopped without a word (process " in printed(capsys, "status", job)
+
+
+def test_a_finished_job_that_lost_a_score_file_is_stopped_and_says_how_to_go_on(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job / "scores" / "part-000002.parquet").unlink()
+    told = printed(capsys, "status", job)
+    assert "stopped" in told and "3 of 4 done" in told and "go on with" in told
+
+
+def test_a_lease_that_is_not_renewed_is_said_to_be_old(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job / "_SUCCESS").unlink()
+    lease = job / LEASE
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "then"}))
+    assert "running (process 7 on elsewhere, since then)" in printed(capsys, "status", job)
+    os.utime(lease, (time.time() - 720, time.time() - 720))
+    told = " ".join(printed(capsys, "status", job).split())
+    assert "its lease is 12:00 old: probably dead" in told and "go on with" in told
+    status = json.loads(printed(capsys, "status", job, "--json"))
+    assert status["state"] == "running" and 720 <= status["lease_age_s"] < 780
 
 
 def test_what_is_no_job_is_refused(tmp_path: Path) -> None:
