@@ -1,6 +1,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -37,3 +39,36 @@ def test_outside_the_main_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert checked == [True]
+
+
+def test_a_handler_that_ray_sets_meanwhile_is_taken_away_again():
+    before = signal.getsignal(signal.SIGTERM)
+    with interruptible() as check:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(15))  # as ray.init does
+        check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+USES_RAY = """
+import os, signal, time
+from jobs.interruption import interruptible
+from jobs.cluster import connected
+
+with interruptible() as check:
+    with connected(None):
+        check()
+    check()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(9)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_sigterm_interrupts_also_after_ray_has_come_and_gone():
+    """Of what ray.shutdown sets, Python's own table of handlers knows nothing."""
+    done = subprocess.run([sys.executable, "-c", USES_RAY], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n")
