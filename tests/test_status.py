@@ -96,6 +96,12 @@ def test_a_finished_job_that_lost_a_score_file_is_stopped_and_says_how_to_go_on(
     assert "stopped" in told and "3 of 4 done" in told and "go on with" in told
 
 
+def test_a_success_beside_the_manifest_of_a_run_that_goes_on_is_none(job: Path) -> None:
+    place = job / "manifest.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"status": "running"}))
+    assert read_status(str(job)).state == "stopped"
+
+
 def test_a_lease_that_is_not_renewed_is_said_to_be_old(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
