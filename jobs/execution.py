@@ -5,13 +5,15 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import pairwise
+from functools import partial
+from itertools import islice, pairwise
 from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError, UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -19,8 +21,8 @@ from jobs.attempts import AttemptLog, RemoteLog
 from jobs.documents import DocumentPlan, DocumentUnit
 from jobs.errors import JobError, UnitsFailed
 from jobs.outputs import Output, UnitCollector, write_unit
-from jobs.parts import regroup, write_part
-from jobs.pipeline import Workers, score_units
+from jobs.parts import regroup, rows_of, write_part
+from jobs.pipeline import NO_PROGRESS_TIMEOUT_S, Workers, score_units
 from jobs.progress import LOG_EVERY_S, Meter, display
 from jobs.units import PairsUnit, Plan, Unit, unit_name
 from jobs.verify import Counts, verify_units
@@ -44,23 +46,29 @@ class Watcher(Protocol):
         """Score rows that came, of any units."""
 
     def written(self, rows: pa.Table) -> None:
-        """All rows of a unit that is being written."""
-
-    def failed(self, num_pairs: int) -> None:
-        """A unit that cannot be read."""
+        """All rows of the remaining units within what is being written, each once."""
 
 
 def score_remaining(
-    plan: Plan, remaining: Sequence[Unit], output: Output, workers: Workers, watcher: Watcher
+    plan: Plan,
+    remaining: Sequence[Unit],
+    output: Output,
+    workers: Workers,
+    watcher: Watcher,
+    stale_parts: Collection[str] = (),
 ) -> None:
-    """Score the units and write each as soon as it is complete."""
+    """Score the units and write each as soon as it is complete, over what is there of it.
+
+    stale_parts: names of parts that are to be scored again.
+    """
     if plan.documents is not None:
-        _score_documents(plan, plan.documents, remaining, output, workers, watcher)
+        _score_documents(plan, plan.documents, remaining, output, workers, watcher, stale_parts)
         return
     meter = Meter(
         sum(unit.num_pairs for unit in remaining), sum(unit.num_queries for unit in remaining)
     )
-    _score(plan, remaining, workers, meter, _Writer(write_unit, output, plan.input), watcher)
+    writer = _Writer(write_unit, output, plan.input)
+    _score(plan, remaining, workers, meter, writer, watcher, lambda rows: rows)
 
 
 def _score_documents(
@@ -70,17 +78,20 @@ def _score_documents(
     output: Output,
     workers: Workers,
     watcher: Watcher,
+    stale_parts: Collection[str],
 ) -> None:
     """Score into parts what the remaining units need, then regroup the parts by query."""
     needed = documents.units_with([unit.index for unit in remaining])
-    missing = output.remaining_parts(needed)
+    absent = {unit.index for unit in output.remaining_parts(needed)}
+    missing = [unit for unit in needed if unit.index in absent or unit_name(unit) in stale_parts]
     meter = Meter(
         sum(unit.num_pairs for unit in missing),
         sum(unit.num_documents for unit in missing),
         "documents",
     )
     writer = _Writer(write_part, output, documents.bucket_places)
-    _score(plan, missing, workers, meter, writer, watcher)
+    counted = partial(rows_of, documents, remaining)
+    _score(plan, missing, workers, meter, writer, watcher, counted)
     _regroup(plan, documents, remaining, needed, output, watcher)
 
 
@@ -91,14 +102,15 @@ def _score(
     meter: Meter,
     writer: "_Writer",
     watcher: Watcher,
+    counted: Callable[[pa.Table], pa.Table],
 ) -> None:
-    """Raises UnitsFailed after everything else is written."""
+    """Raises UnitsFailed after everything else is written. counted: a unit's rows that are told."""
     if not remaining:
         return
     units = {unit.index: unit for unit in remaining}
     collector = UnitCollector()
     with _ray_errors(), display(meter) as shown, _attempt_log() as log:
-        failures = _Failures(log, units, watcher)
+        failures = _Failures(log, units)
         try:
             for scored in score_units(remaining, plan.input, workers, log):
                 meter.add(scored)
@@ -106,7 +118,7 @@ def _score(
                 for index, rows in collector.add(scored):
                     unit = units.pop(index)
                     writer.write(unit, rows)
-                    watcher.written(rows)
+                    watcher.written(counted(rows))
                     meter.num_groups += (
                         unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
                     )
@@ -138,35 +150,28 @@ def _attempt_log() -> Iterator[RemoteLog]:
 class _Failures:
     """Units that could not be read, as the workers report them."""
 
-    def __init__(
-        self, log: RemoteLog, units: Mapping[int, Unit | DocumentUnit], watcher: Watcher
-    ) -> None:
+    def __init__(self, log: RemoteLog, units: Mapping[int, Unit | DocumentUnit]) -> None:
         self._log = log
         self._units = units  # those that are not written yet
-        self._watcher = watcher
         self._known: dict[int, str] = {}
         self._polled = time.monotonic()
 
     def poll(self) -> None:
         if time.monotonic() - self._polled >= _POLL_EVERY_S:
             self._polled = time.monotonic()
-            for num_pairs in self._new():
-                self._watcher.failed(num_pairs)
+            self._learn()
 
-    def _new(self) -> Iterator[int]:
-        """The pairs of each unit that has failed since it was last asked."""
+    def _learn(self) -> None:
         for index, message in self._log.failures().items():
             if index in self._units and index not in self._known:
                 self._known[index] = message
                 logger.warning(message)
-                yield self._units[index].num_pairs
 
     def check(self) -> None:
         """Raises UnitsFailed if a unit is missing, whatever it is that it died of."""
         if not self._units:
             return
-        for _ in self._new():
-            pass
+        self._learn()
         messages = [
             self._known.get(index, f"{unit_name(unit)}: it never came back")
             for index, unit in self._units.items()
@@ -210,26 +215,49 @@ def _regroup(
     output: Output,
     watcher: Watcher,
 ) -> None:
-    """Score files out of parts, a task a bucket, as many at a time as there are CPUs."""
+    """Score files out of parts, a task a bucket."""
     task = ray.remote(num_cpus=1, max_retries=5)(regroup)
     common = ray.put(plan.input), ray.put([output.part_file(unit) for unit in needed])
+    tasks = (task.remote(output, *common, *bucket) for bucket in _buckets(documents, remaining))
+    progress = _Progress("regrouped by query", sum(unit.num_pairs for unit in remaining), "pairs")
+    for num_pairs in _results(tasks, watcher):
+        progress.add(num_pairs)
+    progress.log()
+
+
+def _results(tasks: Iterator[Any], watcher: Watcher) -> Iterator[Any]:
+    """What tasks return, in no order; they are begun as they are taken, as many as there are CPUs.
+
+    The watcher is told that time goes by.
+    """
     max_in_flight = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    total = sum(unit.num_pairs for unit in remaining)
     pending: list[Any] = []
-    num_pairs, logged = 0, time.monotonic()
-    buckets = _buckets(documents, remaining)
     with _ray_errors():
         while True:
-            while len(pending) < max_in_flight and buckets:
-                pending.append(task.remote(output, *common, *buckets.pop(0)))
+            pending += islice(tasks, max_in_flight - len(pending))
             if not pending:
-                break
+                return
             finished, pending = ray.wait(pending, timeout=1)
-            num_pairs += sum(ray.get(finished))
+            yield from ray.get(finished)
             watcher.tick()
-            if not pending and not buckets or time.monotonic() - logged >= LOG_EVERY_S:
-                logged = time.monotonic()
-                logger.info(f"regrouped by query: {num_pairs:,}/{total:,} pairs")
+
+
+class _Progress:
+    """A log line now and then of what is done."""
+
+    def __init__(self, done: str, total: int, noun: str) -> None:
+        self._done, self._total, self._noun = done, total, noun
+        self._num = 0
+        self._logged = time.monotonic()
+
+    def add(self, num: int) -> None:
+        self._num += num
+        if time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._logged = time.monotonic()
+            self.log()
+
+    def log(self) -> None:
+        logger.info(f"{self._done}: {self._num:,}/{self._total:,} {self._noun}")
 
 
 def _buckets(
@@ -245,21 +273,32 @@ def _buckets(
     return buckets
 
 
-def verify_all(plan: Plan, output: Output) -> Counts:
+def verify_all(plan: Plan, output: Output, watcher: Watcher) -> Counts:
     """Verify every unit on CPU tasks, also those of runs before this one."""
     task = ray.remote(num_cpus=1)(verify_units)
     job_input = ray.put(plan.input)
-    parts = [plan.units[i : i + _VERIFY_UNITS] for i in range(0, len(plan.units), _VERIFY_UNITS)]
-    with _ray_errors():
-        return Counts.total(ray.get([task.remote(job_input, output, part) for part in parts]))
+    starts = range(0, len(plan.units), _VERIFY_UNITS)
+    tasks = (task.remote(job_input, output, plan.units[i : i + _VERIFY_UNITS]) for i in starts)
+    progress = _Progress("verified", sum(unit.num_pairs for unit in plan.units), "pairs")
+    counts = []
+    for found in _results(tasks, watcher):
+        counts.append(found)
+        progress.add(found.num_pairs)
+    return Counts.total(counts)
 
 
 @contextmanager
 def _ray_errors() -> Iterator[None]:
-    """What went wrong inside a worker, without Ray's wrapping."""
+    """What went wrong inside a worker without Ray's wrapping, and what Ray Data itself gives up."""
     try:
         yield
-    except RayError as error:
+    except ExecutionTimeoutError as error:
+        raise JobError(
+            f"nothing moved for {NO_PROGRESS_TIMEOUT_S / 60:g} minutes: a scoring actor or a "
+            "storage that hangs, or a cluster without room for the job; `ray status` and the logs "
+            "in Ray's session folder say more"
+        ) from error
+    except (RayError, SystemException) as error:
         raise _own_error(error) from error
 
 

@@ -4,6 +4,7 @@ A part is committed at once, as score files are. Its rows are sorted by place an
 group a bucket, so that a bucket's task reads from each part what it needs, and a little more.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.documents import DocumentUnit
+from jobs.documents import DocumentPlan, DocumentUnit
 from jobs.errors import JobError, UnreadableInput
 from jobs.inputs import JobInput
 from jobs.outputs import Output, write_unit
@@ -22,7 +23,7 @@ from jobs.parquet import open_parquet
 from jobs.reading import pair_row, read_ids
 from jobs.scores import row_schema, with_summary
 from jobs.storage import Location, comes_from_storage, write_atomically
-from jobs.units import PairsUnit
+from jobs.units import PairsUnit, Unit
 
 _NUM_READERS = 16
 """Parts read at a time: on an object store each is a few requests that mostly wait."""
@@ -93,6 +94,30 @@ def _read_row_group(bucket: int, part: Location) -> pa.Table:
         if comes_from_storage(error.__cause__):
             raise
         raise JobError(f"{error}; delete it and run the same command again") from error
+
+
+def rows_of(documents: DocumentPlan, units: Sequence[Unit], rows: pa.Table) -> pa.Table:
+    """Those of a part's rows that belong to the given units in query order."""
+    is_wanted = np.zeros(len(documents.unit_starts), bool)
+    is_wanted[[unit.index for unit in units]] = True
+    owner = np.searchsorted(documents.unit_starts, rows["place"].to_numpy(), "right") - 1
+    return rows.filter(pa.array(is_wanted[owner]))
+
+
+def errors_in_parts(
+    parts: Sequence[Location], documents: DocumentPlan, units: Sequence[Unit]
+) -> Counter[str]:
+    """The errors that the parts hold for the given units in query order."""
+    errors: Counter[str] = Counter()
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        for rows in pool.map(_read_errors, parts):
+            errors.update(rows_of(documents, units, rows)["error_code"].drop_null().to_pylist())
+    return errors
+
+
+def _read_errors(part: Location) -> pa.Table:
+    with open_parquet(part) as file:
+        return file.read(["place", "error_code"], use_threads=False)
 
 
 def _unit_rows(job_input: JobInput, start: int, unit: PairsUnit, scored: pa.Table) -> pa.Table:

@@ -5,24 +5,22 @@
 
 import logging
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from actors.config import RerankerConfig
 from jobs.budget import Budget, MaxErrors
 from jobs.engine import Engine
-from jobs.errors import UnreadableInput, UsageError
+from jobs.errors import JobError, UnreadableInput, UsageError
 from jobs.inputs import InputOptions, open_job_input
-from jobs.lease import leased
+from jobs.interruption import interruptible
+from jobs.lease import holder_of, leased
 from jobs.manifest import (
     Manifest,
-    add_lookups,
     check_same_dtype,
     check_same_job,
     job_fingerprint,
@@ -33,17 +31,18 @@ from jobs.manifest import (
     save_manifest,
 )
 from jobs.order import WantedOrder
-from jobs.outputs import SCORES, SUCCESS, Output, write_trec_run
-from jobs.scores import lookups_of
-from jobs.status import UnitFile, unit_files
-from jobs.storage import Location, write_atomically
+from jobs.outputs import MANIFEST, SCORES, SUCCESS, Output, write_trec_run
+from jobs.record import Check, Record, timed
+from jobs.remaining import find_remaining, has_failed
+from jobs.status import is_marked_finished, unit_files
+from jobs.storage import Location, delete_file, write_atomically
 from jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
 from jobs.verify import check_strays
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # Ray takes seconds to import, and a refusal needs none of it
+    from jobs.pipeline import Pool
 
-_SAVE_EVERY_S = 30.0
-ALL_ERRORS = "all"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,60 +86,75 @@ class Summary:
 
 def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = None) -> Summary:
     """Run the job, or go on with it. Raises UsageError before anything is started, or JobError."""
-    qrels = _load_qrels(options)
-    output = Output(Location.parse(options.output), options.with_rankings)
+    with interruptible() as check_interruption:
+        qrels = _load_qrels(options)
+        output = Output(Location.parse(options.output), options.with_rankings)
+        manifest = read_manifest(output)
+        plan, job = _plan(options, config)
+        if manifest is not None:
+            check_same_job(output, manifest, job)
+        logger.info(plan.choice)
+        if not (options.with_trec_run or qrels) and _is_finished(options, plan, output, manifest):
+            assert manifest is not None
+            return Summary(str(output.directory), manifest, was_finished=True)
+        config = _for_workers(config, job["model"])
+        with _held(output) as check_lease:
+            manifest = _begun(output, job, config)
+            was_finished = _is_finished(options, plan, output, manifest)
+            if not was_finished:
+                checks = check_interruption, check_lease
+                _run(options, config, engine or _own_engine(), plan, output, manifest, checks)
+                check_lease()
+                _finish(output, manifest)
+            trec_run = str(write_trec_run(output, plan.units)) if options.with_trec_run else None
+            measures = _evaluate(options, qrels)
+            if measures:
+                check_lease()
+                save_manifest(output, manifest | {"measures": measures})
+            return Summary(str(output.directory), manifest, was_finished, trec_run, measures)
+
+
+def _is_finished(
+    options: JobOptions, plan: Plan, output: Output, manifest: Manifest | None
+) -> bool:
+    """Whether there is nothing to score, nor to score again."""
+    if manifest is None or not is_marked_finished(output, manifest) or output.remaining(plan.units):
+        return False
+    files = unit_files(output.directory.child(SCORES)) if options.retry_errors else []
+    return not any(has_failed(file, options.retry_errors) for file in files)
+
+
+@contextmanager
+def _held(output: Output) -> Iterator[Check]:
+    """The lease. Its check asks the storage, for the moments in which it counts: a run that was
+    suspended may be the first to wake up, before what renews the lease does.
+    """
+    with leased(output.directory) as check_renewed:
+        ours = _run_of(holder_of(output.directory))
+
+        def check() -> None:
+            check_renewed()
+            if _run_of(holder_of(output.directory)) != ours:
+                raise JobError(f"{output.directory}: another run has taken over this output")
+
+        yield check
+
+
+def _run_of(holder: Mapping[str, Any] | None) -> Any:
+    return holder and holder.get("run")
+
+
+def _begun(output: Output, job: Manifest, config: RerankerConfig) -> Manifest:
+    """The directory's manifest, perhaps of a run that began while this one planned or waited; else
+    a new one, saved at once: whoever comes next sees which job this is.
+    """
     manifest = read_manifest(output)
-    plan, job = _plan(options, config)
     if manifest is not None:
         check_same_job(output, manifest, job)
-    failed = _failed_units(output, options.retry_errors)
-    was_finished = not failed and manifest is not None and output.directory.child(SUCCESS).exists()
-    if manifest is None:
-        manifest = new_manifest(job, config)
-    logger.info(plan.choice)
-    if not was_finished:
-        config = _for_workers(config, job["model"])
-        with leased(output.directory) as check_lease:
-            begun = read_manifest(output)
-            if begun is not None:  # perhaps by another run, while this one planned or waited
-                check_same_job(output, begun, job)
-                manifest = begun
-            if failed:
-                _forget(output, manifest, failed)
-            _run(options, config, engine or _own_engine(), plan, output, manifest, check_lease)
-            _finish(output, manifest)
-    trec_run = str(write_trec_run(output, plan.units)) if options.with_trec_run else None
-    measures = _evaluate(options, qrels)
-    if measures:
-        save_manifest(output, manifest | {"measures": measures})
-    return Summary(str(output.directory), manifest, was_finished, trec_run, measures)
-
-
-def _failed_units(output: Output, codes: Sequence[str]) -> list[UnitFile]:
-    """The finished units with a row that failed of one of the codes."""
-    files = unit_files(output.directory.child(SCORES)) if codes else []
-    return [
-        file
-        for file in files
-        if file.errors and (ALL_ERRORS in codes or not file.errors.keys().isdisjoint(codes))
-    ]
-
-
-def _forget(output: Output, manifest: Manifest, failed: Sequence[UnitFile]) -> None:
-    """The job is no longer finished, and these units are to be scored again."""
-    logger.info(f"scoring {len(failed)} units again for their errors")
-    manifest["status"] = "running"
-    errors: Counter[str] = Counter(manifest.get("errors", {}))
-    for file in failed:
-        errors.subtract(file.errors)
-    manifest["errors"] = {code: num for code, num in errors.most_common() if num > 0}
+        return manifest
+    manifest = new_manifest(job, config)
     save_manifest(output, manifest)
-    for place in (
-        output.directory.child(SUCCESS),
-        *(output.directory.child(SCORES).child(f"{file.name}.parquet") for file in failed),
-    ):
-        if place.exists():
-            place.filesystem.delete_file(place.path)
+    return manifest
 
 
 def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:
@@ -223,116 +237,81 @@ def _run(
     plan: Plan,
     output: Output,
     manifest: Manifest,
-    check_lease: Callable[[], None],
+    checks: tuple[Check, Check],
 ) -> None:
     """Score what remains and verify everything; the manifest says how far it came."""
-    import ray  # seconds to import, and a refusal needs none of it
-
-    from jobs.cluster import choose_pool, connected, settled_dtype
+    from jobs.cluster import connected
     from jobs.execution import score_remaining, verify_all
-    from jobs.interruption import interruptible
     from jobs.pipeline import Workers
 
-    with connected(options.address), interruptible() as check_interruption:
-        pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
-        check_same_dtype(output, manifest, settled_dtype(config.dtype, pool))
-        remaining = output.remaining(plan.units)
-        num_done = len(plan.units) - len(remaining)
-        actors = f"{pool.num_actors} scoring {'actor' if pool.num_actors == 1 else 'actors'}"
-        kind = "GPU" if pool.num_gpus else "CPU"
-        logger.info(f"{len(plan.units)} units, {num_done} done; {actors} on {kind}")
-        output.remove_leftovers()
-        manifest["num_runs"] += 1
-        manifest["input"] = kept_input(options.input)
-        if options.command:
-            manifest["command"] = kept_command(options.command)
-        manifest["num_actors"] = pool.num_actors
-        budget = Budget(
-            options.max_errors,
-            sum(unit.num_pairs for unit in plan.units),
-            Counter(manifest.get("errors", {})),
-        )
-        budget.check()
-        with _timed(output, manifest) as clock:
+    check_interruption, check_lease = checks
+    remaining = find_remaining(plan, output, options.retry_errors)
+    num_pairs = sum(unit.num_pairs for unit in plan.units)
+    budget = Budget(options.max_errors, num_pairs, remaining.errors)
+    budget.check()
+    with connected(options.address):
+        check_interruption()  # ray.init has set a handler of its own
+        pool = _pool(options, config, output, manifest, check_lease)
+        num_done = len(plan.units) - len(remaining.units)
+        logger.info(f"{len(plan.units)} units, {num_done} done; {_named(pool)}")
+        check_lease()
+        _begin(options, output, manifest, budget, pool)
+        with timed(output, manifest, check_lease) as clock:
             workers = Workers(config, engine, pool, options.pair_timeout_s)
-            record = _Record(manifest, budget, clock, (check_interruption, check_lease))
-            score_remaining(plan, remaining, output, workers, record)
-            counts = verify_all(plan, output)
+            record = Record(manifest, budget, clock, check_interruption)
+            score_remaining(plan, remaining.units, output, workers, record, remaining.stale_parts)
+            counts = verify_all(plan, output, record)
             check_strays(output, plan)
             check_interruption()
+            check_lease()
             # Before _SUCCESS: where only some are gone, all score files are there and suffice.
             output.remove_parts()
-        manifest.update(asdict(counts))
-        _add_rates(manifest, options, pool.num_actors if pool.num_gpus else 0)
+    check_interruption()  # and so has ray.shutdown
+    manifest.update(asdict(counts))
+    _add_rates(manifest, options, pool.num_actors if pool.num_gpus else 0)
 
 
-class _Clock:
-    """Adds this run's seconds to the manifest, now and then also in its file."""
+def _pool(
+    options: JobOptions,
+    config: RerankerConfig,
+    output: Output,
+    manifest: Manifest,
+    check_lease: Check,
+) -> "Pool":
+    """Raises UsageError, of which a job that has just begun leaves nothing behind."""
+    import ray
 
-    def __init__(self, output: Output, manifest: Manifest) -> None:
-        self._output = output
-        self._manifest = manifest
-        self._before = manifest["seconds"]
-        self._started = self._saved = time.monotonic()
+    from jobs.cluster import choose_pool, settled_dtype
 
-    def save(self) -> None:
-        self._saved = time.monotonic()
-        self._manifest["seconds"] = round(self._before + self._saved - self._started, 3)
-        save_manifest(self._output, self._manifest)
-
-    def tick(self) -> None:
-        if time.monotonic() - self._saved >= _SAVE_EVERY_S:
-            self.save()
-
-
-class _Record:
-    """What happens in a run, as far as the manifest has it; execution.py's Watcher."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        budget: Budget,
-        clock: _Clock,
-        checks: tuple[Callable[[], None], ...],
-    ) -> None:
-        self._manifest = manifest
-        self._budget = budget
-        self._clock = clock
-        self._checks = checks
-        self._errors = Counter(budget.errors)
-
-    def tick(self) -> None:
-        for check in self._checks:
-            check()
-        self._clock.tick()
-
-    def scored(self, rows: Any) -> None:
-        lookups = lookups_of(rows)
-        if lookups is not None:
-            add_lookups(self._manifest, *lookups)
-
-    def written(self, rows: Any) -> None:
-        codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
-        self._errors.update(codes)
-        self._manifest["errors"] = dict(self._errors.most_common())
-        self._budget.add(codes)
-
-    def failed(self, num_pairs: int) -> None:
-        """Of this run alone: the next one tries again."""
-        self._budget.add(Counter({"unreadable_input": num_pairs}))
-
-
-@contextmanager
-def _timed(output: Output, manifest: Manifest) -> Iterator[_Clock]:
-    clock = _Clock(output, manifest)
-    clock.save()
     try:
-        yield clock
-    except BaseException:
-        with suppress(OSError):  # what went wrong first is what counts
-            clock.save()
+        pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
+        check_same_dtype(output, manifest, settled_dtype(config.dtype, pool))
+    except UsageError:
+        if not manifest["num_runs"]:
+            check_lease()
+            delete_file(output.directory.child(MANIFEST))
         raise
-    clock.save()
+    return pool
+
+
+def _named(pool: "Pool") -> str:
+    actors = f"{pool.num_actors} scoring {'actor' if pool.num_actors == 1 else 'actors'}"
+    return f"{actors} on {'GPU' if pool.num_gpus else 'CPU'}"
+
+
+def _begin(
+    options: JobOptions, output: Output, manifest: Manifest, budget: Budget, pool: "Pool"
+) -> None:
+    """Nothing can refuse the command any more: the job is no longer finished, if it was."""
+    delete_file(output.directory.child(SUCCESS))
+    output.remove_leftovers()
+    manifest["status"] = "running"
+    manifest["num_runs"] += 1
+    manifest["input"] = kept_input(options.input)
+    if options.command:
+        manifest["command"] = kept_command(options.command)
+    manifest["num_actors"] = pool.num_actors
+    manifest["errors"] = dict(budget.errors.most_common())
 
 
 def _add_rates(manifest: Manifest, options: JobOptions, num_gpus: int) -> None:

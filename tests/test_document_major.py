@@ -26,6 +26,7 @@ from actors.config import RerankerConfig
 from actors.prepared import Visual
 from actors.preprocessor import Preprocessor
 from actors.scorer import Scorer
+from jobs.budget import MaxErrors
 from jobs.cli import main, print_summary
 from jobs.documents import (
     DocumentPlan,
@@ -35,7 +36,7 @@ from jobs.documents import (
     unit_ends,
 )
 from jobs.engine import Engine
-from jobs.errors import JobError, UsageError
+from jobs.errors import JobError, TooManyErrors, UsageError
 from jobs.inputs import InputOptions
 from jobs.manifest import add_lookups
 from jobs.outputs import Output
@@ -408,7 +409,6 @@ class NoWatcher:
     def tick(self) -> None: ...
     def scored(self, rows: pa.Table) -> None: ...
     def written(self, rows: pa.Table) -> None: ...
-    def failed(self, num_pairs: int) -> None: ...
 
 
 def by_value(build: Callable[..., Any], *arguments: Any) -> Any:
@@ -432,12 +432,20 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
     output = Output(Location.parse(str(tmp_path / "out")))
 
     class Watcher(NoWatcher):
+        num_ticks = 0
+
         def scored(self, rows: pa.Table) -> None:
             lookups.append(lookups_of(rows))
 
+        def tick(self) -> None:
+            self.num_ticks += 1
+
     workers = Workers(CONFIG, engine, Pool(2, 0.25, 0))
-    score_remaining(plan, plan.units, output, workers, Watcher())
-    assert verify_all(plan, output).num_failed == 0
+    watcher = Watcher()
+    score_remaining(plan, plan.units, output, workers, watcher)
+    num_ticks = watcher.num_ticks
+    assert verify_all(plan, output, watcher).num_failed == 0
+    assert watcher.num_ticks > num_ticks  # so that a lost lease or Ctrl-C ends it
     assert sum(misses for _, misses in lookups) == 20
     opened = log.read_text().splitlines()
     assert len(opened) == len(set(opened)) == 20
@@ -484,6 +492,56 @@ def test_a_job_that_was_cut_goes_on_where_it_was(tmp_path: Path, ray_address: st
     assert "vision_cache_hits" not in summary.manifest  # the stand-in has no such cache
     with pytest.raises(UsageError, match='order was "document" and is now "query"'):
         rerank(JobOptions(str(out), options, unit_pairs=12, order="query"), CONFIG)
+
+
+def test_errors_are_scored_again_before_and_after_a_job_is_finished(
+    tmp_path: Path, ray_address: str
+) -> None:
+    pages, out = tmp_path / "pages", tmp_path / "out"
+    pages.mkdir()
+    corpus = [document(i, image={"bytes": None, "path": f"{i}.png"}) for i in range(6)]
+    run = [pair(i, j, j + 1) for i in range(8) for j in range(6)]
+    options = write_run(tmp_path, corpus, [query(i) for i in range(8)], run)
+    config = replace(CONFIG, media_root=str(pages))
+
+    def mend(index: int) -> None:
+        (pages / f"{index}.png").write_bytes(page(index)["bytes"])
+
+    def score(*codes: str, max_errors: str = "0") -> Summary:
+        limit = MaxErrors.parse(max_errors)
+        job = JobOptions(str(out), options, unit_pairs=12, max_errors=limit, retry_errors=codes)
+        return rerank(job, config)
+
+    for index in range(4):
+        mend(index)
+    with pytest.raises(TooManyErrors):
+        score()
+    assert list((out / "parts").iterdir()) and not (out / "scores").exists()
+    mend(4)
+    summary = score("media_not_found", max_errors="8")
+    assert summary.manifest["errors"] == {"media_not_found": 8}
+    assert not (out / "parts").exists()
+    mend(5)
+    summary = score("all")
+    assert not summary.was_finished and summary.manifest["errors"] == {}
+    assert {row["doc_id"] for row in score_rows(out) if row["score"] is not None} == {
+        f"d{i}" for i in range(6)
+    }
+    assert score("all").was_finished
+
+
+def test_ids_that_are_wrong_wholesale_stop_the_job_before_anything_is_scored(
+    tmp_path: Path,
+) -> None:
+    run = [pair(i, j) for i in range(12) for j in range(20)]
+    options = write_run(
+        tmp_path, [document(i) for i in range(6)], [query(i) for i in range(12)], run
+    )
+    out = tmp_path / "out"
+    with pytest.raises(TooManyErrors, match="168 of 240 pairs .*168 x document_not_found"):
+        rerank(JobOptions(str(out), options, order="document"), CONFIG, standin.make_engine())
+    # Before Ray was asked for: whoever comes next sees whose directory it is.
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
 
 
 def test_the_vision_caches_lookups_are_counted_over_runs_and_shown(

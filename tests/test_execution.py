@@ -1,7 +1,9 @@
+import pytest
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError, UserCodeException
 
 from jobs.errors import JobError
-from jobs.execution import _own_error
+from jobs.execution import _own_error, _ray_errors
 
 TRACEBACK = """Traceback (most recent call last):
   File "scorer.py", line 7, in score
@@ -24,3 +26,11 @@ def test_what_failed_is_said_and_not_how_to_configure_ray() -> None:
 def test_our_own_error_comes_out_as_it_was() -> None:
     error = RayTaskError("score", "", JobError("ours")).as_instanceof_cause()
     assert str(_own_error(error)) == "ours"
+
+
+def test_a_run_in_which_nothing_moved_any_more_is_one_sentence() -> None:
+    with (
+        pytest.raises(JobError, match="nothing moved for 30 minutes: .* `ray status` and the logs"),
+        _ray_errors(),
+    ):
+        raise ExecutionTimeoutError("Dataset execution made no progress for at least 1800s")

@@ -28,6 +28,8 @@ from job_cases import (
 from pyarrow import fs
 
 from actors.config import RerankerConfig
+from jobs import execution
+from jobs.budget import MaxErrors
 from jobs.engine import Engine
 from jobs.errors import JobError, UnitsFailed, UsageError, VerificationError
 from jobs.inputs import InputOptions
@@ -89,8 +91,7 @@ def test_the_same_command_does_only_what_is_missing(tmp_path: Path) -> None:
     run_stand_in(sets, out, unit_pairs=50)
     undisturbed, written = score_rows(out), mtimes(out)
     assert run_stand_in(sets, out, unit_pairs=50).was_finished
-    (out / "_SUCCESS").unlink()
-    (out / "scores" / "part-000002.parquet").unlink()
+    (out / "scores" / "part-000002.parquet").unlink()  # as `verify` asks for, and nothing else
     (out / "scores" / ".part-000003.parquet.00000000.tmp").write_text("half a file")
     assert not run_stand_in(sets, out, unit_pairs=50).was_finished
     assert score_rows(out) == undisturbed
@@ -147,16 +148,22 @@ def test_a_score_file_that_lost_a_row_is_found(tmp_path: Path) -> None:
         run_stand_in(sets, out)
 
 
-def test_a_file_that_breaks_on_reading_fails_the_job_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "sets.parquet"
+def test_a_file_that_breaks_on_reading_fails_the_job_by_name_after_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "_POLL_EVERY_S", 0)
+    path = tmp_path / "sets" / "0.parquet"
+    path.parent.mkdir()
     write_sets(path, text_rows(50, 20))
+    write_sets(path.with_name("1.parquet"), text_rows(20, 5), row_group_size=2)
     content = bytearray(path.read_bytes())
     content[20:600] = b"\xff" * 580  # pages, not the footer
     path.write_bytes(content)
-    with pytest.raises(
-        UnitsFailed, match=r"1 units have no rows.*\n.*sets\.parquet cannot be read"
-    ):
-        run_stand_in(str(path), tmp_path / "out")
+    with pytest.raises(UnitsFailed, match=r"50 units have no rows.*\n.*0\.parquet cannot be read"):
+        run_stand_in(
+            str(path.parent), tmp_path / "out", unit_pairs=20, max_errors=MaxErrors.parse("0")
+        )
+    assert len(score_rows(tmp_path / "out")) == 100
 
 
 def test_input_and_output_may_be_on_s3(s3_endpoint: str, tmp_path: Path) -> None:
@@ -344,13 +351,16 @@ def test_units_with_errors_are_scored_again_on_request(tmp_path: Path) -> None:
     config = replace(CONFIG, media_root=str(pages))
     out = tmp_path / "out"
 
-    def run(*codes: str) -> Summary:
-        job = JobOptions(str(out), InputOptions(sets), unit_pairs=12, retry_errors=codes)
+    def run(*codes: str, **more: Any) -> Summary:
+        job = JobOptions(str(out), InputOptions(sets), unit_pairs=12, retry_errors=codes, **more)
         return rerank(job, config)
 
     assert run().manifest["errors"] == {"media_not_found": 2}
     written = mtimes(out)
     assert run("image_decode").was_finished and mtimes(out) == written
+    with pytest.raises(UsageError, match="too few CPUs"):
+        run("all", num_actors=9)
+    assert run().was_finished and mtimes(out) == written
     shutil.copy(GOLDEN / "media" / "fr0.png", pages / "page-1.png")
     summary = run("media_not_found")
     assert not summary.was_finished and summary.manifest["errors"] == {"media_not_found": 1}
