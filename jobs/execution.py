@@ -24,6 +24,7 @@ from jobs.outputs import Output, UnitCollector, write_unit
 from jobs.parts import regroup, rows_of, write_part
 from jobs.pipeline import NO_PROGRESS_TIMEOUT_S, Workers, score_units
 from jobs.progress import LOG_EVERY_S, Meter, display
+from jobs.storage import Location, delete_file
 from jobs.units import PairsUnit, Plan, Unit, unit_name
 from jobs.verify import Counts, verify_units
 
@@ -34,6 +35,9 @@ _VERIFY_UNITS = 16
 _POLL_EVERY_S = 5.0
 
 _SHOWN_FAILURES = 5
+
+_RAYS = ("ray.", "To change", "UserCodeException")
+"""How lines begin that Ray ends its own errors with."""
 
 
 class Watcher(Protocol):
@@ -192,9 +196,19 @@ class _Writer:
         self._common = ray.put(common)
         self._output = output
         self._pending: list[Any] = []
+        self._first: tuple[Any, Location] | None = None
+        self._is_seen = False
 
     def write(self, unit: Unit | DocumentUnit, rows: pa.Table) -> None:
         self._pending.append(self._task.remote(self._output, self._common, unit, rows))
+        if self._first is None:
+            output = self._output
+            place = (
+                output.part_file(unit)
+                if isinstance(unit, DocumentUnit)
+                else output.scores_file(unit)
+            )
+            self._first = self._pending[-1], place
         self.wait(_MAX_WRITES_IN_FLIGHT)
 
     def wait(self, num_left: int) -> None:
@@ -205,6 +219,19 @@ class _Writer:
                 self._pending, num_returns=max(1, excess), timeout=None if excess > 0 else 0
             )
             ray.get(finished)
+            self._look_for_first(finished)
+
+    def _look_for_first(self, finished: Sequence[Any]) -> None:
+        """Raises JobError where the nodes do not share the output: known now, not at the end."""
+        if self._is_seen or self._first is None or self._first[0] not in finished:
+            return
+        self._is_seen = True
+        place = self._first[1]
+        if not place.exists():
+            raise JobError(
+                f"{place} was written on another node and is not here: --output must be a place "
+                "that all nodes share, such as NFS, s3:// or gs://"
+            )
 
 
 def _regroup(
@@ -216,6 +243,11 @@ def _regroup(
     watcher: Watcher,
 ) -> None:
     """Score files out of parts, a task a bucket."""
+    missing = {unit.index for unit in output.remaining(remaining)}
+    for unit in remaining:
+        if unit.index not in missing:  # it is to be made again, and what is there would be kept
+            watcher.tick()
+            delete_file(output.scores_file(unit))
     task = ray.remote(num_cpus=1, max_retries=5)(regroup)
     common = ray.put(plan.input), ray.put([output.part_file(unit) for unit in needed])
     tasks = (task.remote(output, *common, *bucket) for bucket in _buckets(documents, remaining))
@@ -316,7 +348,10 @@ def _own_error(error: BaseException) -> JobError:
 
 
 def _last_line(text: str) -> str:
-    """Of a traceback's text, the first exception of a chain: what comes of it is Ray's."""
-    first = text.partition("\nThe above exception was the direct cause")[0]
-    first = first.partition("\nFailed to apply UDF transform")[0]
-    return next((line.strip() for line in reversed(first.splitlines()) if line.strip()), "")
+    """Of a traceback's text, the last exception of a chain that is not Ray's: what says most."""
+    lines = []
+    for part in text.split("\nThe above exception was the direct cause"):
+        said = part.partition("\nFailed to apply UDF transform")[0].splitlines()
+        lines.append(next((line.strip() for line in reversed(said) if line.strip()), ""))
+    others = [line for line in lines if line and not line.startswith(_RAYS)]
+    return (others or lines)[-1]

@@ -20,7 +20,7 @@ from jobs.errors import UsageError
 from jobs.inputs import InputOptions, OpenedInput
 from jobs.outputs import MANIFEST, Output
 from jobs.secrets import redacted
-from jobs.storage import Location, list_files, read_bytes, write_atomically
+from jobs.storage import Location, list_directory, read_bytes, write_atomically
 from jobs.tables import DataFile, data_files
 from jobs.units import Plan
 
@@ -105,7 +105,7 @@ def read_manifest(output: Output) -> Manifest | None:
     """None for a new directory. Raises UsageError for one that holds something else."""
     place = output.directory.child(MANIFEST)
     if not place.exists():
-        if list_files(output.directory):
+        if list_directory(output.directory):
             raise UsageError(
                 f"--output {output.directory} is not empty and has no {MANIFEST}: "
                 "it is not the output of a job; name an empty or a new directory"

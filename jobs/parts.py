@@ -62,13 +62,17 @@ def regroup(
     bucket: int,
     units: Sequence[tuple[int, PairsUnit]],
 ) -> int:
-    """Write the score files of units of one bucket, each with its first place; counts pairs.
+    """Write the score files of units of one bucket, each with its first place; counts pairs. One
+    that is there was written by this task, before its process was killed and it was begun again.
 
     Raises JobError that says what to delete, if the parts are not what they were written as.
     """
+    missing = {unit.index for unit in output.remaining([unit for _, unit in units])}
     scored = read_bucket(parts, bucket)
     places = scored["place"].to_numpy()
     for start, unit in units:
+        if unit.index not in missing:
+            continue
         low, high = np.searchsorted(places, [start, start + unit.num_pairs])
         rows = _unit_rows(job_input, start, unit, scored.slice(low, high - low))
         write_unit(output, job_input, unit, rows)

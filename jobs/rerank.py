@@ -266,6 +266,7 @@ def _run(
             check_lease()
             # Before _SUCCESS: where only some are gone, all score files are there and suffice.
             output.remove_parts()
+            output.remove_leftovers()  # of writers that were killed in this run
     check_interruption()  # and so has ray.shutdown
     manifest.update(asdict(counts))
     _add_rates(manifest, options, pool.num_actors if pool.num_gpus else 0)

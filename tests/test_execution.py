@@ -1,9 +1,16 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 import pytest
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError, UserCodeException
 
 from jobs.errors import JobError
-from jobs.execution import _own_error, _ray_errors
+from jobs.execution import _own_error, _ray_errors, _Writer
+from jobs.outputs import Output
+from jobs.storage import Location
+from jobs.units import SetsUnit
 
 TRACEBACK = """Traceback (most recent call last):
   File "scorer.py", line 7, in score
@@ -34,3 +41,30 @@ def test_a_run_in_which_nothing_moved_any_more_is_one_sentence() -> None:
         _ray_errors(),
     ):
         raise ExecutionTimeoutError("Dataset execution made no progress for at least 1800s")
+
+
+CHAINED = """Traceback (most recent call last):
+  File "model.py", line 5, in load_model
+safetensors.SafetensorError: header too small
+
+The above exception was the direct cause of the following exception:
+
+ray::MapWorker(MapBatches(Score)).__init__() (pid=1, ip=127.0.0.1)
+  File "model.py", line 7, in load_model
+ValueError: /model cannot be loaded: header too small"""
+
+
+def test_of_a_chain_the_sentence_that_says_most_is_shown() -> None:
+    error = RayTaskError("score", CHAINED, ValueError("")).as_instanceof_cause()
+    assert str(_own_error(error)).endswith("ValueError: /model cannot be loaded: header too small")
+
+
+def test_an_output_that_the_nodes_do_not_share_is_known_at_the_first_file(
+    tmp_path: Path, ray_address: str
+) -> None:
+    def elsewhere(output: Output, job_input: Any, unit: SetsUnit, rows: pa.Table) -> None: ...
+
+    writer = _Writer(elsewhere, Output(Location("", str(tmp_path / "out"))), None)
+    with pytest.raises(JobError, match="part-000003.parquet was written on another node"):
+        writer.write(SetsUnit(3, 0, 0, 1, 1), pa.table({}))
+        writer.wait(0)

@@ -152,20 +152,20 @@ def test_an_actor_that_dies_while_it_starts_ends_the_job_with_the_cause(
 
 
 @pytest.mark.parametrize(
-    ("size", "cause"), [(0.5, "model.safetensors"), (0.0, "model.safetensors")], ids=str
+    ("share", "cause"), [(0.5, "incomplete metadata"), (0.0, "header too small")], ids=str
 )
 def test_weights_that_are_cut_off_end_the_job_with_the_cause(
-    tmp_path: Path, size: float, cause: str
+    tmp_path: Path, share: float, cause: str
 ) -> None:
     """The real engine: nothing is scored with what is left of them."""
     model = tmp_path / "model"
     shutil.copytree(TINY, model)
     weights = (model / "model.safetensors").read_bytes()
-    (model / "model.safetensors").write_bytes(weights[: int(size * len(weights))])
+    (model / "model.safetensors").write_bytes(weights[: int(share * len(weights))])
     sets = write_sets(tmp_path / "sets.parquet", text_rows(4, 5), 4)
     config = RerankerConfig(model=str(model), num_threads=1)
     started = time.monotonic()
-    with pytest.raises(JobError, match=cause):
+    with pytest.raises(JobError, match=f"{model} cannot be loaded: .*{cause}"):
         rerank(JobOptions(str(tmp_path / "out"), InputOptions(sets)), config)
     assert time.monotonic() - started < 60
     assert not list((tmp_path / "out" / "scores").glob("*"))
