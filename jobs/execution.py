@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
-from ray.data.exceptions import ExecutionTimeoutError, SystemException
-from ray.exceptions import RayError, UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.attempts import AttemptLog, RemoteLog
@@ -22,8 +20,9 @@ from jobs.documents import DocumentPlan, DocumentUnit
 from jobs.errors import JobError, UnitsFailed
 from jobs.outputs import Output, UnitCollector, write_unit
 from jobs.parts import regroup, rows_of, write_part
-from jobs.pipeline import NO_PROGRESS_TIMEOUT_S, Workers, score_units
+from jobs.pipeline import Workers, score_units
 from jobs.progress import LOG_EVERY_S, Meter, display
+from jobs.ray_errors import own_errors
 from jobs.storage import Location, delete_file
 from jobs.units import PairsUnit, Plan, Unit, unit_name
 from jobs.verify import Counts, verify_units
@@ -35,9 +34,6 @@ _VERIFY_UNITS = 16
 _POLL_EVERY_S = 5.0
 
 _SHOWN_FAILURES = 5
-
-_RAYS = ("ray.", "To change", "UserCodeException")
-"""How lines begin that Ray ends its own errors with."""
 
 
 class Watcher(Protocol):
@@ -113,7 +109,7 @@ def _score(
         return
     units = {unit.index: unit for unit in remaining}
     collector = UnitCollector()
-    with _ray_errors(), display(meter) as shown, _attempt_log() as log:
+    with own_errors(), display(meter) as shown, _attempt_log() as log:
         failures = _Failures(log, units)
         try:
             for scored in score_units(remaining, plan.input, workers, log):
@@ -264,7 +260,7 @@ def _results(tasks: Iterator[Any], watcher: Watcher) -> Iterator[Any]:
     """
     max_in_flight = max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: list[Any] = []
-    with _ray_errors():
+    with own_errors():
         while True:
             pending += islice(tasks, max_in_flight - len(pending))
             if not pending:
@@ -317,41 +313,3 @@ def verify_all(plan: Plan, output: Output, watcher: Watcher) -> Counts:
         counts.append(found)
         progress.add(found.num_pairs)
     return Counts.total(counts)
-
-
-@contextmanager
-def _ray_errors() -> Iterator[None]:
-    """What went wrong inside a worker without Ray's wrapping, and what Ray Data itself gives up."""
-    try:
-        yield
-    except ExecutionTimeoutError as error:
-        raise JobError(
-            f"nothing moved for {NO_PROGRESS_TIMEOUT_S / 60:g} minutes: a scoring actor or a "
-            "storage that hangs, or a cluster without room for the job; `ray status` and the logs "
-            "in Ray's session folder say more"
-        ) from error
-    except (RayError, SystemException) as error:
-        raise _own_error(error) from error
-
-
-def _own_error(error: BaseException) -> JobError:
-    """Our own error inside Ray's, or the last line that any of them says."""
-    sentence = type(error).__name__
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, JobError) and not isinstance(seen, RayError):
-            return seen  # Ray's error is one of ours too, but says the whole traceback
-        if type(seen) is not UserCodeException:  # which says how to configure Ray, not what failed
-            sentence = _last_line(str(seen)) or sentence
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return JobError(f"a worker failed: {sentence}")
-
-
-def _last_line(text: str) -> str:
-    """Of a traceback's text, the last exception of a chain that is not Ray's: what says most."""
-    lines = []
-    for part in text.split("\nThe above exception was the direct cause"):
-        said = part.partition("\nFailed to apply UDF transform")[0].splitlines()
-        lines.append(next((line.strip() for line in reversed(said) if line.strip()), ""))
-    others = [line for line in lines if line and not line.startswith(_RAYS)]
-    return (others or lines)[-1]

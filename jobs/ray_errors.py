@@ -1,0 +1,52 @@
+"""What went wrong inside Ray, in our own words: it wraps what a worker raises, several times."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.data import DataContext
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError, UserCodeException
+
+from jobs.errors import JobError
+
+_RAYS = ("ray.", "To change", "UserCodeException")
+"""How lines begin that Ray ends its own errors with."""
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """What went wrong inside a worker without Ray's wrapping, and what Ray Data itself gives up."""
+    try:
+        yield
+    except ExecutionTimeoutError as error:
+        seconds = DataContext.get_current().execution_no_progress_timeout_s
+        raise JobError(
+            f"nothing moved for {seconds / 60:g} minutes: a scoring actor or a "
+            "storage that hangs, or a cluster without room for the job; `ray status` and the logs "
+            "in Ray's session folder say more"
+        ) from error
+    except (RayError, SystemException) as error:
+        raise own_error(error) from error
+
+
+def own_error(error: BaseException) -> JobError:
+    """Our own error inside Ray's, or the last line that any of them says."""
+    sentence = type(error).__name__
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, JobError) and not isinstance(seen, RayError):
+            return seen  # Ray's error is one of ours too, but says the whole traceback
+        if type(seen) is not UserCodeException:  # which says how to configure Ray, not what failed
+            sentence = _last_line(str(seen)) or sentence
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return JobError(f"a worker failed: {sentence}")
+
+
+def _last_line(text: str) -> str:
+    """Of a traceback's text, the last exception of a chain that is not Ray's: what says most."""
+    lines = []
+    for part in text.split("\nThe above exception was the direct cause"):
+        said = part.partition("\nFailed to apply UDF transform")[0].splitlines()
+        lines.append(next((line.strip() for line in reversed(said) if line.strip()), ""))
+    others = [line for line in lines if line and not line.startswith(_RAYS)]
+    return (others or lines)[-1]
