@@ -1,5 +1,6 @@
 """Small inputs of the job in all forms, and the job's steps without Ray, for the tests."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jobs.engine import Engine
 from jobs.inputs import InputOptions, open_job_input
 from jobs.outputs import Output, UnitCollector, read_scores, write_unit
 from jobs.parts import regroup, write_part
-from jobs.pipeline import Pool, Score, packed
+from jobs.pipeline import Pool, Score
 from jobs.preparing import prepare_chunks
 from jobs.reading import QueryRow, read_unit
 from jobs.storage import Location
@@ -23,6 +24,17 @@ from jobs.units import Plan, plan_units
 from jobs.verify import Counts, verify_units
 
 CONFIG = RerankerConfig(model="stand-in", num_threads=1)
+
+
+@dataclass(frozen=True)
+class Here:
+    """An engine for this process, of objects that a test looks at; pickled they would be others."""
+
+    engine: Engine
+
+    def unpacked(self) -> Engine:
+        return self.engine
+
 
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CONTENT = pa.struct([("text", pa.string()), ("image", MEDIA)])
@@ -101,7 +113,7 @@ def run_inline(
     output = Output(Location.parse(str(directory)), with_rankings)
     engine = engine or standin.make_engine()
     preprocessor = engine.preprocessor(config)
-    score = Score(packed(engine), config, Pool(1, 1, 0))
+    score = Score(Here(engine), config, Pool(1, 1, 0))
     if plan.documents is not None:
         _run_documents_inline(plan, plan.documents, output, preprocessor, score)
         return output, verify_units(plan.input, output, plan.units)
