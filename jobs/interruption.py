@@ -1,17 +1,24 @@
-"""Ctrl-C and SIGTERM end a job, also where Ray swallows the exception or sets its own handler."""
+"""Ctrl-C and SIGTERM end a job, also where Ray swallows the exception or sets its own handler, or a
+storage that hangs holds up what is still to be said to it.
+"""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEAVES_AFTER_S = 30.0
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
+def interruptible(is_command: bool = False) -> Iterator[Callable[[], None]]:
     """Both signals raise KeyboardInterrupt; the yielded function raises it again, once received.
+    A command ends its process after LEAVES_AFTER_S, whatever is still under way: what was half
+    written is no file, and no object.
 
     A KeyboardInterrupt that arrives inside Ray's compiled code or a callback can be lost there, so
     whoever loops calls the function in between. It also sets the handlers anew: `ray.init` sets one
@@ -19,9 +26,14 @@ def interruptible() -> Iterator[Callable[[], None]]:
     thread there are no signals.
     """
     received = threading.Event()
+    leaving = threading.Timer(LEAVES_AFTER_S, _leave)
+    leaving.daemon = True
 
     def interrupt(signum: int, frame: Any) -> None:
+        is_first = not received.is_set()
         received.set()
+        if is_command and is_first:
+            leaving.start()
         raise KeyboardInterrupt
 
     def check() -> None:
@@ -37,8 +49,19 @@ def interruptible() -> Iterator[Callable[[], None]]:
     try:
         yield check
     finally:
+        leaving.cancel()
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _leave() -> None:
+    print(
+        f"interrupted; after {LEAVES_AFTER_S:g} s something still hangs and is left: what is "
+        "finished is kept, the same command goes on",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(130)
 
 
 def _handle_with(handler: Callable[[int, Any], None]) -> None:

@@ -72,3 +72,27 @@ def test_sigterm_interrupts_also_after_ray_has_come_and_gone():
     """Of what ray.shutdown sets, Python's own table of handlers knows nothing."""
     done = subprocess.run([sys.executable, "-c", USES_RAY], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "interrupted\n")
+
+
+HANGS = """
+import time
+from jobs import interruption
+interruption.LEAVES_AFTER_S = 1.0
+with interruption.interruptible(is_command=True):
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(60)  # a storage that does not answer
+"""
+
+
+def test_a_command_ends_though_something_hangs_that_is_to_be_done_before() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout and process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"is left: what is finished is kept" in said
