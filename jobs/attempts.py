@@ -69,7 +69,7 @@ class AttemptLog:
             # Line by line, so that nothing that was said is lost with the process.
             self._journal = open(journal, "a", buffering=1)  # noqa: SIM115  open to its end
             if not known.endswith("\n"):
-                self._journal.write("\n")
+                self._write("\n")
 
     def _replay(self, journal: str) -> None:
         for line in journal.split("\n"):
@@ -79,7 +79,13 @@ class AttemptLog:
 
     def _note(self, *call: Any) -> None:
         if self._journal is not None:
-            self._journal.write(json.dumps(call) + "\n")
+            self._write(json.dumps(call) + "\n")
+
+    def _write(self, line: str) -> None:
+        """On a full disk nothing: then a restart knows less, and the work goes on."""
+        assert self._journal is not None
+        with suppress(OSError):
+            self._journal.write(line)
 
     def begin(self, work: Step) -> Deaths:
         """Where attempts at this work died: one that began and did not end has died."""

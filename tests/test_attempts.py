@@ -1,7 +1,9 @@
 """What the log of attempts makes of deaths, without processes: an attempt dies by not ending."""
 
+import contextlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +106,16 @@ def test_a_log_that_is_killed_knows_afterwards_what_it_knew(tmp_path):
     assert again.begin(WORK) == {(): (1, False), ("pair", 0, 3): (1, True)} == log.begin(WORK)
     assert again.begin(("score", 1, 0)) == {}
     assert AttemptLog(str(journal)).begin(WORK)[("pair", 0, 3)] == (1, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_log_on_a_full_disk_goes_on_without_its_journal(tmp_path):
+    log = AttemptLog(str(tmp_path / "journal"))
+    log._journal = open("/dev/full", "a", buffering=1)  # noqa: SIM115  closing it raises too
+    dies(log)
+    assert Attempt(log, WORK).num_deaths == 1
+    with contextlib.suppress(OSError):
+        log._journal.close()
 
 
 def test_where_an_output_was_cut_is_known_after_the_works_end_and_the_logs(tmp_path):
