@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from engine import TINY
+from ray.data import DataContext
 
 from actors.config import RerankerConfig
 from actors.data import PairScore
@@ -17,7 +18,7 @@ from jobs.bench.stand_in import Checksums
 from jobs.chunks import Chunk
 from jobs.engine import Engine, outline_of
 from jobs.errors import JobError
-from jobs.pipeline import Pool, Score, packed, score_pairs
+from jobs.pipeline import Pool, Score, _configure, packed, score_pairs
 from jobs.preparing import prepare_unit
 from jobs.scores import PLACE_SCHEMA
 from jobs.units import SetsUnit
@@ -110,3 +111,13 @@ def test_a_preprocessor_that_dies_while_it_loads_ends_the_job_with_the_cause() -
     engine = packed(Engine(Together, Together))
     with pytest.raises(JobError, match="died 2 times while it loaded the preprocessor of .*tiny"):
         list(prepare_unit(batch, None, engine, RerankerConfig(str(TINY)), log, 60.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("pool", "hours"), [(Pool(1, 0, 1), 0.5), (Pool(1, 1, 0), 24)])
+def test_without_gpus_a_chunk_may_take_long(
+    pool: Pool, hours: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = DataContext.get_current().copy()
+    monkeypatch.setattr(DataContext, "get_current", lambda: context)
+    _configure(pool)
+    assert context.execution_no_progress_timeout_s == hours * 3_600
