@@ -40,48 +40,50 @@ def leased(directory: Location) -> Iterator[Callable[[], None]]:
 
     Raises UsageError if a living run holds it, or if it cannot be written.
     """
-    place = directory.child(LEASE)
-    lease = _Lease(place)
-    _await_free(place, directory)
+    lease = _Lease(directory)
+    _await_free(directory)
     try:
-        lease.write()
-        time.sleep(_SETTLE_S if place.is_local else _REMOTE_SETTLE_S)
-        if not lease.is_ours():
-            raise _refusal(directory, _read(place) or {})
-    except OSError as error:
-        raise UsageError(f"--output: {error}") from error
-    renewer = threading.Thread(target=lease.renew, daemon=True)
-    renewer.start()
-    try:
+        lease.take()
         yield lease.check
-    finally:
-        lease.stop.set()
-        renewer.join()
+    finally:  # from before the first write on: an interruption may arrive at any moment
         lease.release()
 
 
 class _Lease:
-    def __init__(self, place: Location) -> None:
-        self.stop = threading.Event()
-        self._place = place
+    def __init__(self, directory: Location) -> None:
+        self._directory = directory
+        self._place = directory.child(LEASE)
         self._is_lost = False
         self._holder = _ourselves() | {"run": uuid.uuid4().hex, "renewed": 0}
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, daemon=True)
 
-    def write(self) -> None:
+    def take(self) -> None:
+        try:
+            self._write()
+            time.sleep(_SETTLE_S if self._place.is_local else _REMOTE_SETTLE_S)
+            if not self._is_ours():
+                raise _refusal(self._directory, _read(self._place) or {})
+        except OSError as error:
+            self._is_lost = True  # a storage that fails is not asked once more by `release`
+            raise UsageError(f"--output: {error}") from error
+        self._renewer.start()
+
+    def _write(self) -> None:
         write_atomically(self._place, json.dumps(self._holder).encode())
 
-    def is_ours(self) -> bool:
+    def _is_ours(self) -> bool:
         found = _read(self._place)
         return found is not None and found.get("run") == self._holder["run"]
 
-    def renew(self) -> None:
-        while not self.stop.wait(RENEW_EVERY_S):
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_EVERY_S):
             try:
-                if not self.is_ours():
+                if not self._is_ours():
                     self._is_lost = True
                     return
                 self._holder["renewed"] += 1
-                self.write()
+                self._write()
             except OSError as error:  # storage comes back, or fails the job elsewhere
                 logger.warning("the lease %s could not be renewed: %s", self._place, error)
 
@@ -90,8 +92,11 @@ class _Lease:
             raise JobError(f"{self._place}: another run has taken over this output")
 
     def release(self) -> None:
+        self._stop.set()
+        if self._renewer.is_alive():
+            self._renewer.join()
         try:
-            if self.is_ours():
+            if not self._is_lost and self._is_ours():
                 delete_file(self._place)
                 _remove_if_empty(self._place)
         except OSError as error:
@@ -121,8 +126,9 @@ def is_known_dead(holder: dict[str, Any]) -> bool:
     return holder.get("born") != _born(holder.get("pid"))
 
 
-def _await_free(place: Location, directory: Location) -> None:
+def _await_free(directory: Location) -> None:
     """Raises UsageError as soon as the holder shows that it lives."""
+    place = directory.child(LEASE)
     first = _read(place)
     if first is None or is_known_dead(first):
         return

@@ -62,6 +62,24 @@ def test_a_second_run_is_refused_while_the_first_lives(directory: Location) -> N
     assert holder_of(directory) is None
 
 
+@pytest.mark.parametrize("call", ["sleep", "write_atomically"])
+def test_a_run_that_is_interrupted_while_it_takes_the_lease_holds_nothing(
+    directory: Location, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    module = lease.time if call == "sleep" else lease
+    original = getattr(module, call)
+
+    def interrupted(*arguments: Any) -> None:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, interrupted)
+        with pytest.raises(KeyboardInterrupt), leased(directory):
+            pass
+    assert holder_of(directory) is None
+
+
 def test_a_run_of_this_host_that_was_killed_is_known_dead_at_once(tmp_path: Path, caplog) -> None:
     left_behind(tmp_path)
     with leased(Location.parse(str(tmp_path))) as check:
