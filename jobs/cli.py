@@ -5,7 +5,6 @@ wrong, 130 interrupted.
 """
 
 import logging
-import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from jobs.budget import MaxErrors
 from jobs.errors import JobError, UsageError
 from jobs.evaluate_cli import evaluate, roots_of
 from jobs.inputs import InputOptions
+from jobs.interruption import how_to_go_on
 from jobs.progress import duration
 from jobs.rerank import JobOptions, Summary
 from jobs.rerank import rerank as run_rerank
@@ -272,8 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, _interrupt)
-    again = redacted(shlex.join(["shardrank", *arguments]))
-    kept = f"what is finished is kept, go on with:\n  {again}" if "rerank" in arguments[:1] else ""
+    kept = how_to_go_on(arguments) if "rerank" in arguments[:1] else ""
     try:
         code = app(arguments, standalone_mode=False, obj=arguments)
     except KeyboardInterrupt:

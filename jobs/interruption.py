@@ -3,22 +3,25 @@ storage that hangs holds up what is still to be said to it.
 """
 
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from jobs.secrets import redacted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVES_AFTER_S = 30.0
 
 
 @contextmanager
-def interruptible(is_command: bool = False) -> Iterator[Callable[[], None]]:
+def interruptible(command: Sequence[str] = ()) -> Iterator[Callable[[], None]]:
     """Both signals raise KeyboardInterrupt; the yielded function raises it again, once received.
-    A command ends its process after LEAVES_AFTER_S, whatever is still under way: what was half
-    written is no file, and no object.
+    A command, given by its arguments, ends its process after LEAVES_AFTER_S, whatever is still
+    under way: what was half written is no file, and no object.
 
     A KeyboardInterrupt that arrives inside Ray's compiled code or a callback can be lost there, so
     whoever loops calls the function in between. It also sets the handlers anew: `ray.init` sets one
@@ -26,13 +29,13 @@ def interruptible(is_command: bool = False) -> Iterator[Callable[[], None]]:
     thread there are no signals.
     """
     received = threading.Event()
-    leaving = threading.Timer(LEAVES_AFTER_S, _leave)
+    leaving = threading.Timer(LEAVES_AFTER_S, _leave, [command])
     leaving.daemon = True
 
     def interrupt(signum: int, frame: Any) -> None:
         is_first = not received.is_set()
         received.set()
-        if is_command and is_first:
+        if command and is_first:
             leaving.start()
         raise KeyboardInterrupt
 
@@ -54,10 +57,16 @@ def interruptible(is_command: bool = False) -> Iterator[Callable[[], None]]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _leave() -> None:
+def how_to_go_on(command: Sequence[str]) -> str:
+    """What an interrupted or failed job says at the end; `command` without the program's name."""
+    again = redacted(shlex.join(["shardrank", *command]))
+    return f"what is finished is kept, go on with:\n  {again}"
+
+
+def _leave(command: Sequence[str]) -> None:
     print(
-        f"interrupted; after {LEAVES_AFTER_S:g} s something still hangs and is left: what is "
-        "finished is kept, the same command goes on",
+        f"interrupted; after {LEAVES_AFTER_S:g} s something still hangs and is left; "
+        + how_to_go_on(command),
         file=sys.stderr,
         flush=True,
     )

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from actors.config import RerankerConfig
 from actors.data import Content, parse_or_error
-from actors.errors import Failure, RerankError
-from jobs.attempts import Attempt, Attempts
+from actors.errors import Failure, RerankError, TimedOut
+from jobs.attempts import MAX_DEATHS, Attempt, Attempts
 from jobs.chunks import Chunks
 from jobs.document_preparing import prepare_documents
 from jobs.documents import DocumentUnit
@@ -55,6 +55,11 @@ def _loaded(
     could be prepared.
     """
     failure = attempt.failure("load")
+    if isinstance(failure, TimedOut):
+        raise JobError(
+            f"the preprocessor of {config.model} was not loaded within {LOAD_TIMEOUT_S:g} s, "
+            f"{MAX_DEATHS} times: Ray's worker logs say where it hung"
+        )
     if failure is not None:
         raise JobError(
             f"{failure} while it loaded the preprocessor of {config.model}: too little memory, or "

@@ -86,7 +86,7 @@ class Summary:
 
 def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = None) -> Summary:
     """Run the job, or go on with it. Raises UsageError before anything is started, or JobError."""
-    with interruptible(is_command=bool(options.command)) as check_interruption:
+    with interruptible(options.command) as check_interruption:
         qrels = _load_qrels(options)
         output = Output(Location.parse(options.output), options.with_rankings)
         manifest = read_manifest(output)

@@ -101,15 +101,24 @@ def test_a_node_with_another_model_scores_nothing(tmp_path: Path, file: str) -> 
         list(prepare_unit(batch, None, engine, config, AttemptLog(), 60.0, outline))  # type: ignore[arg-type]
 
 
-def test_a_preprocessor_that_dies_while_it_loads_ends_the_job_with_the_cause() -> None:
+@pytest.mark.parametrize(
+    ("hangs", "told"),
+    [
+        (False, "died 2 times while it loaded the preprocessor of .*tiny"),
+        (True, "preprocessor of .*tiny was not loaded within 600 s, 2 times"),
+    ],
+)
+def test_a_preprocessor_that_is_not_loaded_ends_the_job_with_the_cause(
+    hangs: bool, told: str
+) -> None:
     log = AttemptLog()
     work = ("prepare", 0)
-    for step in ((), ("load",), ("load",)):
+    for _ in range(2):
         Attempt(log, work)
-        log.at(work, step)
+        log.at(work, ("load",), hangs=hangs)
     batch = pa.table({"unit": pa.array([pickle.dumps(SetsUnit(0, 0, 0, 1, 1))])})
     engine = packed(Engine(Together, Together))
-    with pytest.raises(JobError, match="died 2 times while it loaded the preprocessor of .*tiny"):
+    with pytest.raises(JobError, match=told):
         list(prepare_unit(batch, None, engine, RerankerConfig(str(TINY)), log, 60.0))  # type: ignore[arg-type]
 
 
