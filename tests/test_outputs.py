@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import job_cases
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,7 +21,15 @@ from job_cases import (
 )
 
 from jobs.errors import JobError
-from jobs.outputs import SCORES, Output, UnitCollector, read_scores, trec_lines, write_trec_run
+from jobs.outputs import (
+    SCORES,
+    Output,
+    UnitCollector,
+    read_scores,
+    trec_lines,
+    write_trec_run,
+    write_unit,
+)
 from jobs.scores import FIGURES, ranked, with_figures
 from jobs.status import unit_files
 from jobs.storage import Location
@@ -111,12 +120,18 @@ def test_nested_rankings_hold_the_same_rows(tmp_path: Path) -> None:
     assert flat == score_rows(tmp_path / "out")
 
 
-def test_writing_a_unit_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    plan = plan_of(write_sets(tmp_path / "sets.parquet", text_rows(3, 4)))
+def test_writing_a_unit_twice_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contents = set()
-    for _ in range(2):
-        output, _ = run_inline(plan, tmp_path / "out")
-        contents.add(Path(output.scores_file(plan.units[0]).path).read_bytes())
+
+    def write_twice(output: Output, job_input: Any, unit: Any, rows: Any) -> None:
+        for _ in range(2):
+            write_unit(output, job_input, unit, rows)
+            contents.add(Path(output.scores_file(unit).path).read_bytes())
+
+    monkeypatch.setattr(job_cases, "write_unit", write_twice)
+    run_inline(plan_of(write_sets(tmp_path / "sets.parquet", text_rows(3, 4))), tmp_path / "out")
     assert len(contents) == 1
     assert [path.name for path in (tmp_path / "out" / "scores").iterdir()] == [
         "part-000000.parquet"
