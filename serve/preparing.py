@@ -116,17 +116,18 @@ def pieces(part: Slice, prepared: PreparedSet, max_batch_tokens: int) -> list[Pi
     """At most a batch each, a pair alone excepted. All have the slice's visuals; the scorer
     encodes those that its pairs refer to.
     """
+    is_scored = [isinstance(pair, PreparedPair) for pair in prepared.pairs]
     costs = set_costs([pair for pair in prepared.pairs if isinstance(pair, PreparedPair)], 0)
     shared = costs[0].shared if costs else 0
     following = iter(costs)
-    own = [next(following).own if isinstance(p, PreparedPair) else 0 for p in prepared.pairs]
+    own = [next(following).own if scored else 0 for scored in is_scored]
     room = min(max_batch_tokens // PIECES_A_BATCH, max_batch_tokens - shared)
     return [
         Piece(
             part.set_index,
             part.start + run.start,
             PreparedSet(prepared.pairs[run.start : run.stop], prepared.visuals),
-            shared + sum(own[run.start : run.stop]),
+            shared + sum(own[run.start : run.stop]) if any(is_scored[run.start : run.stop]) else 0,
         )
         for run in _runs(own, room, len(own))
     ]

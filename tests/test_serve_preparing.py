@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_preprocessor import GOLDEN, png, preprocessor, same
 
@@ -248,6 +248,7 @@ def prepared_pieces(candidates: CandidateSet, budget: int) -> tuple[list[Piece],
     ),
     st.sampled_from([150, 400, 4_096]),
 )
+@example("q", ["a", b"broken", "x " * 300], 150)  # the pair that shares all is in another piece
 def test_pieces_are_a_slice_in_order_within_a_batch(
     query: Any, documents: list[Any], budget: int
 ) -> None:
@@ -268,6 +269,7 @@ def test_pieces_are_a_slice_in_order_within_a_batch(
         assert piece.num_tokens >= sum(cost.own for cost in costs_of(piece))
         assert len(plan(costs_of(piece), max(budget, piece.num_tokens))) <= 1
         assert piece.num_tokens <= budget or len(costs_of(piece)) == 1
+        assert piece.num_tokens == 0 or costs_of(piece)
 
 
 def costs_of(piece: Piece) -> list[PairCost]:
