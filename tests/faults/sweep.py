@@ -385,7 +385,7 @@ def interrupt(number: int, is_group: bool, run: Run, point: Point) -> bool:
     assert not held.exists()
     kept = run.finished()
     assert {name: kept.get(name) for name in kill.finished} == kill.finished
-    if run.output.child("manifest.json").exists():  # not where it had only just begun
+    if kill.finished or run.output.child("manifest.json").exists():  # it had only just begun
         assert read_manifest(run)["status"] == "running"
     run.start()
     return True
