@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-CODE := actors jobs serve tests demo
+CODE := shardrank actors jobs serve tests demo
 
 # Ray sends usage statistics home unless told not to.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -41,7 +41,7 @@ lint: install  ## ruff: rules and formatting
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/ruff format --check $(CODE)
 
-types: install  ## mypy over actors, jobs and serve
+types: install  ## mypy over the package
 	@echo "==> mypy"
 	@$(BIN)/mypy
 

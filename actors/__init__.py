@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from actors.config import QueryOptions, RerankerConfig
-from actors.data import CandidateSet, Content, PairScore, Video
-from actors.errors import RerankError
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.data import CandidateSet, Content, PairScore, Video
+from shardrank.actors.errors import RerankError
 
 if TYPE_CHECKING:
-    from actors.reranker import Reranker
+    from shardrank.actors.reranker import Reranker
 
 __all__ = [
     "CandidateSet",
@@ -24,7 +24,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Reranker brings torch: seconds, which a worker that only reads or writes need not wait."""
     if name == "Reranker":
-        from actors.reranker import Reranker
+        from shardrank.actors.reranker import Reranker
 
         return Reranker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from actors.errors import MediaForbidden, MediaNotFound, MediaUnreachable
+from shardrank.actors.errors import MediaForbidden, MediaNotFound, MediaUnreachable
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.device import to_device
-from actors.packing import AttentionBlock, AttentionPlan
+from shardrank.actors.device import to_device
+from shardrank.actors.packing import AttentionBlock, AttentionPlan
 
 VarlenKernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """As flash_varlen below."""

@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 from PIL import Image as PILImage
 
-from actors.config import QueryOptions
-from actors.errors import EmptyQuery, InvalidContent, RerankError
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.errors import EmptyQuery, InvalidContent, RerankError
 
 ImageSource = bytes | str | PILImage.Image
 """An encoded image, a path or URL, or a decoded image."""

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from actors.attention import PackedAttention, kernel_for
-from actors.device import maybe_compiled, to_device
-from actors.linear import Prepare, Weight, linear, preparation, quantize_rows, take
-from actors.packing import PackedBatch, attention_plan, last_token_plan
-from actors.rope import interleaved, rotate
+from shardrank.actors.attention import PackedAttention, kernel_for
+from shardrank.actors.device import maybe_compiled, to_device
+from shardrank.actors.linear import Prepare, Weight, linear, preparation, quantize_rows, take
+from shardrank.actors.packing import PackedBatch, attention_plan, last_token_plan
+from shardrank.actors.rope import interleaved, rotate
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import torch
 
-from actors.device import to_host
+from shardrank.actors.device import to_host
 
 
 class FeatureCache:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from actors.errors import (
+from shardrank.actors.errors import (
     MediaForbidden,
     MediaNotFound,
     MediaTooLarge,
     MediaUnreachable,
     UnknownScheme,
 )
-from actors.web import WebMedia, WebReader
-from actors.web_url import shown
+from shardrank.actors.web import WebMedia, WebReader
+from shardrank.actors.web_url import shown
 
 MAX_BYTES = 2 << 30
 """Of one file or object that is read into memory: local video files are not."""
@@ -193,7 +193,7 @@ def _check_size(num_bytes: int, name: str) -> None:
 
 def _read_object(bucket_uri: str, place: str, name: str) -> bytes:
     """Errors give the name, not the URI: its query may hold the root's secret key."""
-    from actors import object_store  # pyarrow, which only object stores need
+    from shardrank.actors import object_store  # pyarrow, which only object stores need
 
     try:
         with object_store.open_object(object_store.filesystem(bucket_uri), place) as stream:

@@ -16,9 +16,9 @@ from PIL import UnidentifiedImageError
 from PIL.IcoImagePlugin import IcoFile
 from PIL.ImageFile import ImageFile
 
-from actors.data import ImageSource, Video
-from actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
-from actors.fetch import MediaReader, name_of
+from shardrank.actors.data import ImageSource, Video
+from shardrank.actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
+from shardrank.actors.fetch import MediaReader, name_of
 
 # For the process, since filters within a block are not safe beside other threads: Pillow's size
 # warning (the limit is ours), and what it says about files that are a little wrong.

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from actors.decoder import Decoder
-from actors.vision import VisionTower
+from shardrank.actors.decoder import Decoder
+from shardrank.actors.vision import VisionTower
 
 logger = logging.getLogger(__name__)
 

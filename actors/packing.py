@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.prepared import PreparedPair
+from shardrank.actors.prepared import PreparedPair
 
 MIN_SHARED_TOKENS = 8
 """A shorter shared stretch costs more in bookkeeping than it saves in arithmetic."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from actors.config import QueryOptions
-from actors.errors import AspectRatio, ImageTooLarge
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.errors import AspectRatio, ImageTooLarge
 
 PATCH_SIZE = 16
 MERGE_SIZE = 2

@@ -7,8 +7,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.packing import common_prefix_length, sharing_keys
-from actors.prepared import PreparedPair
+from shardrank.actors.packing import common_prefix_length, sharing_keys
+from shardrank.actors.prepared import PreparedPair
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from actors.errors import RerankError
-from actors.pixels import merged_grid
+from shardrank.actors.errors import RerankError
+from shardrank.actors.pixels import merged_grid
 
 
 @dataclass(frozen=True, slots=True)

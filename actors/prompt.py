@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from actors.errors import SpecialTokenInText
+from shardrank.actors.errors import SpecialTokenInText
 
 SYSTEM = (
     "system\nJudge whether the Document meets the requirements based on the Query and the Instruct "

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actors.config import QueryOptions, RerankerConfig
-from actors.data import CandidateSet, PairScore
-from actors.preprocessor import Preprocessor
-from actors.scorer import Scorer
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.data import CandidateSet, PairScore
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.scorer import Scorer
 
 
 class Reranker:

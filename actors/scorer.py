@@ -8,24 +8,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from actors.checkpoint import resolve_checkpoint
-from actors.config import RerankerConfig
-from actors.data import PairScore
-from actors.device import choose_device, choose_dtype, compiles, to_device
-from actors.errors import NonFiniteScore, OutOfMemory, RerankError
-from actors.features import FeatureCache
-from actors.linear import supports_fp8
-from actors.model import load_model
-from actors.packing import (
+from shardrank.actors.checkpoint import resolve_checkpoint
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import PairScore
+from shardrank.actors.device import choose_device, choose_dtype, compiles, to_device
+from shardrank.actors.errors import NonFiniteScore, OutOfMemory, RerankError
+from shardrank.actors.features import FeatureCache
+from shardrank.actors.linear import supports_fp8
+from shardrank.actors.model import load_model
+from shardrank.actors.packing import (
     MIN_SHARED_TOKENS,
     PackedBatch,
     common_prefix_length,
     pack,
     sharing_keys,
 )
-from actors.planner import PairCost, plan, set_costs
-from actors.prefix import PrefixStates
-from actors.prepared import PreparedPair, PreparedSet, Visual
+from shardrank.actors.planner import PairCost, plan, set_costs
+from shardrank.actors.prefix import PrefixStates
+from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
 
 logger = logging.getLogger(__name__)
 

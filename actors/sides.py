@@ -10,11 +10,11 @@ from threading import Lock
 
 import numpy as np
 
-from actors.config import QueryOptions
-from actors.data import Content
-from actors.errors import RerankError, Unexpected
-from actors.prepared import Visual
-from actors.prompt import Side, VisualSpan
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.data import Content
+from shardrank.actors.errors import RerankError, Unexpected
+from shardrank.actors.prepared import Visual
+from shardrank.actors.prompt import Side, VisualSpan
 
 
 @dataclass(frozen=True, slots=True)

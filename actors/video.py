@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from actors.data import Video
-from actors.errors import (
+from shardrank.actors.data import Video
+from shardrank.actors.errors import (
     ImageTooLarge,
     MediaError,
     MediaUnreachable,
@@ -25,7 +25,7 @@ from actors.errors import (
     VideoTooLong,
     VideoTooShort,
 )
-from actors.fetch import MediaReader, name_of
+from shardrank.actors.fetch import MediaReader, name_of
 
 MIN_FRAMES = 4
 _EVEN = 2

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import QueryOptions
-from actors.data import Video
-from actors.errors import RerankError, VideoDecodeError
-from actors.fetch import MediaReader, name_of
-from actors.pixels import video_file_pixels
-from actors.video import load_video
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.data import Video
+from shardrank.actors.errors import RerankError, VideoDecodeError
+from shardrank.actors.fetch import MediaReader, name_of
+from shardrank.actors.pixels import video_file_pixels
+from shardrank.actors.video import load_video
 
 TIMEOUT_S = 300.0
 """For one file. Sampling 64 frames of an hour of video takes seconds."""
@@ -42,7 +42,9 @@ _POLL_EVERY_S = 1.0
 _GRACE_S = 30
 """After which the child ends itself: its parent, if it lives, has long stopped it."""
 
-_STARTUP = "import sys; from actors.video_process import serve; serve(*map(int, sys.argv[1:]))"
+_STARTUP = (
+    "import sys; from shardrank.actors.video_process import serve; serve(*map(int, sys.argv[1:]))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class _Child:
     @classmethod
     def start(cls) -> "_Child":
         ours, theirs = Pipe()
-        packages = str(Path(__file__).resolve().parent.parent)
+        packages = str(Path(__file__).absolute().parents[2])
         path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
         process = subprocess.Popen(
             [sys.executable, "-c", _STARTUP, str(theirs.fileno()), str(os.getpid())],

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from actors.attention import VarlenKernel, cumulative, kernel_for
-from actors.device import maybe_compiled, to_device
-from actors.linear import Prepare, Weight, linear, preparation, take
-from actors.pixels import MERGE_SIZE, PATCH_SIZE, patchify
-from actors.rope import interleaved, rotate
+from shardrank.actors.attention import VarlenKernel, cumulative, kernel_for
+from shardrank.actors.device import maybe_compiled, to_device
+from shardrank.actors.linear import Prepare, Weight, linear, preparation, take
+from shardrank.actors.pixels import MERGE_SIZE, PATCH_SIZE, patchify
+from shardrank.actors.rope import interleaved, rotate
 
 ROPE_THETA = 10_000.0
 LAYER_NORM_EPSILON = 1e-6

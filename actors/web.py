@@ -7,10 +7,10 @@ memory than the policy says. Knows nothing about what the bytes mean.
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from actors.addresses import Resolve, resolve_host
-from actors.deadline import Deadline
-from actors.errors import MediaError, MediaForbidden, MediaUnreachable
-from actors.web_url import DEFAULT_PORTS, WebUrl, shown
+from shardrank.actors.addresses import Resolve, resolve_host
+from shardrank.actors.deadline import Deadline
+from shardrank.actors.errors import MediaError, MediaForbidden, MediaUnreachable
+from shardrank.actors.web_url import DEFAULT_PORTS, WebUrl, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,9 @@ class WebReader:
     """Fetches media as `policy` allows; safe to call from several threads."""
 
     def __init__(self, policy: WebMedia, resolve: Resolve = resolve_host) -> None:
-        from actors.web_connection import WebConnector  # httpcore, for those who allow web media
+        from shardrank.actors.web_connection import (
+            WebConnector,  # httpcore, for those who allow web media
+        )
 
         networks = [ip_network(each) for each in policy.allowed_networks]
         self._policy = policy

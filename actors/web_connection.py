@@ -12,10 +12,10 @@ from typing import Any
 
 import httpcore
 
-from actors.addresses import Network, Resolve, allowed_addresses
-from actors.deadline import Deadline
-from actors.errors import MediaNotFound, MediaTooLarge, MediaUnreachable
-from actors.web_url import WebUrl
+from shardrank.actors.addresses import Network, Resolve, allowed_addresses
+from shardrank.actors.deadline import Deadline
+from shardrank.actors.errors import MediaNotFound, MediaTooLarge, MediaUnreachable
+from shardrank.actors.web_url import WebUrl
 
 _ALPN = ["http/1.1"]
 _GONE = (404, 410)

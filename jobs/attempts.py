@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
-from actors.errors import Crashed, Failure, TimedOut
+from shardrank.actors.errors import Crashed, Failure, TimedOut
 
 MAX_DEATHS = 2
 """At one step. One death may be somebody else's fault: a node that went, memory taken by others."""

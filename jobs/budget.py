@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from jobs.errors import TooManyErrors, UsageError
+from shardrank.jobs.errors import TooManyErrors, UsageError
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 

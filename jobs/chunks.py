@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.attempts import Attempt
-from jobs.engine import PreparedPairs
-from jobs.ipc import to_ipc
+from shardrank.jobs.attempts import Attempt
+from shardrank.jobs.engine import PreparedPairs
+from shardrank.jobs.ipc import to_ipc
 
 CHUNK_BYTES = 32 << 20
 CHUNK_PAIRS = 512

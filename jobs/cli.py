@@ -14,20 +14,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
-from actors.web import WebMedia
-from jobs.budget import MaxErrors
-from jobs.errors import JobError, UsageError
-from jobs.evaluate_cli import evaluate, roots_of
-from jobs.inputs import InputOptions
-from jobs.interruption import how_to_go_on
-from jobs.progress import duration
-from jobs.rerank import JobOptions, Summary
-from jobs.rerank import rerank as run_rerank
-from jobs.secrets import redacted
-from jobs.status_cli import status_command, verify_command
-from jobs.units import DEFAULT_UNIT_PAIRS
-from serve.cli import new_key_command, serve_command
+from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.web import WebMedia
+from shardrank.jobs.budget import MaxErrors
+from shardrank.jobs.errors import JobError, UsageError
+from shardrank.jobs.evaluate_cli import evaluate, roots_of
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.interruption import how_to_go_on
+from shardrank.jobs.progress import duration
+from shardrank.jobs.rerank import JobOptions, Summary
+from shardrank.jobs.rerank import rerank as run_rerank
+from shardrank.jobs.secrets import redacted
+from shardrank.jobs.status_cli import status_command, verify_command
+from shardrank.jobs.units import DEFAULT_UNIT_PAIRS
+from shardrank.serve.cli import new_key_command, serve_command
 
 app = typer.Typer(
     name="shardrank",
@@ -51,7 +51,7 @@ app.command("new-key")(new_key_command)
 )
 def bench(context: typer.Context) -> None:
     """Time this engine beside every other one that is installed; `bench --help` says how."""
-    from jobs.bench.__main__ import main as run_bench  # it runs without typer too
+    from shardrank.jobs.bench.__main__ import main as run_bench  # it runs without typer too
 
     raise typer.Exit(run_bench(context.args))
 

@@ -29,8 +29,8 @@ _FOR_WORKERS = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE
 
 import ray  # noqa: E402
 
-from jobs.errors import JobError, UsageError  # noqa: E402
-from jobs.pipeline import Pool  # noqa: E402
+from shardrank.jobs.errors import JobError, UsageError  # noqa: E402
+from shardrank.jobs.pipeline import Pool  # noqa: E402
 
 _LOCAL_MIN_CPUS = 2
 """Logical: one scoring actor beside one task that feeds it, also on a machine of one core."""
@@ -106,8 +106,7 @@ def _runtime_env() -> dict[str, Any]:
     settings = {"env_vars": {name: os.environ[name] for name in _FOR_WORKERS}}
     if is_submitted():
         return settings
-    packages = Path(__file__).resolve().parent.parent
-    return settings | {"py_modules": [str(packages / name) for name in ("actors", "jobs")]}
+    return settings | {"py_modules": [str(Path(__file__).absolute().parents[1])]}
 
 
 def choose_pool(resources: dict[str, float], device: str, num_actors: int | None) -> Pool:

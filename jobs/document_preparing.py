@@ -6,15 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.data import Content, parse_or_error
-from jobs.attempts import Attempt
-from jobs.chunks import Chunks
-from jobs.documents import DocumentUnit
-from jobs.engine import OpenedQuery, PreprocessorLike
-from jobs.inputs import JobInput
-from jobs.reading import DOCUMENT_NAME, Row, query_parts, read_documents, read_queries
-from jobs.scores import PLACE_SCHEMA
-from jobs.tables import Table
+from shardrank.actors.data import Content, parse_or_error
+from shardrank.jobs.attempts import Attempt
+from shardrank.jobs.chunks import Chunks
+from shardrank.jobs.documents import DocumentUnit
+from shardrank.jobs.engine import OpenedQuery, PreprocessorLike
+from shardrank.jobs.inputs import JobInput
+from shardrank.jobs.reading import DOCUMENT_NAME, Row, query_parts, read_documents, read_queries
+from shardrank.jobs.scores import PLACE_SCHEMA
+from shardrank.jobs.tables import Table
 
 DOCUMENT_PAIRS = 512
 """Pairs of one document that ride together: one chunk, so one actor, which encodes it once."""

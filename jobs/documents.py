@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from jobs.ipc import from_ipc, to_ipc
-from jobs.joins import id_codes
-from jobs.tables import OpenedTable
+from shardrank.jobs.ipc import from_ipc, to_ipc
+from shardrank.jobs.joins import id_codes
+from shardrank.jobs.tables import OpenedTable
 
 BUCKET_PAIRS = 1 << 20
 """Pairs that one regrouping task holds, as small rows: tens of megabytes."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.checkpoint import checkpoint_outline
-from actors.config import QueryOptions, RerankerConfig
-from actors.data import Content, PairScore
-from actors.errors import RerankError
-from jobs.errors import JobError
+from shardrank.actors.checkpoint import checkpoint_outline
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.data import Content, PairScore
+from shardrank.actors.errors import RerankError
+from shardrank.jobs.errors import JobError
 
 
 class PreparedPairs(Protocol):

@@ -13,10 +13,10 @@ from typing import Any
 
 import ir_measures
 
-from jobs.errors import UsageError
-from jobs.parquet import read_footer, read_range
-from jobs.qrels import Qrels
-from jobs.storage import Location, list_files
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.parquet import read_footer, read_range
+from shardrank.jobs.qrels import Qrels
+from shardrank.jobs.storage import Location, list_files
 
 Run = dict[str, dict[str, float]]
 """query id -> document id -> score, higher is better."""

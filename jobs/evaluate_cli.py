@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from jobs.errors import UsageError
-from jobs.evaluate import DEFAULT_MEASURES, Comparison, Scores, compare, load_scores
-from jobs.evaluate_page import Page, Preview, render, shown_documents, shown_queries
-from jobs.inputs import Mappings, read_mappings
-from jobs.previews import load_labels, load_previews
-from jobs.qrels import load_qrels
-from jobs.storage import Location, write_atomically
-from jobs.tables import OpenedTable, open_table
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.evaluate import DEFAULT_MEASURES, Comparison, Scores, compare, load_scores
+from shardrank.jobs.evaluate_page import Page, Preview, render, shown_documents, shown_queries
+from shardrank.jobs.inputs import Mappings, read_mappings
+from shardrank.jobs.previews import load_labels, load_previews
+from shardrank.jobs.qrels import load_qrels
+from shardrank.jobs.storage import Location, write_atomically
+from shardrank.jobs.tables import OpenedTable, open_table
 
 _QRELS_COLUMNS = ("query_id", "doc_id", "relevance")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from jobs.evaluate import Candidate, Comparison, Scores
-from jobs.qrels import Qrels
+from shardrank.jobs.evaluate import Candidate, Comparison, Scores
+from shardrank.jobs.qrels import Qrels
 
 _NUM_QUERIES = 8  # shown of those that gained most, and of those that lost most
 _NUM_DOCUMENTS = 5  # shown of each order

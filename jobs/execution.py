@@ -15,17 +15,17 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.attempts import AttemptLog, RemoteLog
-from jobs.documents import DocumentPlan, DocumentUnit
-from jobs.errors import JobError, UnitsFailed
-from jobs.outputs import Output, UnitCollector, write_unit
-from jobs.parts import regroup, rows_of, write_part
-from jobs.pipeline import Workers, score_units
-from jobs.progress import LOG_EVERY_S, Meter, display
-from jobs.ray_errors import own_errors
-from jobs.storage import Location, delete_file
-from jobs.units import PairsUnit, Plan, Unit, unit_name
-from jobs.verify import Counts, verify_units
+from shardrank.jobs.attempts import AttemptLog, RemoteLog
+from shardrank.jobs.documents import DocumentPlan, DocumentUnit
+from shardrank.jobs.errors import JobError, UnitsFailed
+from shardrank.jobs.outputs import Output, UnitCollector, write_unit
+from shardrank.jobs.parts import regroup, rows_of, write_part
+from shardrank.jobs.pipeline import Workers, score_units
+from shardrank.jobs.progress import LOG_EVERY_S, Meter, display
+from shardrank.jobs.ray_errors import own_errors
+from shardrank.jobs.storage import Location, delete_file
+from shardrank.jobs.units import PairsUnit, Plan, Unit, unit_name
+from shardrank.jobs.verify import Counts, verify_units
 
 logger = logging.getLogger(__name__)
 

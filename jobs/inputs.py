@@ -9,10 +9,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from jobs.errors import UsageError
-from jobs.presets import PRESETS, Preset, find_part
-from jobs.storage import Location
-from jobs.tables import (
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.presets import PRESETS, Preset, find_part
+from shardrank.jobs.storage import Location
+from shardrank.jobs.tables import (
     TABLE_COLUMNS,
     Mapped,
     OpenedTable,

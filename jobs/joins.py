@@ -11,11 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import lines, parquet
-from jobs.errors import UsageError
-from jobs.inputs import OpenedInput
-from jobs.storage import Location
-from jobs.tables import OpenedTable, Table, check_types, data_files, id_type, open_table, require
+from shardrank.jobs import lines, parquet
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs import OpenedInput
+from shardrank.jobs.storage import Location
+from shardrank.jobs.tables import (
+    OpenedTable,
+    Table,
+    check_types,
+    data_files,
+    id_type,
+    open_table,
+    require,
+)
 
 PLACE_COLUMNS = ("query_file", "query_position", "doc_file", "doc_position")
 

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import JobError, UsageError
-from jobs.storage import Location, delete_file, read_bytes, write_atomically
+from shardrank.jobs.errors import JobError, UsageError
+from shardrank.jobs.storage import Location, delete_file, read_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 

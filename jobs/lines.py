@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from jobs.errors import UnreadableInput
-from jobs.storage import Location, open_input
+from shardrank.jobs.errors import UnreadableInput
+from shardrank.jobs.storage import Location, open_input
 
 MSMARCO_COLUMNS = ("qid", "pid", "query", "passage")
 """The top1000 files of MS MARCO have no header: these are their four columns."""

@@ -14,15 +14,15 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
-from actors.config import RerankerConfig
-from actors.prompt import NULL, SYSTEM
-from jobs.errors import UsageError
-from jobs.inputs import InputOptions, OpenedInput
-from jobs.outputs import MANIFEST, Output
-from jobs.secrets import redacted
-from jobs.storage import Location, list_directory, read_bytes, write_atomically
-from jobs.tables import DataFile, data_files
-from jobs.units import Plan
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.prompt import NULL, SYSTEM
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs import InputOptions, OpenedInput
+from shardrank.jobs.outputs import MANIFEST, Output
+from shardrank.jobs.secrets import redacted
+from shardrank.jobs.storage import Location, list_directory, read_bytes, write_atomically
+from shardrank.jobs.tables import DataFile, data_files
+from shardrank.jobs.units import Plan
 
 _PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow")
 _NOT_IN_SCORES = (

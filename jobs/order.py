@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import pyarrow as pa
 import pyarrow.types as pt
 
-from jobs.errors import UsageError
-from jobs.inputs import OpenedInput
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs import OpenedInput
 
 Order = Literal["query", "document"]
 WantedOrder = Literal["auto", "query", "document"]

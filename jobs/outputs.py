@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.documents import DocumentUnit
-from jobs.errors import JobError, VerificationError
-from jobs.inputs import JobInput
-from jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema, with_summary
-from jobs.storage import (
+from shardrank.jobs.documents import DocumentUnit
+from shardrank.jobs.errors import JobError, VerificationError
+from shardrank.jobs.inputs import JobInput
+from shardrank.jobs.scores import UNIT_COLUMNS, nested, ranked, score_schema, with_summary
+from shardrank.jobs.storage import (
     Location,
     list_directory,
     read_bytes,
@@ -24,7 +24,7 @@ from jobs.storage import (
     write_atomically,
     write_stream,
 )
-from jobs.units import Unit, unit_name
+from shardrank.jobs.units import Unit, unit_name
 
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"

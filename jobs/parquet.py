@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import UnreadableInput
-from jobs.storage import Location, open_input
+from shardrank.jobs.errors import UnreadableInput
+from shardrank.jobs.storage import Location, open_input
 
 _BATCH_BYTES = 16 << 20
 _CACHED_GROUP_BYTES = 64 << 20

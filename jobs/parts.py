@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.documents import DocumentPlan, DocumentUnit
-from jobs.errors import JobError, UnreadableInput
-from jobs.inputs import JobInput
-from jobs.outputs import Output, write_unit
-from jobs.parquet import open_parquet
-from jobs.reading import pair_row, read_ids
-from jobs.scores import row_schema, with_summary
-from jobs.storage import Location, comes_from_storage, write_atomically
-from jobs.units import PairsUnit, Unit
+from shardrank.jobs.documents import DocumentPlan, DocumentUnit
+from shardrank.jobs.errors import JobError, UnreadableInput
+from shardrank.jobs.inputs import JobInput
+from shardrank.jobs.outputs import Output, write_unit
+from shardrank.jobs.parquet import open_parquet
+from shardrank.jobs.reading import pair_row, read_ids
+from shardrank.jobs.scores import row_schema, with_summary
+from shardrank.jobs.storage import Location, comes_from_storage, write_atomically
+from shardrank.jobs.units import PairsUnit, Unit
 
 _NUM_READERS = 16
 """Parts read at a time: on an object store each is a few requests that mostly wait."""

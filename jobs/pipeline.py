@@ -14,12 +14,12 @@ import ray
 from ray import cloudpickle
 from ray.data import ActorPoolStrategy, DataContext
 
-from actors.config import RerankerConfig
-from actors.data import PairScore
-from actors.errors import Crashed, TimedOut, Unexpected
-from jobs.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
-from jobs.documents import DocumentUnit
-from jobs.engine import (
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import PairScore
+from shardrank.actors.errors import Crashed, TimedOut, Unexpected
+from shardrank.jobs.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
+from shardrank.jobs.documents import DocumentUnit
+from shardrank.jobs.engine import (
     Engine,
     PackedEngine,
     PreparedPairs,
@@ -27,12 +27,12 @@ from jobs.engine import (
     check_outline,
     outline_of,
 )
-from jobs.errors import JobError
-from jobs.inputs import JobInput
-from jobs.ipc import from_ipc
-from jobs.preparing import prepare_unit
-from jobs.scores import with_figures, with_scores
-from jobs.units import Unit
+from shardrank.jobs.errors import JobError
+from shardrank.jobs.inputs import JobInput
+from shardrank.jobs.ipc import from_ipc
+from shardrank.jobs.preparing import prepare_unit
+from shardrank.jobs.scores import with_figures, with_scores
+from shardrank.jobs.units import Unit
 
 logger = logging.getLogger(__name__)
 

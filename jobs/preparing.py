@@ -13,20 +13,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.config import RerankerConfig
-from actors.data import Content, parse_or_error
-from actors.errors import Failure, RerankError, TimedOut
-from jobs.attempts import MAX_DEATHS, Attempt, Attempts
-from jobs.chunks import Chunks
-from jobs.document_preparing import prepare_documents
-from jobs.documents import DocumentUnit
-from jobs.engine import OpenedQuery, PackedEngine, PreprocessorLike, check_outline
-from jobs.errors import JobError, UnreadableInput
-from jobs.inputs import JobInput
-from jobs.reading import DOCUMENT_NAME, QueryRow, Row, pair_row, read_unit
-from jobs.scores import row_schema
-from jobs.storage import StorageError
-from jobs.units import SetsUnit, Unit, unit_name
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import Content, parse_or_error
+from shardrank.actors.errors import Failure, RerankError, TimedOut
+from shardrank.jobs.attempts import MAX_DEATHS, Attempt, Attempts
+from shardrank.jobs.chunks import Chunks
+from shardrank.jobs.document_preparing import prepare_documents
+from shardrank.jobs.documents import DocumentUnit
+from shardrank.jobs.engine import OpenedQuery, PackedEngine, PreprocessorLike, check_outline
+from shardrank.jobs.errors import JobError, UnreadableInput
+from shardrank.jobs.inputs import JobInput
+from shardrank.jobs.reading import DOCUMENT_NAME, QueryRow, Row, pair_row, read_unit
+from shardrank.jobs.scores import row_schema
+from shardrank.jobs.storage import StorageError
+from shardrank.jobs.units import SetsUnit, Unit, unit_name
 
 logger = logging.getLogger(__name__)
 

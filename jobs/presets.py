@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jobs.storage import Location, list_files
+from shardrank.jobs.storage import Location, list_files
 
 _SUFFIXES = ("", ".parquet", ".jsonl", ".jsonl.gz")
 

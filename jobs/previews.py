@@ -10,17 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image as PILImage
 
-from actors.data import Content, Video
-from actors.errors import RerankError
-from actors.fetch import MediaReader
-from actors.media import load_image
-from jobs import lines
-from jobs.errors import UsageError
-from jobs.evaluate_page import Preview
-from jobs.joins import scan_columns
-from jobs.parquet import open_parquet
-from jobs.reading import document_value, query_value
-from jobs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
+from shardrank.actors.data import Content, Video
+from shardrank.actors.errors import RerankError
+from shardrank.actors.fetch import MediaReader
+from shardrank.actors.media import load_image
+from shardrank.jobs import lines
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.evaluate_page import Preview
+from shardrank.jobs.joins import scan_columns
+from shardrank.jobs.parquet import open_parquet
+from shardrank.jobs.reading import document_value, query_value
+from shardrank.jobs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
 
 _SIDE = 96  # pixels of a thumbnail's longer side
 _MAX_IMAGES = 3

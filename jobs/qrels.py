@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jobs.errors import UsageError
-from jobs.lines import scan_rows, text_lines
-from jobs.parquet import read_footer, read_range
-from jobs.storage import Location, list_files
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.lines import scan_rows, text_lines
+from shardrank.jobs.parquet import read_footer, read_range
+from shardrank.jobs.storage import Location, list_files
 
 Qrels = dict[str, dict[str, int]]
 """query id -> document id -> relevance; ids are compared as text."""

@@ -7,7 +7,7 @@ from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError, UserCodeException
 
-from jobs.errors import JobError
+from shardrank.jobs.errors import JobError
 
 _RAYS = ("ray.", "To change", "UserCodeException")
 """How lines begin that Ray ends its own errors with."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.config import QueryOptions
-from actors.data import Content, parse_or_error
-from actors.errors import (
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.data import Content, parse_or_error
+from shardrank.actors.errors import (
     DocumentNotFound,
     DuplicateId,
     EmptyCandidates,
@@ -22,11 +22,11 @@ from actors.errors import (
     QueryNotFound,
     RerankError,
 )
-from jobs.errors import UnreadableInput
-from jobs.inputs import JobInput
-from jobs.parquet import leaf_path, read_footer, read_range, to_rows
-from jobs.tables import DOCUMENT_COLUMNS, OPTION_COLUMNS, QUERY_COLUMNS, Table
-from jobs.units import PairsUnit, SetsUnit, Unit
+from shardrank.jobs.errors import UnreadableInput
+from shardrank.jobs.inputs import JobInput
+from shardrank.jobs.parquet import leaf_path, read_footer, read_range, to_rows
+from shardrank.jobs.tables import DOCUMENT_COLUMNS, OPTION_COLUMNS, QUERY_COLUMNS, Table
+from shardrank.jobs.units import PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
 Row = dict[str, Any]

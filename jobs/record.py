@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jobs.budget import Budget
-from jobs.errors import JobError
-from jobs.manifest import Manifest, add_lookups, save_manifest
-from jobs.outputs import Output
-from jobs.scores import lookups_of
+from shardrank.jobs.budget import Budget
+from shardrank.jobs.errors import JobError
+from shardrank.jobs.manifest import Manifest, add_lookups, save_manifest
+from shardrank.jobs.outputs import Output
+from shardrank.jobs.scores import lookups_of
 
 _SAVE_EVERY_S = 30.0
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from actors.errors import DocumentNotFound, DuplicateId, NullId, QueryNotFound
-from jobs.documents import DocumentPlan, scorable
-from jobs.outputs import PARTS, SCORES, Output
-from jobs.parts import errors_in_parts
-from jobs.status import UnitFile, unit_files
-from jobs.units import PairsUnit, Plan, Unit, unit_name
-from jobs.verify import check_strays
+from shardrank.actors.errors import DocumentNotFound, DuplicateId, NullId, QueryNotFound
+from shardrank.jobs.documents import DocumentPlan, scorable
+from shardrank.jobs.outputs import PARTS, SCORES, Output
+from shardrank.jobs.parts import errors_in_parts
+from shardrank.jobs.status import UnitFile, unit_files
+from shardrank.jobs.units import PairsUnit, Plan, Unit, unit_name
+from shardrank.jobs.verify import check_strays
 
 ALL_ERRORS = "all"
 

@@ -1,6 +1,6 @@
 """The job from end to end: plan, skip what is done, score, write, verify.
 
-`python -m jobs.rerank` is the command `shardrank rerank`.
+`python -m shardrank.jobs.rerank` is the command `shardrank rerank`.
 """
 
 import logging
@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
-from actors.config import RerankerConfig
-from jobs.budget import Budget, MaxErrors
-from jobs.engine import Engine
-from jobs.errors import JobError, UnreadableInput, UsageError
-from jobs.inputs import InputOptions, open_job_input
-from jobs.interruption import interruptible
-from jobs.lease import holder_of, leased
-from jobs.manifest import (
+from shardrank.actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
+from shardrank.actors.config import RerankerConfig
+from shardrank.jobs.budget import Budget, MaxErrors
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.errors import JobError, UnreadableInput, UsageError
+from shardrank.jobs.inputs import InputOptions, open_job_input
+from shardrank.jobs.interruption import interruptible
+from shardrank.jobs.lease import holder_of, leased
+from shardrank.jobs.manifest import (
     Manifest,
     check_same_dtype,
     check_same_job,
@@ -30,17 +30,17 @@ from jobs.manifest import (
     read_manifest,
     save_manifest,
 )
-from jobs.order import WantedOrder
-from jobs.outputs import MANIFEST, SCORES, SUCCESS, Output, write_trec_run
-from jobs.record import Check, Record, timed
-from jobs.remaining import find_remaining, has_failed
-from jobs.status import is_marked_finished, unit_files
-from jobs.storage import Location, delete_file, write_atomically
-from jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
-from jobs.verify import check_strays
+from shardrank.jobs.order import WantedOrder
+from shardrank.jobs.outputs import MANIFEST, SCORES, SUCCESS, Output, write_trec_run
+from shardrank.jobs.record import Check, Record, timed
+from shardrank.jobs.remaining import find_remaining, has_failed
+from shardrank.jobs.status import is_marked_finished, unit_files
+from shardrank.jobs.storage import Location, delete_file, write_atomically
+from shardrank.jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
+from shardrank.jobs.verify import check_strays
 
 if TYPE_CHECKING:  # Ray takes seconds to import, and a refusal needs none of it
-    from jobs.pipeline import Pool
+    from shardrank.jobs.pipeline import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +171,10 @@ def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:
 
 
 def _own_engine() -> Engine:
-    from actors.preprocessor import Preprocessor  # torch and transformers: seconds to import
-    from actors.scorer import Scorer
+    from shardrank.actors.preprocessor import (
+        Preprocessor,  # torch and transformers: seconds to import
+    )
+    from shardrank.actors.scorer import Scorer
 
     return Engine(Preprocessor, Scorer)
 
@@ -194,7 +196,7 @@ def _for_workers(config: RerankerConfig, model: Mapping[str, str]) -> RerankerCo
 
     A submitted job's workers start in its own copy of the working directory, as the driver does.
     """
-    from jobs.cluster import is_submitted
+    from shardrank.jobs.cluster import is_submitted
 
     config = replace(config, revision=model.get("commit", config.revision))
     if is_submitted():
@@ -213,8 +215,10 @@ def _load_qrels(options: JobOptions) -> Any:
     """Read before the job starts, so that a wrong path costs no scoring."""
     if options.qrels is None:
         return None
-    from jobs.evaluate import parse_measure  # ir-measures, only where something is measured
-    from jobs.qrels import load_qrels
+    from shardrank.jobs.evaluate import (
+        parse_measure,  # ir-measures, only where something is measured
+    )
+    from shardrank.jobs.qrels import load_qrels
 
     for measure in options.measures:
         parse_measure(measure)
@@ -224,7 +228,7 @@ def _load_qrels(options: JobOptions) -> Any:
 def _evaluate(options: JobOptions, qrels: Any) -> dict[str, float]:
     if qrels is None:
         return {}
-    from jobs.evaluate import DEFAULT_MEASURES, evaluate_run, load_run_from_scores
+    from shardrank.jobs.evaluate import DEFAULT_MEASURES, evaluate_run, load_run_from_scores
 
     run = load_run_from_scores(options.output)
     return evaluate_run(run, qrels, options.measures or DEFAULT_MEASURES)
@@ -240,9 +244,9 @@ def _run(
     checks: tuple[Check, Check],
 ) -> None:
     """Score what remains and verify everything; the manifest says how far it came."""
-    from jobs.cluster import connected
-    from jobs.execution import score_remaining, verify_all
-    from jobs.pipeline import Workers
+    from shardrank.jobs.cluster import connected
+    from shardrank.jobs.execution import score_remaining, verify_all
+    from shardrank.jobs.pipeline import Workers
 
     check_interruption, check_lease = checks
     remaining = find_remaining(plan, output, options.retry_errors)
@@ -282,7 +286,7 @@ def _pool(
     """Raises UsageError, of which a job that has just begun leaves nothing behind."""
     import ray
 
-    from jobs.cluster import choose_pool, settled_dtype
+    from shardrank.jobs.cluster import choose_pool, settled_dtype
 
     try:
         pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
@@ -331,6 +335,6 @@ def _finish(output: Output, manifest: Manifest) -> None:
 
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from shardrank.jobs.cli import main
 
     sys.exit(main(["rerank", *sys.argv[1:]]))

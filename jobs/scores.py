@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.data import PairScore
-from jobs.inputs import JobInput
+from shardrank.actors.data import PairScore
+from shardrank.jobs.inputs import JobInput
 
 UNIT_COLUMNS = (("unit", pa.int32()), ("chunk", pa.int32()), ("is_last", pa.bool_()))
 """Which chunk of which unit a row belongs to; dropped when the unit is written."""

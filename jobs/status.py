@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jobs.errors import UnreadableInput, UsageError
-from jobs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
-from jobs.manifest import Manifest, read_manifest
-from jobs.outputs import PARTS, SCORES, SUCCESS, Output
-from jobs.parquet import open_parquet
-from jobs.scores import UNIT_KEY
-from jobs.storage import Location, comes_from_storage, list_directory
+from shardrank.jobs.errors import UnreadableInput, UsageError
+from shardrank.jobs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
+from shardrank.jobs.manifest import Manifest, read_manifest
+from shardrank.jobs.outputs import PARTS, SCORES, SUCCESS, Output
+from shardrank.jobs.parquet import open_parquet
+from shardrank.jobs.scores import UNIT_KEY
+from shardrank.jobs.storage import Location, comes_from_storage, list_directory
 
 State = Literal["finished", "running", "stopped"]
 

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from actors import object_store
-from jobs.errors import JobError, UsageError
+from shardrank.actors import object_store
+from shardrank.jobs.errors import JobError, UsageError
 
 _SCHEMES = ("file", "s3", "gs", "gcs")
 _GLOB = re.compile(r"[*?\[]")

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.types as pt
 from pyarrow import fs
 
-from actors.config import QueryOptions
-from jobs import lines, parquet
-from jobs.errors import UnreadableInput, UsageError
-from jobs.parquet import Footer
-from jobs.storage import Location, list_files
+from shardrank.actors.config import QueryOptions
+from shardrank.jobs import lines, parquet
+from shardrank.jobs.errors import UnreadableInput, UsageError
+from shardrank.jobs.parquet import Footer
+from shardrank.jobs.storage import Location, list_files
 
 OPTION_COLUMNS = tuple(field.name for field in fields(QueryOptions))
 QUERY_COLUMNS = ("query", "text", "image", "video", "instruction", *OPTION_COLUMNS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from jobs.documents import (
+from shardrank.jobs.documents import (
     BUCKET_PAIRS,
     DocumentPlan,
     DocumentUnit,
@@ -19,13 +19,13 @@ from jobs.documents import (
     plan_documents,
     scorable,
 )
-from jobs.errors import UsageError
-from jobs.inputs import JobInput, OpenedInput, job_input
-from jobs.ipc import from_ipc, to_ipc
-from jobs.joins import list_pairs
-from jobs.order import Choice, WantedOrder, check_order, settled_order, shared_order
-from jobs.parquet import Footer, leaf_path
-from jobs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs import JobInput, OpenedInput, job_input
+from shardrank.jobs.ipc import from_ipc, to_ipc
+from shardrank.jobs.joins import list_pairs
+from shardrank.jobs.order import Choice, WantedOrder, check_order, settled_order, shared_order
+from shardrank.jobs.parquet import Footer, leaf_path
+from shardrank.jobs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
 
 DEFAULT_UNIT_PAIRS = 4_096
 UNIT_BYTES = 512 << 20

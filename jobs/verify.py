@@ -11,13 +11,13 @@ from functools import partial
 
 import pyarrow as pa
 
-from jobs.errors import UsageError, VerificationError
-from jobs.inputs import InputOptions, JobInput, open_job_input
-from jobs.manifest import check_same_input, read_manifest
-from jobs.outputs import Output, read_scores
-from jobs.reading import expected_ids
-from jobs.storage import Location
-from jobs.units import Plan, Unit, plan_units, unit_name
+from shardrank.jobs.errors import UsageError, VerificationError
+from shardrank.jobs.inputs import InputOptions, JobInput, open_job_input
+from shardrank.jobs.manifest import check_same_input, read_manifest
+from shardrank.jobs.outputs import Output, read_scores
+from shardrank.jobs.reading import expected_ids
+from shardrank.jobs.storage import Location
+from shardrank.jobs.units import Plan, Unit, plan_units, unit_name
 
 _NUM_THREADS = 4
 _COLUMNS = (

@@ -3,7 +3,7 @@
 import logging
 from typing import Protocol
 
-from serve.errors import TooManyRequests
+from shardrank.serve.errors import TooManyRequests
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from actors.data import PairScore
-from serve.contents import echo_of
-from serve.requests import RerankRequest
-from serve.service import Scored
+from shardrank.actors.data import PairScore
+from shardrank.serve.contents import echo_of
+from shardrank.serve.requests import RerankRequest
+from shardrank.serve.service import Scored
 
 _DOCUMENTS_OF_A_SEARCH_UNIT = 100
 """Cohere bills a query with up to 100 documents as one search unit."""

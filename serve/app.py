@@ -17,17 +17,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from actors.data import CandidateSet
-from serve import answers, openapi
-from serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
-from serve.failures import DASHSCOPE_PATH, body_of, is_tei
-from serve.gate import Gate
-from serve.keys import ApiKeys
-from serve.metrics import CONTENT_TYPE, Metrics
-from serve.playground import CONTENT_SECURITY_POLICY, page
-from serve.requests import DashScopeRequest, RerankRequest, ScoreRequest
-from serve.service import RerankService
-from serve.settings import ServeSettings
+from shardrank.actors.data import CandidateSet
+from shardrank.serve import answers, openapi
+from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
+from shardrank.serve.failures import DASHSCOPE_PATH, body_of, is_tei
+from shardrank.serve.gate import Gate
+from shardrank.serve.keys import ApiKeys
+from shardrank.serve.metrics import CONTENT_TYPE, Metrics
+from shardrank.serve.playground import CONTENT_SECURITY_POLICY, page
+from shardrank.serve.requests import DashScopeRequest, RerankRequest, ScoreRequest
+from shardrank.serve.service import RerankService
+from shardrank.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from actors.data import CandidateSet, PairScore
-from actors.reranker import Reranker
-from actors.scorer import Scorer
-from serve.admission import Admission, Observer
-from serve.errors import DeadlineExceeded, NotReady
-from serve.preparing import Piece, Slice
-from serve.waiting import Batch, Turns, Waiting, next_batch, next_slice
+from shardrank.actors.data import CandidateSet, PairScore
+from shardrank.actors.reranker import Reranker
+from shardrank.actors.scorer import Scorer
+from shardrank.serve.admission import Admission, Observer
+from shardrank.serve.errors import DeadlineExceeded, NotReady
+from shardrank.serve.preparing import Piece, Slice
+from shardrank.serve.waiting import Batch, Turns, Waiting, next_batch, next_slice
 
 logger = logging.getLogger(__name__)
 

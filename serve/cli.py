@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from actors.checkpoint import resolve_checkpoint
-from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
-from actors.web import WebMedia
-from serve.keys import ApiKeys, check_exposed, hash_key, new_key
-from serve.proxy import CALLBACK, CALLBACK_VARIABLE
-from serve.settings import Limits, ServeSettings
+from shardrank.actors.checkpoint import resolve_checkpoint
+from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.web import WebMedia
+from shardrank.serve.keys import ApiKeys, check_exposed, hash_key, new_key
+from shardrank.serve.proxy import CALLBACK, CALLBACK_VARIABLE
+from shardrank.serve.settings import Limits, ServeSettings
 
 KEYS_VARIABLE = "SHARDRANK_API_KEYS"
 _DEFAULTS = Limits()
@@ -124,7 +124,7 @@ def serve_command(
 
 
 def _demo_model() -> str:
-    directory = Path(__file__).resolve().parent.parent / "demo" / "model"
+    directory = Path(__file__).resolve().parents[1] / "demo" / "model"
     if not directory.is_dir():
         raise ValueError("--model is missing, and the demo's model is not beside this package")
     return str(directory)
@@ -138,7 +138,7 @@ def _run(
     import ray
     from ray import serve
 
-    from serve.deployment import APP_NAME, application, metrics_directory
+    from shardrank.serve.deployment import APP_NAME, application, metrics_directory
 
     if address is None:
         shutil.rmtree(metrics_directory(), ignore_errors=True)  # counters of an earlier server

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from actors.data import Content, ImageSource, Video
-from actors.errors import InvalidContent
-from serve.errors import InvalidRequest
+from shardrank.actors.data import Content, ImageSource, Video
+from shardrank.actors.errors import InvalidContent
+from shardrank.serve.errors import InvalidRequest
 
 _CONTENT_FIELDS = ("text", "image", "video")
 _NOT_CONTENT = {"instruction", "instruct", "id", "role", "type"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from actors.data import Content
+from shardrank.actors.data import Content
 
 
 class TextCutter:

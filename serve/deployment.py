@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
-from actors.config import QueryOptions, RerankerConfig
-from actors.reranker import Reranker
-from actors.web import WebMedia
-from serve.app import check_health, create_app
-from serve.errors import NotReady
-from serve.keys import ApiKeys
-from serve.service import start_service
-from serve.settings import Limits, ServeSettings
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.reranker import Reranker
+from shardrank.actors.web import WebMedia
+from shardrank.serve.app import check_health, create_app
+from shardrank.serve.errors import NotReady
+from shardrank.serve.keys import ApiKeys
+from shardrank.serve.service import start_service
+from shardrank.serve.settings import Limits, ServeSettings
 
 APP_NAME = "shardrank"
 _MAX_ONGOING = 1_000

@@ -15,7 +15,7 @@ How an error looks on the wire is the dialect's business. Knows nothing about HT
 
 import math
 
-from actors.errors import RerankError
+from shardrank.actors.errors import RerankError
 
 
 class ApiError(Exception):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve.errors import ApiError
+from shardrank.serve.errors import ApiError
 
 _TEI_TYPES = {
     400: "Empty",

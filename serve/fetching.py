@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from actors.data import Content, ImageSource
-from actors.errors import MediaForbidden, MediaTooLarge, RerankError
-from actors.web import WebMedia, WebReader
+from shardrank.actors.data import Content, ImageSource
+from shardrank.actors.errors import MediaForbidden, MediaTooLarge, RerankError
+from shardrank.actors.web import WebMedia, WebReader
 
 Fetched = dict[str, bytes | RerankError]
 

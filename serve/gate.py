@@ -14,12 +14,12 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from serve.errors import ApiError, BodyTooLarge, DeadlineExceeded, Unauthorized
-from serve.failures import body_of, is_tei
-from serve.keys import ApiKeys
-from serve.metrics import Metrics
-from serve.rate import RateLimiter
-from serve.settings import Limits
+from shardrank.serve.errors import ApiError, BodyTooLarge, DeadlineExceeded, Unauthorized
+from shardrank.serve.failures import body_of, is_tei
+from shardrank.serve.keys import ApiKeys
+from shardrank.serve.metrics import Metrics
+from shardrank.serve.rate import RateLimiter
+from shardrank.serve.settings import Limits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

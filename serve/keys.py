@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.errors import Unauthorized
+from shardrank.serve.errors import Unauthorized
 
 KEY_PREFIX = "sr-"  # so that people and secret scanners recognise one
 MIN_KEY_CHARACTERS = 16

@@ -6,13 +6,13 @@ Plain functions, for any thread. Knows nothing about who waits, nor about the ev
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from actors.config import OFFICIAL_OPTIONS, PIXELS_PER_TOKEN, QueryOptions
-from actors.data import CandidateSet, Content, Video
-from actors.errors import RerankError
-from actors.planner import set_costs
-from actors.prepared import PreparedPair, PreparedSet
-from actors.preprocessor import Preprocessor
-from actors.sides import OpenQuery, OpenSide
+from shardrank.actors.config import OFFICIAL_OPTIONS, PIXELS_PER_TOKEN, QueryOptions
+from shardrank.actors.data import CandidateSet, Content, Video
+from shardrank.actors.errors import RerankError
+from shardrank.actors.planner import set_costs
+from shardrank.actors.prepared import PreparedPair, PreparedSet
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.sides import OpenQuery, OpenSide
 
 SLICE_DOCUMENTS = 64
 SLICES_A_BATCH = 2

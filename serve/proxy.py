@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 
 logger = logging.getLogger(__name__)
 
-CALLBACK = "serve.proxy.middlewares"
+CALLBACK = "shardrank.serve.proxy.middlewares"
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _MAX_ATTEMPTS = 4
 _MAX_KEPT_BYTES = 256 << 20

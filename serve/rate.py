@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from serve.errors import TooManyRequests
-from serve.keys import ApiKey
+from shardrank.serve.errors import TooManyRequests
+from shardrank.serve.keys import ApiKey
 
 # A key that was quiet may send this many seconds' worth of its requests at once: enough for a page
 # that asks for several rankings, too few to spend a whole minute's in one instant.

@@ -7,20 +7,20 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from actors.checkpoint import resolve_checkpoint
-from actors.config import PIXELS_PER_TOKEN, QueryOptions
-from actors.data import CandidateSet, Content, PairScore
-from actors.errors import RerankError
-from actors.prompt import NUM_CLOSING_TOKENS
-from actors.reranker import Reranker
-from serve.batching import BatchQueue
-from serve.contents import Parsed, parse_side
-from serve.cutting import TextCutter
-from serve.errors import BadRequest, InvalidRequest, ModelNotFound
-from serve.fetching import MediaFetcher
-from serve.metrics import Metrics
-from serve.requests import Options, RerankRequest, ScoreRequest, Side
-from serve.settings import Limits, ServeSettings
+from shardrank.actors.checkpoint import resolve_checkpoint
+from shardrank.actors.config import PIXELS_PER_TOKEN, QueryOptions
+from shardrank.actors.data import CandidateSet, Content, PairScore
+from shardrank.actors.errors import RerankError
+from shardrank.actors.prompt import NUM_CLOSING_TOKENS
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.batching import BatchQueue
+from shardrank.serve.contents import Parsed, parse_side
+from shardrank.serve.cutting import TextCutter
+from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
+from shardrank.serve.fetching import MediaFetcher
+from shardrank.serve.metrics import Metrics
+from shardrank.serve.requests import Options, RerankRequest, ScoreRequest, Side
+from shardrank.serve.settings import Limits, ServeSettings
 
 _MAX_WARNINGS = 20
 _MERGED_TOKENS = 4

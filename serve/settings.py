@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field, fields, replace
 
-from actors.config import RerankerConfig
-from actors.web import WebMedia
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.web import WebMedia
 
 
 @dataclass(frozen=True, slots=True)

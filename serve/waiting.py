@@ -4,9 +4,9 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-from actors.data import CandidateSet, PairScore
-from actors.preprocessor import Preprocessor
-from serve.preparing import Piece, Slice, prepare, slices
+from shardrank.actors.data import CandidateSet, PairScore
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.serve.preparing import Piece, Slice, prepare, slices
 
 
 class Waiting:

@@ -2,7 +2,7 @@
 
 import os
 
-from jobs.bench.peers.protocol import CandidateSet, PeerSettings, Unavailable, serve
+from shardrank.jobs.bench.peers.protocol import CandidateSet, PeerSettings, Unavailable, serve
 
 
 class StandInPeer:

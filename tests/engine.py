@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from actors import CandidateSet, QueryOptions, Reranker
+from shardrank.actors import CandidateSet, QueryOptions, Reranker
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny"

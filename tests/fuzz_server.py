@@ -15,11 +15,11 @@ from typing import Any
 
 import uvicorn
 
-from actors.config import QueryOptions, RerankerConfig
-from serve.app import create_app
-from serve.keys import ApiKeys
-from serve.service import start_service
-from serve.settings import Limits
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.serve.app import create_app
+from shardrank.serve.keys import ApiKeys
+from shardrank.serve.service import start_service
+from shardrank.serve.settings import Limits
 from tests.serve_app import TINY, await_ready, running, settings
 
 SETTINGS: dict[str, Any] = {

@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import standin
 
-from actors.config import RerankerConfig
-from jobs.document_preparing import prepare_documents
-from jobs.documents import DocumentPlan
-from jobs.engine import Engine
-from jobs.inputs import InputOptions, open_job_input
-from jobs.outputs import Output, UnitCollector, read_scores, write_unit
-from jobs.parts import regroup, write_part
-from jobs.pipeline import Pool, Score
-from jobs.preparing import prepare_chunks
-from jobs.reading import QueryRow, read_unit
-from jobs.storage import Location
-from jobs.units import Plan, plan_units
-from jobs.verify import Counts, verify_units
+from shardrank.actors.config import RerankerConfig
+from shardrank.jobs.document_preparing import prepare_documents
+from shardrank.jobs.documents import DocumentPlan
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.inputs import InputOptions, open_job_input
+from shardrank.jobs.outputs import Output, UnitCollector, read_scores, write_unit
+from shardrank.jobs.parts import regroup, write_part
+from shardrank.jobs.pipeline import Pool, Score
+from shardrank.jobs.preparing import prepare_chunks
+from shardrank.jobs.reading import QueryRow, read_unit
+from shardrank.jobs.storage import Location
+from shardrank.jobs.units import Plan, plan_units
+from shardrank.jobs.verify import Counts, verify_units
 
 CONFIG = RerankerConfig(model="stand-in", num_threads=1)
 

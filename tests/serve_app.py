@@ -15,11 +15,11 @@ import httpx
 import torch
 import uvicorn
 
-from actors.config import RerankerConfig
-from serve.app import create_app
-from serve.keys import ApiKeys
-from serve.service import start_service
-from serve.settings import ServeSettings
+from shardrank.actors.config import RerankerConfig
+from shardrank.serve.app import create_app
+from shardrank.serve.keys import ApiKeys
+from shardrank.serve.service import start_service
+from shardrank.serve.settings import ServeSettings
 
 TINY = Path(__file__).parent / "golden" / "tiny"
 

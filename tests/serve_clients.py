@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 from PIL import Image
 
-from actors.data import CandidateSet
-from actors.reranker import Reranker
-from serve.keys import ApiKey, ApiKeys, hash_key
+from shardrank.actors.data import CandidateSet
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.keys import ApiKey, ApiKeys, hash_key
 from tests.serve_app import TINY, running
 
 KEY = "sr-a-key-that-is-long-enough"

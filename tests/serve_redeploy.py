@@ -11,7 +11,7 @@ from collections import Counter
 
 import httpx
 
-from serve.proxy import CALLBACK, CALLBACK_VARIABLE
+from shardrank.serve.proxy import CALLBACK, CALLBACK_VARIABLE
 from tests.serve_app import settings
 
 REQUEST = {"query": "Which planet is red?", "documents": ["Mars is red.", "Bananas."] * 10}
@@ -22,7 +22,7 @@ def main(port: int) -> None:
     import ray
     from ray import serve
 
-    from serve.deployment import APP_NAME, application
+    from shardrank.serve.deployment import APP_NAME, application
 
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import OFFICIAL_OPTIONS
-from actors.data import CandidateSet, Content, PairScore
-from actors.errors import InvalidContent, RerankError
-from actors.prepared import PreparedPair, PreparedSet
-from actors.sides import OpenQuery, OpenSide
-from serve.batching import BatchQueue
+from shardrank.actors.config import OFFICIAL_OPTIONS
+from shardrank.actors.data import CandidateSet, Content, PairScore
+from shardrank.actors.errors import InvalidContent, RerankError
+from shardrank.actors.prepared import PreparedPair, PreparedSet
+from shardrank.actors.sides import OpenQuery, OpenSide
+from shardrank.serve.batching import BatchQueue
 
 _LONG = 60.0
 

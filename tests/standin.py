@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-from actors.data import Content, PairScore
-from actors.errors import ImageDecodeError, RerankError
-from actors.prepared import PreparedSet
-from jobs.engine import Engine
+from shardrank.actors.data import Content, PairScore
+from shardrank.actors.errors import ImageDecodeError, RerankError
+from shardrank.actors.prepared import PreparedSet
+from shardrank.jobs.engine import Engine
 
 
 def make_engine() -> Engine:

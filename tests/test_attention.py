@@ -2,8 +2,8 @@ import pytest
 import torch
 from test_packing import pair_of
 
-from actors.attention import PackedAttention, attend_plainly, kernel_for, merge
-from actors.packing import attention_plan, last_token_plan, pack
+from shardrank.actors.attention import PackedAttention, attend_plainly, kernel_for, merge
+from shardrank.actors.packing import attention_plan, last_token_plan, pack
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 CPU = torch.device("cpu")

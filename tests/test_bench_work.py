@@ -9,13 +9,13 @@ import torch
 from engine import GOLDEN, TINY
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from jobs.bench.counting import count
-from jobs.bench.flops import DecoderShape, ModelShape, VisionShape
-from jobs.bench.peers.ours import Ours
-from jobs.bench.peers.protocol import PeerSettings
-from jobs.bench.peers.transformers_one import TransformersOne
-from jobs.bench.work import Counted, flops_of
-from jobs.bench.workloads import Workload
+from shardrank.jobs.bench.counting import count
+from shardrank.jobs.bench.flops import DecoderShape, ModelShape, VisionShape
+from shardrank.jobs.bench.peers.ours import Ours
+from shardrank.jobs.bench.peers.protocol import PeerSettings
+from shardrank.jobs.bench.peers.transformers_one import TransformersOne
+from shardrank.jobs.bench.work import Counted, flops_of
+from shardrank.jobs.bench.workloads import Workload
 
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (

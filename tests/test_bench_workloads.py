@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from actors import CandidateSet, Reranker
-from actors.config import OFFICIAL_DEFAULTS
-from jobs.bench.checkpoints import build
-from jobs.bench.media import page_size, write_frames, write_page
-from jobs.bench.presets import NAMES, PRESETS
-from jobs.bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from jobs.bench.words import WordSource
-from jobs.bench.workloads import BUILDERS, Drawing, build_workload
+from shardrank.actors import CandidateSet, Reranker
+from shardrank.actors.config import OFFICIAL_DEFAULTS
+from shardrank.jobs.bench.checkpoints import build
+from shardrank.jobs.bench.media import page_size, write_frames, write_page
+from shardrank.jobs.bench.presets import NAMES, PRESETS
+from shardrank.jobs.bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from shardrank.jobs.bench.words import WordSource
+from shardrank.jobs.bench.workloads import BUILDERS, Drawing, build_workload
 
 TOKENIZER = train_tokenizer()
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
+from shardrank.actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 
 
 @pytest.fixture

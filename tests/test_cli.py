@@ -8,14 +8,14 @@ import pytest
 from engine import TINY
 from job_cases import text_rows, write_sets, write_text
 
-from actors.config import RerankerConfig
-from jobs import cli, status_cli
-from jobs.cli import main
-from jobs.cluster import choose_pool
-from jobs.errors import JobError, UsageError
-from jobs.pipeline import Pool
-from jobs.progress import Meter, duration
-from jobs.rerank import JobOptions
+from shardrank.actors.config import RerankerConfig
+from shardrank.jobs import cli, status_cli
+from shardrank.jobs.cli import main
+from shardrank.jobs.cluster import choose_pool
+from shardrank.jobs.errors import JobError, UsageError
+from shardrank.jobs.pipeline import Pool
+from shardrank.jobs.progress import Meter, duration
+from shardrank.jobs.rerank import JobOptions
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_model_directory_without_weights_is_refused(
 
 def test_the_module_is_the_same_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.rerank", "--bogus"], capture_output=True, text=True
+        [sys.executable, "-m", "shardrank.jobs.rerank", "--bogus"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such option: --bogus")

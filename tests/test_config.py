@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
 
 
 def config(**settings: object) -> RerankerConfig:

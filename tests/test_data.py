@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.config import QueryOptions
-from actors.data import CandidateSet, Content, Video
-from actors.errors import EmptyQuery, InvalidContent, RerankError
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.data import CandidateSet, Content, Video
+from shardrank.actors.errors import EmptyQuery, InvalidContent, RerankError
 
 PICTURE = Image.new("RGB", (2, 2))
 

@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from actors import Reranker, RerankerConfig
-from actors.data import CandidateSet
-from jobs.evaluate import evaluate_run
-from jobs.qrels import load_qrels
-from jobs.reading import document_value, query_value
+from shardrank.actors import Reranker, RerankerConfig
+from shardrank.actors.data import CandidateSet
+from shardrank.jobs.evaluate import evaluate_run
+from shardrank.jobs.qrels import load_qrels
+from shardrank.jobs.reading import document_value, query_value
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"

@@ -22,30 +22,30 @@ from job_cases import MEDIA, plan_of, run_inline, score_rows, text_rows, write_s
 from PIL import Image
 from rich.console import Console
 
-from actors.config import RerankerConfig
-from actors.prepared import Visual
-from actors.preprocessor import Preprocessor
-from actors.scorer import Scorer
-from jobs.budget import MaxErrors
-from jobs.cli import main, print_summary
-from jobs.documents import (
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.prepared import Visual
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.scorer import Scorer
+from shardrank.jobs.budget import MaxErrors
+from shardrank.jobs.cli import main, print_summary
+from shardrank.jobs.documents import (
     DocumentPlan,
     DocumentUnit,
     bucket_starts,
     plan_documents,
     unit_ends,
 )
-from jobs.engine import Engine
-from jobs.errors import JobError, TooManyErrors, UsageError
-from jobs.inputs import InputOptions
-from jobs.manifest import add_lookups
-from jobs.outputs import Output
-from jobs.parquet import Footer, RowGroup
-from jobs.parts import read_bucket, regroup, write_part
-from jobs.rerank import JobOptions, Summary, rerank
-from jobs.scores import lookups_of
-from jobs.storage import Location
-from jobs.tables import OpenedTable, Table
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.errors import JobError, TooManyErrors, UsageError
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.manifest import add_lookups
+from shardrank.jobs.outputs import Output
+from shardrank.jobs.parquet import Footer, RowGroup
+from shardrank.jobs.parts import read_bucket, regroup, write_part
+from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.scores import lookups_of
+from shardrank.jobs.storage import Location
+from shardrank.jobs.tables import OpenedTable, Table
 
 CONFIG = RerankerConfig(model=str(TINY), num_threads=1, media_root=str(GOLDEN))
 REAL = Engine(Preprocessor, Scorer)
@@ -422,8 +422,8 @@ def by_value(build: Callable[..., Any], *arguments: Any) -> Any:
 def test_each_document_is_read_and_encoded_once_on_two_actors(
     tmp_path: Path, ray_address: str
 ) -> None:
-    from jobs.execution import score_remaining, verify_all
-    from jobs.pipeline import Pool, Workers
+    from shardrank.jobs.execution import score_remaining, verify_all
+    from shardrank.jobs.pipeline import Pool, Workers
 
     plan = plan_of(pages_and_queries(tmp_path, 20, 24, 5), 12)
     assert plan.documents is not None and len(plan.documents.units) > 5

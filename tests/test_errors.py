@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from actors import errors
-from actors.errors import RerankError
+from shardrank.actors import errors
+from shardrank.actors.errors import RerankError
 
 CLASSES = [
     value

@@ -17,10 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs.errors import UsageError
-from jobs.evaluate import compare, evaluate_queries, evaluate_run, load_run_from_scores, load_scores
-from jobs.evaluate_cli import evaluate
-from jobs.qrels import load_qrels
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.evaluate import (
+    compare,
+    evaluate_queries,
+    evaluate_run,
+    load_run_from_scores,
+    load_scores,
+)
+from shardrank.jobs.evaluate_cli import evaluate
+from shardrank.jobs.qrels import load_qrels
 
 SCORES = pa.schema(
     [

@@ -4,11 +4,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.errors import JobError
-from jobs.execution import _Writer
-from jobs.outputs import Output
-from jobs.storage import Location
-from jobs.units import SetsUnit
+from shardrank.jobs.errors import JobError
+from shardrank.jobs.execution import _Writer
+from shardrank.jobs.outputs import Output
+from shardrank.jobs.storage import Location
+from shardrank.jobs.units import SetsUnit
 
 
 def test_an_output_that_the_nodes_do_not_share_is_known_at_the_first_file(

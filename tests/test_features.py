@@ -1,6 +1,6 @@
 import torch
 
-from actors.features import FeatureCache
+from shardrank.actors.features import FeatureCache
 
 CPU = torch.device("cpu")
 

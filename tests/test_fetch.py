@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from web_site import answering, ok, serving
 
-from actors.config import RerankerConfig
-from actors.data import CandidateSet
-from actors.errors import (
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import CandidateSet
+from shardrank.actors.errors import (
     ImageDecodeError,
     MediaError,
     MediaForbidden,
@@ -18,10 +18,10 @@ from actors.errors import (
     UnknownScheme,
     VideoDecodeError,
 )
-from actors.fetch import MediaReader, name_of
-from actors.prepared import PreparedSet
-from actors.preprocessor import Preprocessor
-from actors.web import WebMedia
+from shardrank.actors.fetch import MediaReader, name_of
+from shardrank.actors.prepared import PreparedSet
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.web import WebMedia
 
 GOLDEN = Path(__file__).parent / "golden"
 LOOPBACK = WebMedia(allowed_networks=("127.0.0.0/8",), timeout_s=10.0)

@@ -3,7 +3,7 @@
 import pytest
 from engine import candidate_set, golden_cases, tiny_reranker
 
-from actors.prepared import PreparedPair
+from shardrank.actors.prepared import PreparedPair
 
 SCORED = [case for case in golden_cases() if case["kind"] != "error"]
 REFUSED = [case for case in golden_cases() if case["kind"] == "error"]

@@ -5,11 +5,11 @@ import torch
 from engine import GOLDEN, TINY, candidate_set, golden_cases
 from test_attention import HEAD_DIM, masked, random_states, three_level_batch
 
-from actors import Reranker
-from actors.attention import PackedAttention, flash_varlen
-from actors.features import FeatureCache
-from actors.linear import Fp8Weight, linear, quantize_rows, supports_fp8
-from actors.packing import attention_plan
+from shardrank.actors import Reranker
+from shardrank.actors.attention import PackedAttention, flash_varlen
+from shardrank.actors.features import FeatureCache
+from shardrank.actors.linear import Fp8Weight, linear, quantize_rows, supports_fp8
+from shardrank.actors.packing import attention_plan
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("actors", "jobs", "serve")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PINNED = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
@@ -29,32 +30,40 @@ def requirements() -> list[Requirement]:
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names that a file imports, anywhere in it."""
+    """What a file imports, anywhere in it: top-level names, and of our own package its layers."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {_layer(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.split(".")[0])
+            names |= {_layer(f"{node.module}.{alias.name}") for alias in node.names}
     return names
+
+
+def _layer(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] == "shardrank" else 1])
 
 
 @pytest.mark.parametrize(
     ("layer", "forbidden"),
     [
-        ("actors", {"jobs", "serve", "ray", "fastapi", "demo"}),
-        ("jobs", {"serve", "demo"}),
-        ("serve", {"jobs", "demo"}),
+        ("actors", {"shardrank.jobs", "shardrank.serve", "ray", "fastapi", "demo"}),
+        ("jobs", {"shardrank.serve", "demo"}),
+        ("serve", {"shardrank.jobs", "demo"}),
     ],
 )
 def test_imports_go_down_only(layer, forbidden):
     for path in sorted((ROOT / layer).rglob("*.py")):
-        allowed = {"serve"} if path == ROOT / "jobs" / "cli.py" else set()  # one command for both
+        allowed = (
+            {"shardrank.serve"} if path == ROOT / "jobs" / "cli.py" else set()
+        )  # one command for both
         assert not imported(path) & (forbidden - allowed), path
 
 
 def test_the_engine_imports_without_ray_and_without_the_job():
-    code = "import sys, actors.reranker; sys.exit(any(m in sys.modules for m in ('ray', 'jobs')))"
+    code = "import sys, shardrank.actors.reranker as _; sys.exit(any(m in sys.modules for m in "
+    code += "('ray', 'shardrank.jobs')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -127,7 +136,7 @@ def test_the_licence_is_apache_2_in_full():
 def test_the_packages_are_those_of_the_repository():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
     listed = tool["setuptools"]["packages"]
-    layers = ["actors", "jobs", "serve"]
-    found = [path.parent for name in layers for path in (ROOT / name).rglob("__init__.py")]
-    assert listed == sorted(".".join(path.relative_to(ROOT).parts) for path in found)
-    assert re.fullmatch(r"jobs\.cli:main", PROJECT["scripts"]["shardrank"])
+    found = [path.parent for name in LAYERS for path in (ROOT / name).rglob("__init__.py")]
+    folders = [".".join(["shardrank", *path.relative_to(ROOT).parts]) for path in found]
+    assert listed == sorted(["shardrank", *folders])
+    assert re.fullmatch(r"shardrank\.jobs\.cli:main", PROJECT["scripts"]["shardrank"])

@@ -21,9 +21,9 @@ from job_cases import (
     write_text,
 )
 
-from jobs.errors import UnreadableInput, UsageError
-from jobs.inputs import InputOptions, open_job_input
-from jobs.verify import Counts
+from shardrank.jobs.errors import UnreadableInput, UsageError
+from shardrank.jobs.inputs import InputOptions, open_job_input
+from shardrank.jobs.verify import Counts
 
 
 def as_json_lines(rows: list[dict[str, Any]]) -> str:

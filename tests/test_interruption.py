@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from jobs.interruption import interruptible
+from shardrank.jobs.interruption import interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -53,8 +53,8 @@ def test_a_handler_that_ray_sets_meanwhile_is_taken_away_again():
 
 USES_RAY = """
 import os, signal, time
-from jobs.interruption import interruptible
-from jobs.cluster import connected
+from shardrank.jobs.interruption import interruptible
+from shardrank.jobs.cluster import connected
 
 with interruptible() as check:
     with connected(None):
@@ -76,7 +76,7 @@ def test_sigterm_interrupts_also_after_ray_has_come_and_gone():
 
 HANGS = """
 import time
-from jobs import interruption
+from shardrank.jobs import interruption
 interruption.LEAVES_AFTER_S = 1.0
 with interruption.interruptible(["rerank", "--output", "a b"]):
     try:

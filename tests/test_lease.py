@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from jobs import lease
-from jobs.errors import JobError, UsageError
-from jobs.lease import LEASE, holder_of, is_known_dead, leased
-from jobs.storage import Location
+from shardrank.jobs import lease
+from shardrank.jobs.errors import JobError, UsageError
+from shardrank.jobs.lease import LEASE, holder_of, is_known_dead, leased
+from shardrank.jobs.storage import Location
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,9 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 def left_behind(directory: Path, **changes: Any) -> Path:
     """The file of a run on this host that is no more, or as changed."""
-    code = "import json; from jobs.lease import _ourselves; print(json.dumps(_ourselves()))"
+    code = (
+        "import json; from shardrank.jobs.lease import _ourselves; print(json.dumps(_ourselves()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / LEASE
@@ -130,7 +132,8 @@ def test_a_run_that_lives_in_another_container_is_not_taken_over(
         pytest.skip("no right to make a PID namespace here")
     place = tmp_path / "out"
     hold = (
-        "import sys, time; from jobs import lease; from jobs.storage import Location\n"
+        "import sys, time; from shardrank.jobs import lease\n"
+        "from shardrank.jobs.storage import Location\n"
         "lease.RENEW_EVERY_S = 0.05\n"
         "with lease.leased(Location.parse(sys.argv[1])): time.sleep(600)"
     )
@@ -150,7 +153,7 @@ def test_a_run_that_lives_in_another_container_is_not_taken_over(
 
 
 def test_who_is_taken_over_learns_it(directory: Location, tmp_path: Path) -> None:
-    from jobs.storage import write_atomically
+    from shardrank.jobs.storage import write_atomically
 
     with leased(directory) as check:
         check()

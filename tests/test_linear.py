@@ -2,8 +2,8 @@ import pytest
 import torch
 from engine import TINY, tiny_reranker
 
-from actors import Reranker
-from actors.linear import linear, pack_weight, preparation, quantize_rows, supports_fp8
+from shardrank.actors import Reranker
+from shardrank.actors.linear import linear, pack_weight, preparation, quantize_rows, supports_fp8
 
 DOCUMENTS = ["a red bicycle", "An essay on the tides. " * 20, "", {"image": "media/sq_64x64.png"}]
 

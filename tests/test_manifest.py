@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 from job_cases import CONFIG, text_rows, write_sets
 
-from actors.config import RerankerConfig
-from actors.web import WebMedia
-from jobs.cluster import settled_dtype
-from jobs.errors import UsageError
-from jobs.inputs import InputOptions, open_job_input
-from jobs.manifest import Manifest, check_same_dtype, check_same_job, job_fingerprint
-from jobs.outputs import Output
-from jobs.pipeline import Pool
-from jobs.storage import Location
-from jobs.units import plan_units
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.web import WebMedia
+from shardrank.jobs.cluster import settled_dtype
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs import InputOptions, open_job_input
+from shardrank.jobs.manifest import Manifest, check_same_dtype, check_same_job, job_fingerprint
+from shardrank.jobs.outputs import Output
+from shardrank.jobs.pipeline import Pool
+from shardrank.jobs.storage import Location
+from shardrank.jobs.units import plan_units
 
 
 def fingerprint(tmp_path: Path, config: RerankerConfig) -> Manifest:

@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.data import Video
-from actors.errors import ImageDecodeError, ImageTooLarge, MediaError, MediaNotFound, VideoTooShort
-from actors.fetch import MediaReader
-from actors.media import load_frames, load_image
+from shardrank.actors.data import Video
+from shardrank.actors.errors import (
+    ImageDecodeError,
+    ImageTooLarge,
+    MediaError,
+    MediaNotFound,
+    VideoTooShort,
+)
+from shardrank.actors.fetch import MediaReader
+from shardrank.actors.media import load_frames, load_image
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 READER = MediaReader()

@@ -7,8 +7,8 @@ from engine import TINY, candidate_set, golden_cases
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from actors import Reranker
-from actors.model import load_model
+from shardrank.actors import Reranker
+from shardrank.actors.model import load_model
 
 CPU = torch.device("cpu")
 

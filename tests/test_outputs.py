@@ -20,8 +20,8 @@ from job_cases import (
     write_sets,
 )
 
-from jobs.errors import JobError
-from jobs.outputs import (
+from shardrank.jobs.errors import JobError
+from shardrank.jobs.outputs import (
     SCORES,
     Output,
     UnitCollector,
@@ -30,9 +30,9 @@ from jobs.outputs import (
     write_trec_run,
     write_unit,
 )
-from jobs.scores import FIGURES, ranked, with_figures
-from jobs.status import unit_files
-from jobs.storage import Location
+from shardrank.jobs.scores import FIGURES, ranked, with_figures
+from shardrank.jobs.status import unit_files
+from shardrank.jobs.storage import Location
 
 
 def rows_to_rank(logits: list[float | None], first_stage: list[int | None]) -> pa.Table:

@@ -2,8 +2,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.packing import MIN_SHARED_TOKENS, attention_plan, last_token_plan, pack, sharing_keys
-from actors.prepared import PreparedPair
+from shardrank.actors.packing import (
+    MIN_SHARED_TOKENS,
+    attention_plan,
+    last_token_plan,
+    pack,
+    sharing_keys,
+)
+from shardrank.actors.prepared import PreparedPair
 
 
 def pair_of(ids, visual_index=None):

@@ -10,18 +10,18 @@ import pytest
 from engine import TINY
 from ray.data import DataContext
 
-from actors.config import RerankerConfig
-from actors.data import PairScore
-from actors.errors import Crashed
-from jobs.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
-from jobs.bench.stand_in import Checksums
-from jobs.chunks import Chunk
-from jobs.engine import Engine, outline_of
-from jobs.errors import JobError
-from jobs.pipeline import Pool, Score, _configure, packed, score_pairs
-from jobs.preparing import prepare_unit
-from jobs.scores import PLACE_SCHEMA
-from jobs.units import SetsUnit
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import PairScore
+from shardrank.actors.errors import Crashed
+from shardrank.jobs.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
+from shardrank.jobs.bench.stand_in import Checksums
+from shardrank.jobs.chunks import Chunk
+from shardrank.jobs.engine import Engine, outline_of
+from shardrank.jobs.errors import JobError
+from shardrank.jobs.pipeline import Pool, Score, _configure, packed, score_pairs
+from shardrank.jobs.preparing import prepare_unit
+from shardrank.jobs.scores import PLACE_SCHEMA
+from shardrank.jobs.units import SetsUnit
 
 WORK = ("score", 0, 0)
 PREPARED = [Checksums(((0, b""), (1, b""))), Checksums(((2, b""),))]

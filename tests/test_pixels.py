@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.config import OFFICIAL_OPTIONS, QueryOptions
-from actors.errors import AspectRatio, ImageTooLarge
-from actors.pixels import (
+from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions
+from shardrank.actors.errors import AspectRatio, ImageTooLarge
+from shardrank.actors.pixels import (
     frame_list_pixels,
     frame_pairs,
     image_pixels,

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.planner import PairCost, plan, set_costs
-from actors.prepared import PreparedPair
+from shardrank.actors.planner import PairCost, plan, set_costs
+from shardrank.actors.prepared import PreparedPair
 
 
 def prepared(ids: list[int], visuals: list[int] | None = None) -> PreparedPair:

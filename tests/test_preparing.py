@@ -18,14 +18,14 @@ from job_cases import (
     write_table,
 )
 
-from jobs import tables
-from jobs.attempts import MAX_DEATHS, Attempt, AttemptLog
-from jobs.chunks import CHUNK_BYTES, CHUNK_PAIRS
-from jobs.engine import Engine
-from jobs.inputs import InputOptions, open_job_input
-from jobs.pipeline import packed
-from jobs.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks, prepare_unit
-from jobs.units import Plan, plan_units
+from shardrank.jobs import tables
+from shardrank.jobs.attempts import MAX_DEATHS, Attempt, AttemptLog
+from shardrank.jobs.chunks import CHUNK_BYTES, CHUNK_PAIRS
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.inputs import InputOptions, open_job_input
+from shardrank.jobs.pipeline import packed
+from shardrank.jobs.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks, prepare_unit
+from shardrank.jobs.units import Plan, plan_units
 
 
 class Recorder:

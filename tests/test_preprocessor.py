@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
-from actors.data import CandidateSet, Content, Video
-from actors.errors import (
+from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.data import CandidateSet, Content, Video
+from shardrank.actors.errors import (
     EmptyQuery,
     ImageDecodeError,
     InvalidContent,
@@ -20,8 +20,8 @@ from actors.errors import (
     TextTooLarge,
     VideoDecodeError,
 )
-from actors.prepared import PreparedPair, PreparedSet, Visual
-from actors.preprocessor import Preprocessor, _PixelCache
+from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
+from shardrank.actors.preprocessor import Preprocessor, _PixelCache
 
 torch.set_num_threads(1)
 

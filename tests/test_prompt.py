@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from actors.errors import SpecialTokenInText
-from actors.prompt import PromptEncoder, PromptIds, Side, VisualSpan, mrope_position_ids
+from shardrank.actors.errors import SpecialTokenInText
+from shardrank.actors.prompt import PromptEncoder, PromptIds, Side, VisualSpan, mrope_position_ids
 
 TOKENIZER_FILE = Path(__file__).parent / "golden" / "tiny" / "tokenizer.json"
 TOKENIZER = Tokenizer.from_file(str(TOKENIZER_FILE))

@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.budget import Budget, MaxErrors
-from jobs.errors import JobError, TooManyErrors
-from jobs.lease import LEASE
-from jobs.manifest import Manifest, save_manifest
-from jobs.outputs import Output
-from jobs.record import Record, timed
-from jobs.rerank import _held
-from jobs.storage import Location
+from shardrank.jobs.budget import Budget, MaxErrors
+from shardrank.jobs.errors import JobError, TooManyErrors
+from shardrank.jobs.lease import LEASE
+from shardrank.jobs.manifest import Manifest, save_manifest
+from shardrank.jobs.outputs import Output
+from shardrank.jobs.record import Record, timed
+from shardrank.jobs.rerank import _held
+from shardrank.jobs.storage import Location
 
 
 def begun() -> Manifest:

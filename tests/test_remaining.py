@@ -8,14 +8,14 @@ import pytest
 from job_cases import image, plan_of, run_inline, text_rows, write_sets, write_table
 from test_document_major import everything_wrong
 
-from jobs.errors import UsageError, VerificationError
-from jobs.inputs import InputOptions
-from jobs.outputs import Output, read_scores
-from jobs.parts import rows_of
-from jobs.reading import read_ids
-from jobs.remaining import Remaining, find_remaining, id_errors
-from jobs.status import unit_files
-from jobs.units import PairsUnit, Plan, unit_name
+from shardrank.jobs.errors import UsageError, VerificationError
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.outputs import Output, read_scores
+from shardrank.jobs.parts import rows_of
+from shardrank.jobs.reading import read_ids
+from shardrank.jobs.remaining import Remaining, find_remaining, id_errors
+from shardrank.jobs.status import unit_files
+from shardrank.jobs.units import PairsUnit, Plan, unit_name
 
 
 def indices(remaining: Remaining) -> list[int]:

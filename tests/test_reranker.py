@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors import CandidateSet, Reranker, RerankerConfig
-from actors.errors import ImageDecodeError, MediaNotFound
+from shardrank.actors import CandidateSet, Reranker, RerankerConfig
+from shardrank.actors.errors import ImageDecodeError, MediaNotFound
 
 IMAGES = [
     Image.fromarray(np.random.default_rng(n).integers(0, 256, (40 + 30 * n, 70, 3), dtype=np.uint8))

@@ -5,10 +5,10 @@ import pytest
 import torch
 from engine import TINY, tiny_reranker
 
-from actors import CandidateSet, QueryOptions, RerankerConfig
-from actors.device import choose_device, choose_dtype, compiles
-from actors.errors import OutOfMemory
-from actors.scorer import Scorer, halving
+from shardrank.actors import CandidateSet, QueryOptions, RerankerConfig
+from shardrank.actors.device import choose_device, choose_dtype, compiles
+from shardrank.actors.errors import OutOfMemory
+from shardrank.actors.scorer import Scorer, halving
 
 SHORT = QueryOptions(max_length=512)
 

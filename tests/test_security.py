@@ -12,12 +12,12 @@ from job_cases import candidate, image, plan_of, run_inline, score_rows, text, w
 from pyarrow import fs
 from web_site import answering, ok, serving
 
-from actors.config import RerankerConfig
-from actors.preprocessor import Preprocessor
-from actors.reranker import Reranker
-from actors.scorer import Scorer
-from actors.web import WebMedia
-from jobs.engine import Engine
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.reranker import Reranker
+from shardrank.actors.scorer import Scorer
+from shardrank.actors.web import WebMedia
+from shardrank.jobs.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "golden" / "tiny"
@@ -122,7 +122,7 @@ def test_credentials_in_a_uri_are_in_no_file_and_on_no_screen(
     for name, code in (("secrets/sets.parquet", 0), ("secrets/nothing.parquet", 2)):
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "jobs.cli", "rerank"),
+                *(sys.executable, "-m", "shardrank.jobs.cli", "rerank"),
                 f"s3://AKIDEXAMPLE:{secret}@bucket/{name}{query}",
                 f"--output=s3://AKIDEXAMPLE:{secret}@bucket/secrets/out-{code}{query}",
                 *(f"--model={TINY}", "--threads=1", f"--address={ray_address}"),

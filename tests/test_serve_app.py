@@ -9,10 +9,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from actors.reranker import Reranker
-from serve.failures import DASHSCOPE_PATH
-from serve.keys import ApiKey, ApiKeys, hash_key
-from serve.settings import Limits
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.failures import DASHSCOPE_PATH
+from shardrank.serve.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.settings import Limits
 from tests.serve_app import TINY, running
 
 KEY = "sr-a-key-that-is-long-enough"
@@ -129,7 +129,7 @@ def test_logits_on_request(client, engine):
 
 
 def engine_set():
-    from actors.data import CandidateSet
+    from shardrank.actors.data import CandidateSet
 
     return CandidateSet.parse(QUERY, DOCUMENTS)
 

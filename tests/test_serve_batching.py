@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from serve_standin import StandIn, expected, media, padded, texts, until, with_queue
 from test_preprocessor import png
 
-from actors import CandidateSet, PairScore, Reranker
-from actors.errors import EmptyQuery, ImageDecodeError
-from actors.planner import plan
-from actors.prepared import PreparedSet
-from actors.scorer import _costs
-from serve.batching import BatchQueue
-from serve.errors import DeadlineExceeded, NotReady, TooManyRequests
+from shardrank.actors import CandidateSet, PairScore, Reranker
+from shardrank.actors.errors import EmptyQuery, ImageDecodeError
+from shardrank.actors.planner import plan
+from shardrank.actors.prepared import PreparedSet
+from shardrank.actors.scorer import _costs
+from shardrank.serve.batching import BatchQueue
+from shardrank.serve.errors import DeadlineExceeded, NotReady, TooManyRequests
 
 
 def scoring(queue: BatchQueue, *sets: CandidateSet, **more: Any) -> "asyncio.Task[Any]":

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from actors.reranker import Reranker
-from serve.keys import WRONG_KEY
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.keys import WRONG_KEY
 from tests.loopback import loopback_only
 from tests.serve_clients import (
     BROKEN,

@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from actors.config import QueryOptions, RerankerConfig
-from actors.data import CandidateSet
-from actors.reranker import Reranker
-from actors.web import WebMedia
-from serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
-from serve.failures import body_of
-from serve.keys import ApiKey, ApiKeys, hash_key
-from serve.settings import Limits
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.data import CandidateSet
+from shardrank.actors.reranker import Reranker
+from shardrank.actors.web import WebMedia
+from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
+from shardrank.serve.failures import body_of
+from shardrank.serve.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.settings import Limits
 from tests.serve_app import TINY, running
 from tests.serve_clients import KEY, data_url, image
 from tests.web_site import ok, serving

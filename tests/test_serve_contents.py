@@ -4,10 +4,10 @@ import base64
 
 import pytest
 
-from actors.data import Content, Video
-from actors.errors import InvalidContent
-from serve.contents import parse_side
-from serve.errors import InvalidRequest
+from shardrank.actors.data import Content, Video
+from shardrank.actors.errors import InvalidContent
+from shardrank.serve.contents import parse_side
+from shardrank.serve.errors import InvalidRequest
 
 PNG = b"\x89PNG bytes"
 PACKED = base64.b64encode(PNG).decode()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from serve.errors import Unauthorized
-from serve.keys import (
+from shardrank.serve.errors import Unauthorized
+from shardrank.serve.keys import (
     MAX_HEADER_CHARACTERS,
     MAX_KEY_CHARACTERS,
     ApiKey,

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from actors.reranker import Reranker
+from shardrank.actors.reranker import Reranker
 from tests.test_serve_deployment import ROOT, free_port, replicas, served
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]

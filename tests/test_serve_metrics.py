@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from serve.metrics import Metrics
+from shardrank.serve.metrics import Metrics
 
 DASHBOARD = Path(__file__).parent.parent / "serve" / "grafana.json"
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve.playground import CONTENT_SECURITY_POLICY, page
+from shardrank.serve.playground import CONTENT_SECURITY_POLICY, page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
 expect = sync_api.expect

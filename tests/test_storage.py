@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UsageError
-from jobs.storage import (
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.storage import (
     Location,
     list_directory,
     list_files,

@@ -168,7 +168,7 @@ def test_the_job_runs_unchanged_through_ray_job_submit(cluster, tmp_path):
 
 def test_the_job_joins_a_cluster_by_address_and_uses_all_its_gpus(cluster, tmp_path):
     arguments = [*rerank_arguments(tmp_path), "--address", cluster.address]
-    joined = cluster.run(sys.executable, "-m", "jobs.rerank", *arguments)
+    joined = cluster.run(sys.executable, "-m", "shardrank.jobs.rerank", *arguments)
     assert joined.returncode == 0, joined.stdout
     assert f"{NUM_GPUS} scoring actors on GPU" in joined.stdout
     check_output(tmp_path)

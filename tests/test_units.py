@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from job_cases import plan_of, read_all, text_rows, write_sets, write_table
 
-from jobs.errors import UsageError
-from jobs.parquet import Footer, RowGroup
-from jobs.units import PairsUnit, SetsUnit, _row_ranges, unit_name
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.parquet import Footer, RowGroup
+from shardrank.jobs.units import PairsUnit, SetsUnit, _row_ranges, unit_name
 
 
 def footer(groups: list[tuple[int, int]]) -> Footer:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors.data import Video
-from actors.errors import ImageTooLarge, MediaNotFound, VideoDecodeError, VideoTooShort
-from actors.fetch import MediaReader
-from actors.video import SampledVideo, _DecordVideo, _PyAvVideo, frame_indices, load_video
+from shardrank.actors.data import Video
+from shardrank.actors.errors import ImageTooLarge, MediaNotFound, VideoDecodeError, VideoTooShort
+from shardrank.actors.fetch import MediaReader
+from shardrank.actors.video import SampledVideo, _DecordVideo, _PyAvVideo, frame_indices, load_video
 
 torch.set_num_threads(1)
 
@@ -279,10 +279,10 @@ class Missing:
             raise ImportError(name)
 
 sys.meta_path.insert(0, Missing())
-from actors.data import Video
-from actors.fetch import MediaReader
-from actors.video import load_video
-from actors.errors import RerankError
+from shardrank.actors.data import Video
+from shardrank.actors.fetch import MediaReader
+from shardrank.actors.video import load_video
+from shardrank.actors.errors import RerankError
 try:
     sampled = load_video(Video(sys.argv[1]), MediaReader(), 1.0, 64, 10**8)
     print(sampled.frames.shape, int(sampled.frames.sum()))

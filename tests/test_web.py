@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from web_site import Answer, answering, certificate, ok, redirect, serving
 
-from actors.errors import (
+from shardrank.actors.errors import (
     MediaError,
     MediaForbidden,
     MediaNotFound,
     MediaTooLarge,
     MediaUnreachable,
 )
-from actors.web import WebMedia, WebReader
+from shardrank.actors.web import WebMedia, WebReader
 
 
 class Names:
@@ -597,10 +597,12 @@ def test_without_httpcore_everything_but_web_media_works() -> None:
     code = """if True:
         import sys
         sys.modules["httpcore"] = None
-        from actors.config import RerankerConfig
-        from actors.fetch import MediaReader
-        from actors.web import WebMedia
+        from shardrank.actors.config import RerankerConfig
+        from shardrank.actors.fetch import MediaReader
+        from shardrank.actors.web import WebMedia
         MediaReader().local_path("setup")
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.strip().endswith("actors.errors.MediaNotFound: setup: no such file")
+    assert done.stderr.strip().endswith(
+        "shardrank.actors.errors.MediaNotFound: setup: no such file"
+    )

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.errors import MediaForbidden
-from actors.web_url import WebUrl, shown
+from shardrank.actors.errors import MediaForbidden
+from shardrank.actors.web_url import WebUrl, shown
 
 BOTH = ("http", "https")
 

@@ -1,4 +1,4 @@
-"""`python -m jobs.bench`: the command line of the benchmark, the same as `shardrank bench`.
+"""`python -m shardrank.jobs.bench`: the command line of the benchmark, the same as `shardrank bench`.
 
 argparse, because a bare machine with a GPU has torch and transformers, and nothing for the job.
 """
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.presets import NAMES, PRESETS
-from jobs.bench.settings import OTHERS, PEERS, SCORED, BenchSettings
+from shardrank.jobs.bench.presets import NAMES, PRESETS
+from shardrank.jobs.bench.settings import OTHERS, PEERS, SCORED, BenchSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        from jobs.bench.run import run_bench  # torch: seconds, which --help does not need
+        from shardrank.jobs.bench.run import run_bench  # torch: seconds, which --help does not need
 
         return run_bench(settings, ["shardrank", "bench", *arguments])
 

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from jobs.bench.peers.protocol import PeerSettings
-from jobs.bench.peers.transformers_model import TransformersModel
-from jobs.bench.words import WordSource
+from shardrank.jobs.bench.peers.protocol import PeerSettings
+from shardrank.jobs.bench.peers.transformers_model import TransformersModel
+from shardrank.jobs.bench.words import WordSource
 
 LOGIT_DEVIATION = 2.0
 _NUM_QUERIES, _NUM_DOCUMENTS = 4, 6

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from jobs.bench.calibration import centre_scores
-from jobs.bench.peer_files import write_peer_files
-from jobs.bench.presets import PRESETS, Preset
-from jobs.bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from shardrank.jobs.bench.calibration import centre_scores
+from shardrank.jobs.bench.peer_files import write_peer_files
+from shardrank.jobs.bench.presets import PRESETS, Preset
+from shardrank.jobs.bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 _FINISHED = ".finished"
 _VOCAB_MULTIPLE = 64

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.pool import PeerPool
-from jobs.bench.processes import PeerFailed, PeerProcess
-from jobs.bench.workloads import Workload
+from shardrank.jobs.bench.pool import PeerPool
+from shardrank.jobs.bench.processes import PeerFailed, PeerProcess
+from shardrank.jobs.bench.workloads import Workload
 
 _WARM_UP = (2, 4)
 """Queries and documents of each."""

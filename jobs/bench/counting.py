@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from actors import CandidateSet, RerankerConfig
-from actors.packing import sharing_keys
-from actors.prepared import PreparedPair, PreparedSet
-from actors.preprocessor import Preprocessor
-from jobs.bench.work import Counted, Tokens
-from jobs.bench.workloads import Workload
+from shardrank.actors import CandidateSet, RerankerConfig
+from shardrank.actors.packing import sharing_keys
+from shardrank.actors.prepared import PreparedPair, PreparedSet
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.jobs.bench.work import Counted, Tokens
+from shardrank.jobs.bench.workloads import Workload
 
 
 def count(workload: Workload, checkpoint: Path) -> Counted:

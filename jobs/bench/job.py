@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.peers.usage import descendants, status_bytes
-from jobs.bench.pool import PeerPool
-from jobs.bench.processes import ROOT, PeerFailed
-from jobs.bench.progress import Progress
-from jobs.bench.settings import OURS, BenchSettings
-from jobs.bench.workloads import Drawing, Workload, build_workload
+from shardrank.jobs.bench.peers.usage import descendants, status_bytes
+from shardrank.jobs.bench.pool import PeerPool
+from shardrank.jobs.bench.processes import ROOT, PeerFailed
+from shardrank.jobs.bench.progress import Progress
+from shardrank.jobs.bench.settings import OURS, BenchSettings
+from shardrank.jobs.bench.workloads import Drawing, Workload, build_workload
 
 _SAMPLE_EVERY_S = 0.2
 _NUM_SEEDS = 10
@@ -119,7 +119,7 @@ def _run_job(
     output.parent.mkdir(parents=True, exist_ok=True)
     parquet = output.with_suffix(".parquet")
     _write_parquet(workload, parquet)
-    command = [sys.executable, "-m", "jobs.cli", "rerank", str(parquet)]
+    command = [sys.executable, "-m", "shardrank.jobs.cli", "rerank", str(parquet)]
     command += ["--output", str(output), "--model", str(checkpoint)]
     command += ["--device", settings.device, "--dtype", settings.dtype]
     if settings.threads is not None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.processes import ROOT
+from shardrank.jobs.bench.processes import ROOT
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jobs.bench.flops import Flops, LinearShape
-from jobs.bench.processes import run_once
-from jobs.bench.settings import BenchSettings
+from shardrank.jobs.bench.flops import Flops, LinearShape
+from shardrank.jobs.bench.processes import run_once
+from shardrank.jobs.bench.settings import BenchSettings
 
 ROWS = (256, 1_024, 4_096)
 CUDA_ROWS = (*ROWS, 16_384)
@@ -63,7 +63,7 @@ def rates_of_machine(shapes: list[LinearShape], settings: BenchSettings) -> Matm
         "threads": settings.threads,
     }
     log = settings.workdir / "logs" / "matmul.log"
-    answer = run_once("jobs.bench.matmul", argument, settings.threads, log)
+    answer = run_once("shardrank.jobs.bench.matmul", argument, settings.threads, log)
     return MatmulRates(
         {
             (inputs, outputs): {int(rows): rate for rows, rate in by_rows.items()}
@@ -77,7 +77,7 @@ def measure_rates(
 ) -> dict[LinearShape, dict[int, float]]:
     import torch
 
-    from actors.linear import linear, preparation
+    from shardrank.actors.linear import linear, preparation
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -4,9 +4,9 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from jobs.bench.peers.protocol import PeerSettings
-from jobs.bench.processes import PeerFailed, PeerProcess
-from jobs.bench.settings import OURS, OURS_ONE, BenchSettings
+from shardrank.jobs.bench.peers.protocol import PeerSettings
+from shardrank.jobs.bench.processes import PeerFailed, PeerProcess
+from shardrank.jobs.bench.settings import OURS, OURS_ONE, BenchSettings
 
 
 class PeerPool:
@@ -60,7 +60,7 @@ class PeerPool:
         if name == "official" and settings.official:
             extra = {"official": settings.official}
         return PeerProcess(
-            f"jobs.bench.peers.{name}",
+            f"shardrank.jobs.bench.peers.{name}",
             PeerSettings(
                 model=self._checkpoint,
                 device=settings.device,

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.media import write_page
-from jobs.bench.processes import run_once
-from jobs.bench.settings import BenchSettings
+from shardrank.jobs.bench.media import write_page
+from shardrank.jobs.bench.processes import run_once
+from shardrank.jobs.bench.settings import BenchSettings
 
 PAGE_TOKENS = 1_300
 NUM_PAGES = 40
@@ -28,7 +28,7 @@ def measure_preprocessing(settings: BenchSettings, checkpoint: Path) -> dict[str
             for number in range(max(2, round(NUM_PAGES * settings.scale)))
         ]
         figures[suffix] = run_once(
-            "jobs.bench.preprocessing",
+            "shardrank.jobs.bench.preprocessing",
             {"model": str(checkpoint), "pages": pages, "rounds": settings.rounds},
             1,
             settings.workdir / "logs" / "preprocessing.log",
@@ -47,9 +47,9 @@ def preprocessing_lines(figures: dict[str, Any]) -> str:
 
 def _prepare_all(model: str, pages: list[str]) -> tuple[float, int]:
     """Seconds, and visual tokens of a page, with nothing in any cache."""
-    from actors import CandidateSet, RerankerConfig
-    from actors.prepared import PreparedPair
-    from actors.preprocessor import Preprocessor
+    from shardrank.actors import CandidateSet, RerankerConfig
+    from shardrank.actors.prepared import PreparedPair
+    from shardrank.actors.preprocessor import Preprocessor
 
     preprocessor = Preprocessor(RerankerConfig(model=model))
     parsed = [CandidateSet.parse("which page?", [{"image": page}]) for page in pages]

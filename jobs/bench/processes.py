@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jobs.bench.peers.protocol import PeerSettings
+from shardrank.jobs.bench.peers.protocol import PeerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 900.0

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.flops import LinearShape
-from jobs.bench.matmul import MatmulRates
-from jobs.bench.processes import run_once
-from jobs.bench.settings import BenchSettings
-from jobs.bench.tables import aligned
-from jobs.bench.workloads import Workload
+from shardrank.jobs.bench.flops import LinearShape
+from shardrank.jobs.bench.matmul import MatmulRates
+from shardrank.jobs.bench.processes import run_once
+from shardrank.jobs.bench.settings import BenchSettings
+from shardrank.jobs.bench.tables import aligned
+from shardrank.jobs.bench.workloads import Workload
 
 _TOP = 15
 _LINEAR = {
@@ -40,7 +40,9 @@ def profile(workload: Workload, settings: BenchSettings, checkpoint: Path) -> di
         "extra": settings.engine,
     }
     log = settings.workdir / "logs" / "profile.log"
-    answer: dict[str, Any] = run_once("jobs.bench.profiling", argument, settings.threads, log)
+    answer: dict[str, Any] = run_once(
+        "shardrank.jobs.bench.profiling", argument, settings.threads, log
+    )
     return answer
 
 
@@ -108,8 +110,8 @@ def _profiled(settings: dict[str, Any], sets: list[dict[str, Any]]) -> dict[str,
     import torch
     from torch.profiler import ProfilerActivity
 
-    from jobs.bench.peers.ours import Ours
-    from jobs.bench.peers.protocol import PeerSettings
+    from shardrank.jobs.bench.peers.ours import Ours
+    from shardrank.jobs.bench.peers.protocol import PeerSettings
 
     ours = Ours(PeerSettings(**settings))
     ours.score([sets[0] | {"documents": sets[0]["documents"][:4]}])

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.bench.contenders import Contender
-from jobs.bench.flops import ModelShape
-from jobs.bench.matmul import MatmulRates
-from jobs.bench.settings import MAX_SCORE_DIFFERENCE, OURS, OURS_ONE, REFERENCE
-from jobs.bench.work import Counted, flops_of
+from shardrank.jobs.bench.contenders import Contender
+from shardrank.jobs.bench.flops import ModelShape
+from shardrank.jobs.bench.matmul import MatmulRates
+from shardrank.jobs.bench.settings import MAX_SCORE_DIFFERENCE, OURS, OURS_ONE, REFERENCE
+from shardrank.jobs.bench.work import Counted, flops_of
 
 Figures = dict[str, Any]
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from jobs.bench.contenders import Contender
-from jobs.bench.pool import PeerPool
-from jobs.bench.progress import Progress
-from jobs.bench.settings import OURS, OURS_ONE, BenchSettings
-from jobs.bench.workloads import Workload
+from shardrank.jobs.bench.contenders import Contender
+from shardrank.jobs.bench.pool import PeerPool
+from shardrank.jobs.bench.progress import Progress
+from shardrank.jobs.bench.settings import OURS, OURS_ONE, BenchSettings
+from shardrank.jobs.bench.workloads import Workload
 
 
 def measure(

@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.flops import ModelShape
-from jobs.bench.machine import describe_machine
-from jobs.bench.matmul import MatmulRates, rates_of_machine
-from jobs.bench.pool import PeerPool
-from jobs.bench.processes import PeerFailed
-from jobs.bench.progress import Progress
-from jobs.bench.results import score_faults, workload_figures
-from jobs.bench.rounds import measure
-from jobs.bench.settings import MAX_SCORE_DIFFERENCE, BenchSettings
-from jobs.bench.tables import LEGEND, workload_table
-from jobs.bench.work import Counted, flops_of
-from jobs.bench.workloads import Drawing, build_workload
+from shardrank.jobs.bench.flops import ModelShape
+from shardrank.jobs.bench.machine import describe_machine
+from shardrank.jobs.bench.matmul import MatmulRates, rates_of_machine
+from shardrank.jobs.bench.pool import PeerPool
+from shardrank.jobs.bench.processes import PeerFailed
+from shardrank.jobs.bench.progress import Progress
+from shardrank.jobs.bench.results import score_faults, workload_figures
+from shardrank.jobs.bench.rounds import measure
+from shardrank.jobs.bench.settings import MAX_SCORE_DIFFERENCE, BenchSettings
+from shardrank.jobs.bench.tables import LEGEND, workload_table
+from shardrank.jobs.bench.work import Counted, flops_of
+from shardrank.jobs.bench.workloads import Drawing, build_workload
 
 
 def run_bench(settings: BenchSettings, command: list[str]) -> int:
@@ -82,7 +82,7 @@ class _Bench:
             yield "preprocess", self.preprocess
 
     def workloads(self) -> _Part:
-        from jobs.bench.counting import count  # torch: seconds to import
+        from shardrank.jobs.bench.counting import count  # torch: seconds to import
 
         settings = self._settings
         workloads = [build_workload(name, self._drawing) for name in settings.scored]
@@ -102,8 +102,8 @@ class _Bench:
         return figures, text, score_faults(figures, settings.dtype)
 
     def profile(self) -> _Part:
-        from jobs.bench.counting import count
-        from jobs.bench.profiling import linear_summary, profile, profile_table
+        from shardrank.jobs.bench.counting import count
+        from shardrank.jobs.bench.profiling import linear_summary, profile, profile_table
 
         name = self._settings.profile
         assert name is not None
@@ -116,7 +116,7 @@ class _Bench:
         return figures, profile_table(name, profiled, rates), []
 
     def job(self) -> _Part:
-        from jobs.bench.job import job_lines, measure_job
+        from shardrank.jobs.bench.job import job_lines, measure_job
 
         workload = build_workload("text", self._drawing)
         figures = measure_job(workload, self._settings, self._checkpoint, self._progress)
@@ -127,13 +127,13 @@ class _Bench:
         return figures, job_lines(figures), wrong
 
     def memory(self) -> _Part:
-        from jobs.bench.job import measure_memory, memory_lines
+        from shardrank.jobs.bench.job import measure_memory, memory_lines
 
         figures = measure_memory(self._drawing, self._settings, self._checkpoint, self._progress)
         return figures, memory_lines(figures), []
 
     def preprocess(self) -> _Part:
-        from jobs.bench.preprocessing import measure_preprocessing, preprocessing_lines
+        from shardrank.jobs.bench.preprocessing import measure_preprocessing, preprocessing_lines
 
         self._progress("preprocess: pages on one core")
         figures = measure_preprocessing(self._settings, self._checkpoint)
@@ -164,7 +164,7 @@ def _not_measured(name: str) -> _Part:
 def _checkpoint(settings: BenchSettings) -> Path:
     if settings.model is not None:
         return Path(settings.model).resolve()
-    from jobs.bench.checkpoints import build  # torch: seconds to import
+    from shardrank.jobs.bench.checkpoints import build  # torch: seconds to import
 
     name = f"checkpoint-{settings.preset}-{settings.seed}"
     return build(settings.preset, settings.workdir / name, settings.seed, settings.device)

@@ -1,4 +1,4 @@
-"""`python -m jobs.bench.scale`: a job of a million pairs, its memory as it goes, and its proof.
+"""`-m shardrank.jobs.bench.scale`: a job of a million pairs, its memory as it goes, and its proof.
 
 The model is a stand-in that takes a fixed time a pair, so that what is seen is the job's own. Exit
 code 1 if memory grows in the last three quarters of the job, or a row is missing. The pages of
@@ -19,16 +19,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.config import RerankerConfig
-from jobs.bench.checkpoints import build
-from jobs.bench.job import is_worker
-from jobs.bench.peers.usage import descendants, status_bytes
-from jobs.bench.processes import ROOT
-from jobs.bench.progress import Progress
-from jobs.bench.stand_in import make_engine
-from jobs.inputs import InputOptions
-from jobs.rerank import JobOptions, rerank
-from jobs.verify import verify_output
+from shardrank.actors.config import RerankerConfig
+from shardrank.jobs.bench.checkpoints import build
+from shardrank.jobs.bench.job import is_worker
+from shardrank.jobs.bench.peers.usage import descendants, status_bytes
+from shardrank.jobs.bench.processes import ROOT
+from shardrank.jobs.bench.progress import Progress
+from shardrank.jobs.bench.stand_in import make_engine
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.rerank import JobOptions, rerank
+from shardrank.jobs.verify import verify_output
 
 NUM_DOCUMENTS = 50
 NUM_FILES = 8
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.bench.scale", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m shardrank.jobs.bench.scale", description=__doc__
+    )
     add = parser.add_argument
     add("--pairs", type=int, default=1_000_000, help="default: %(default)s")
     add("--pair-us", type=float, default=100.0, help="the stand-in's time a pair (%(default)s us)")
@@ -75,7 +77,7 @@ def _measure(workdir: Path, options: argparse.Namespace, progress: Progress) -> 
     progress(f"writing {options.pairs:,} pairs")
     sets, output = workdir / "sets", workdir / "out"
     num_pairs = write_sets(sets, options.pairs)
-    command = [sys.executable, "-m", "jobs.bench.scale", f"--pair-us={options.pair_us}"]
+    command = [sys.executable, "-m", "shardrank.jobs.bench.scale", f"--pair-us={options.pair_us}"]
     started = time.monotonic()
     with (workdir / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`python -m jobs.bench.scaling`: weak scaling of the job over simulated nodes of one GPU each.
+"""`-m shardrank.jobs.bench.scaling`: weak scaling of the job over simulated nodes of one GPU each.
 
 The scorer sleeps a fixed time a pair, as a device would, and the work grows with the nodes; all
 nodes are this machine, so that its cores bound what can be shown.
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.config import RerankerConfig
-from jobs.bench.checkpoints import build
-from jobs.bench.processes import ROOT
-from jobs.bench.progress import Progress
-from jobs.bench.scale import write_sets
-from jobs.bench.stand_in import make_engine
-from jobs.chunks import CHUNK_PAIRS
-from jobs.inputs import InputOptions
-from jobs.rerank import JobOptions, rerank
+from shardrank.actors.config import RerankerConfig
+from shardrank.jobs.bench.checkpoints import build
+from shardrank.jobs.bench.processes import ROOT
+from shardrank.jobs.bench.progress import Progress
+from shardrank.jobs.bench.scale import write_sets
+from shardrank.jobs.bench.stand_in import make_engine
+from shardrank.jobs.chunks import CHUNK_PAIRS
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.rerank import JobOptions, rerank
 
 _HEAD_CPUS = 4
 """Logical: for preparing, whatever number of nodes."""
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.bench.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m shardrank.jobs.bench.scaling", description=__doc__
+    )
     add = parser.add_argument
     add("--nodes", default="1,2,4,8", help="comma-separated, the first one is compared with")
     add("--seconds", type=float, default=40.0, help="of scoring for each node (%(default)s)")
@@ -75,7 +77,7 @@ def _measure(
     num_chunks = max(2, round(options.seconds / options.chunk_s)) * num_nodes
     num_pairs = write_sets(directory / "sets", num_chunks * CHUNK_PAIRS)
     job = {"directory": str(directory), "model": str(model), "nodes": num_nodes}
-    command = [sys.executable, "-m", "jobs.bench.scaling", f"--chunk-s={options.chunk_s}"]
+    command = [sys.executable, "-m", "shardrank.jobs.bench.scaling", f"--chunk-s={options.chunk_s}"]
     done = subprocess.run(
         [*command, "--run", json.dumps(job)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -101,7 +103,7 @@ def _run(text: str, chunk_s: float) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from jobs.cluster import choose_pool  # noqa: F401  its variables come before Ray's start
+    from shardrank.jobs.cluster import choose_pool  # noqa: F401  its variables come before Ray's start
 
     arguments = {"num_cpus": _HEAD_CPUS, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=arguments)

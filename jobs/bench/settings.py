@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.presets import NAMES
+from shardrank.jobs.bench.presets import NAMES
 
 OURS = "ours"
 OURS_ONE = "ours_one"

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.config import QueryOptions, RerankerConfig
-from actors.data import Content, PairScore
-from actors.errors import RerankError
-from jobs.engine import Engine, Progressed, Watch
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.data import Content, PairScore
+from shardrank.actors.errors import RerankError
+from shardrank.jobs.engine import Engine, Progressed, Watch
 
 _BYTES = 400
 """About what a prepared pair of 20 tokens takes."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.bench.results import Figures
+from shardrank.jobs.bench.results import Figures
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("pairs/s", "pairs_per_s", lambda v: f"{v:,.2f}"),

@@ -4,9 +4,9 @@ import random
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from actors.config import DEFAULT_INSTRUCTION
-from actors.prompt import SYSTEM
-from jobs.bench.words import draw
+from shardrank.actors.config import DEFAULT_INSTRUCTION
+from shardrank.actors.prompt import SYSTEM
+from shardrank.jobs.bench.words import draw
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

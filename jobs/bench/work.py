@@ -10,8 +10,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from actors.packing import common_prefix_length
-from jobs.bench.flops import Flops, ModelShape
+from shardrank.actors.packing import common_prefix_length
+from shardrank.jobs.bench.flops import Flops, ModelShape
 
 Tokens = np.ndarray
 """(L,) int64: token ids; a visual's tokens hold -1 - its number in the whole workload instead."""

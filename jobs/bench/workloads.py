@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.media import write_frames, write_page
-from jobs.bench.words import WordSource
+from shardrank.jobs.bench.media import write_frames, write_page
+from shardrank.jobs.bench.words import WordSource
 
 SHORTEST, LONGEST = 10, 4_000
 NUM_FRAMES = 16

@@ -25,9 +25,9 @@ import av
 import numpy as np
 from PIL import Image, ImageSequence
 
-from actors.config import QueryOptions
-from actors.data import CandidateSet
-from actors.reranker import Reranker
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.data import CandidateSet
+from shardrank.actors.reranker import Reranker
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SCORE = "score"

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import RerankerConfig
-from actors.data import PairScore
-from actors.errors import RerankError
-from actors.prepared import PreparedSet
-from actors.preprocessor import Preprocessor
-from jobs.engine import Engine
-from jobs.inputs import InputOptions
-from jobs.rerank import JobOptions, rerank
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import PairScore
+from shardrank.actors.errors import RerankError
+from shardrank.actors.prepared import PreparedSet
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.rerank import JobOptions, rerank
 
 SCORE_POISON = {"kill": 1, "raise": 2, "hang": 3}
 

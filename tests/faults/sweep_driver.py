@@ -10,12 +10,12 @@ from pathlib import Path
 
 import sweep_engine
 
-import jobs.rerank
-from jobs.cli import main
-from jobs.units import plan_units
+from shardrank.jobs import rerank
+from shardrank.jobs.cli import main
+from shardrank.jobs.units import plan_units
 
 if __name__ == "__main__":
     log = Path(sys.argv[1])
-    jobs.rerank._own_engine = lambda: sweep_engine.make_engine(log)
-    jobs.rerank.plan_units = partial(plan_units, bucket_pairs=sweep_engine.BUCKET_PAIRS)
+    rerank._own_engine = lambda: sweep_engine.make_engine(log)
+    rerank.plan_units = partial(plan_units, bucket_pairs=sweep_engine.BUCKET_PAIRS)
     sys.exit(main(sys.argv[2:]))

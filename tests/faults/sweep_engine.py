@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from actors.config import RerankerConfig
-from actors.data import PairScore
-from jobs.chunks import CHUNK_BYTES
-from jobs.engine import Engine
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import PairScore
+from shardrank.jobs.chunks import CHUNK_BYTES
+from shardrank.jobs.engine import Engine
 
 PREPARE_S = 0.03
 SCORE_S = 0.05

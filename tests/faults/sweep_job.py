@@ -11,11 +11,11 @@ import pyarrow as pa
 import sweep_engine
 from job_cases import candidate, plan_of, query_row, run_inline, text, write_sets, write_table
 
-from actors.config import RerankerConfig
-from jobs.engine import Engine
-from jobs.inputs import InputOptions
-from jobs.outputs import read_scores
-from jobs.storage import Location, write_atomically
+from shardrank.actors.config import RerankerConfig
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.outputs import read_scores
+from shardrank.jobs.storage import Location, write_atomically
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 CONFIG = RerankerConfig(model=str(TINY), num_threads=1)

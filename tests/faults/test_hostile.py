@@ -13,12 +13,12 @@ import pytest
 from hostile import GOLDEN, SCORE, Hostile, corpus, damaged_pictures, heavy, pictures
 from job_cases import plan_of, run_inline, score_rows
 
-from actors.config import QueryOptions, RerankerConfig
-from actors.errors import RerankError
-from actors.preprocessor import Preprocessor
-from actors.scorer import Scorer
-from jobs.engine import Engine
-from jobs.errors import UsageError
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.errors import RerankError
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.scorer import Scorer
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged files
 

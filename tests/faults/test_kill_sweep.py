@@ -19,9 +19,9 @@ from sweep import Run, draw
 from sweep_job import Job, Store, make_document_job, make_job, on_store
 from sweep_place import Place, simulated
 
-from actors.preprocessor import Preprocessor
-from actors.scorer import Scorer
-from jobs.engine import Engine
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.scorer import Scorer
+from shardrank.jobs.engine import Engine
 
 SEED = int(os.environ.get("SHARDRANK_SWEEP_SEED") or random.SystemRandom().randrange(1 << 32))
 

@@ -15,11 +15,11 @@ import pytest
 from job_cases import candidate, query_row, score_rows, text, text_rows, write_sets, write_table
 from sweep_place import simulated
 
-from actors.config import RerankerConfig
-from jobs.budget import MaxErrors
-from jobs.errors import JobError, TooManyErrors, UnitsFailed
-from jobs.inputs import InputOptions
-from jobs.rerank import JobOptions, Summary, rerank
+from shardrank.actors.config import RerankerConfig
+from shardrank.jobs.budget import MaxErrors
+from shardrank.jobs.errors import JobError, TooManyErrors, UnitsFailed
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.rerank import JobOptions, Summary, rerank
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 CONFIG = RerankerConfig(model=str(TINY), num_threads=1)

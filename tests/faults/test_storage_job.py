@@ -15,20 +15,20 @@ import standin
 from fault_proxy import BROKEN_OFF, DROPPED, SLOW_DOWN, every, faulty
 from job_cases import plan_of, run_inline, score_rows, text_rows, write_sets
 
-from actors.config import RerankerConfig
-from actors.errors import MediaNotFound, MediaTooLarge
-from actors.fetch import MediaReader
-from actors.preprocessor import Preprocessor
-from actors.scorer import Scorer
-from jobs.attempts import AttemptLog
-from jobs.engine import Engine
-from jobs.errors import JobError, UsageError
-from jobs.inputs import InputOptions
-from jobs.pipeline import packed
-from jobs.preparing import prepare_unit
-from jobs.rerank import JobOptions, Summary, rerank
-from jobs.storage import Location, list_files, read_bytes, write_atomically
-from jobs.units import Plan
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.errors import MediaNotFound, MediaTooLarge
+from shardrank.actors.fetch import MediaReader
+from shardrank.actors.preprocessor import Preprocessor
+from shardrank.actors.scorer import Scorer
+from shardrank.jobs.attempts import AttemptLog
+from shardrank.jobs.engine import Engine
+from shardrank.jobs.errors import JobError, UsageError
+from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.pipeline import packed
+from shardrank.jobs.preparing import prepare_unit
+from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.storage import Location, list_files, read_bytes, write_atomically
+from shardrank.jobs.units import Plan
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 REAL = Engine(Preprocessor, Scorer)
@@ -63,7 +63,7 @@ def test_a_job_between_buckets_that_fail_every_fifth_request(
 
 def command(sets: str, output: str, *more: str) -> list[str]:
     arguments = ["rerank", sets, f"--output={output}", f"--model={TINY}", "--unit-pairs=20"]
-    return [sys.executable, "-m", "jobs.cli", *arguments, "--threads=1", *more]
+    return [sys.executable, "-m", "shardrank.jobs.cli", *arguments, "--threads=1", *more]
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -24,15 +24,15 @@ from fault_proxy import (
 from job_cases import plan_of, run_inline, text_rows, write_sets
 from pyarrow import fs
 
-from actors import object_store
-from actors.errors import MediaNotFound, MediaUnreachable
-from actors.fetch import MediaReader
-from jobs.errors import JobError, UsageError, VerificationError
-from jobs.outputs import PARTS, SCORES, Output, write_trec_run
-from jobs.parquet import read_range
-from jobs.parts import _read_row_group
-from jobs.status import unit_files
-from jobs.storage import (
+from shardrank.actors import object_store
+from shardrank.actors.errors import MediaNotFound, MediaUnreachable
+from shardrank.actors.fetch import MediaReader
+from shardrank.jobs.errors import JobError, UsageError, VerificationError
+from shardrank.jobs.outputs import PARTS, SCORES, Output, write_trec_run
+from shardrank.jobs.parquet import read_range
+from shardrank.jobs.parts import _read_row_group
+from shardrank.jobs.status import unit_files
+from shardrank.jobs.storage import (
     Location,
     NoSuchFile,
     StorageError,
@@ -43,8 +43,8 @@ from jobs.storage import (
     write_atomically,
     write_stream,
 )
-from jobs.units import Plan
-from jobs.verify import verify_units
+from shardrank.jobs.units import Plan
+from shardrank.jobs.verify import verify_units
 
 CONTENT = bytes(range(256)) * 1_000
 LARGE = CONTENT * 60  # two parts of an upload

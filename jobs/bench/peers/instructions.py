@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-from jobs.bench.peers.protocol import CandidateSet
+from shardrank.jobs.bench.peers.protocol import CandidateSet
 
 
 def score_by_instruction(

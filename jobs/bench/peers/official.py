@@ -10,8 +10,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.peers.protocol import CandidateSet, Content, PeerSettings, Unavailable, serve
-from jobs.bench.peers.torchvision_operators import declare_missing_operators
+from shardrank.jobs.bench.peers.protocol import (
+    CandidateSet,
+    Content,
+    PeerSettings,
+    Unavailable,
+    serve,
+)
+from shardrank.jobs.bench.peers.torchvision_operators import declare_missing_operators
 
 
 class Official:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
+from shardrank.jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
 
 if TYPE_CHECKING:
-    from actors import PairScore, Reranker
+    from shardrank.actors import PairScore, Reranker
 
 
 class Ours:
@@ -26,14 +26,14 @@ class Ours:
         forget_inputs(self.reranker)
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
-        from actors import CandidateSet as Parsed
+        from shardrank.actors import CandidateSet as Parsed
 
         parsed = [Parsed.parse(one["query"], one["documents"], one["instruction"]) for one in sets]
         return [[score_of(pair) for pair in pairs] for pairs in self.reranker.score_sets(parsed)]
 
 
 def make_reranker(settings: PeerSettings, **others: Any) -> Reranker:
-    from actors import Reranker
+    from shardrank.actors import Reranker
 
     return Reranker(
         settings.model,
@@ -48,7 +48,7 @@ def make_reranker(settings: PeerSettings, **others: Any) -> Reranker:
 
 def forget_inputs(reranker: Reranker) -> None:
     """Gives the reranker a preprocessor that has seen nothing."""
-    from actors.preprocessor import Preprocessor
+    from shardrank.actors.preprocessor import Preprocessor
 
     reranker.preprocessor = Preprocessor(reranker.config)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.bench.peers.ours import forget_inputs, make_reranker, score_of, versions
-from jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
+from shardrank.jobs.bench.peers.ours import forget_inputs, make_reranker, score_of, versions
+from shardrank.jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
 
 
 class OursOne:
@@ -18,7 +18,7 @@ class OursOne:
         forget_inputs(self._reranker)
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
-        from actors import CandidateSet as Parsed
+        from shardrank.actors import CandidateSet as Parsed
 
         def score_pair(one: CandidateSet, document: object) -> float:
             parsed = Parsed.parse(one["query"], [document], one["instruction"])

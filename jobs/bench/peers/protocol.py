@@ -1,6 +1,6 @@
 """What a measured implementation and the benchmark say to each other, in lines of JSON.
 
-A peer is a file of this package, started as `python -m jobs.bench.peers.NAME SETTINGS` with an
+A peer is a file of this package, started as `python -m shardrank.jobs.bench.peers.NAME SETTINGS` with an
 interpreter that may have nothing of ours installed: standard library only, here and at the top of
 every peer that is not ours. It ends with
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from jobs.bench.peers.usage import cpu_seconds, peak_rss_bytes
+from shardrank.jobs.bench.peers.usage import cpu_seconds, peak_rss_bytes
 
 Content = dict[str, Any]
 """{"text"?: str, "image"?: path or paths, "video"?: path of a file, or {"frames": paths, "fps"}}"""

@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from jobs.bench.peers.instructions import score_by_instruction
-from jobs.bench.peers.protocol import CandidateSet, Content, PeerSettings, Unavailable, serve
-from jobs.bench.peers.torchvision_operators import declare_missing_operators
+from shardrank.jobs.bench.peers.instructions import score_by_instruction
+from shardrank.jobs.bench.peers.protocol import (
+    CandidateSet,
+    Content,
+    PeerSettings,
+    Unavailable,
+    serve,
+)
+from shardrank.jobs.bench.peers.torchvision_operators import declare_missing_operators
 
 
 class SentenceTransformers:

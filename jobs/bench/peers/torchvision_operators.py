@@ -17,7 +17,9 @@ from typing import Any
 _kept: list[Any] = []
 """Operators live as long as their library object; a temporary directory, until the exit."""
 _OPERATORS = ("nms", "qnms")
-_AT_START = "import jobs.bench.peers.torchvision_operators as it\nit.declare_on_import()\n"
+_AT_START = (
+    "import shardrank.jobs.bench.peers.torchvision_operators as it\nit.declare_on_import()\n"
+)
 
 
 def declare_missing_operators() -> None:

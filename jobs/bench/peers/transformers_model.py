@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.peers.protocol import CandidateSet, PeerSettings
+from shardrank.jobs.bench.peers.protocol import CandidateSet, PeerSettings
 
 if TYPE_CHECKING:
     import torch
 
-    from actors.prepared import PreparedPair, PreparedSet
+    from shardrank.actors.prepared import PreparedPair, PreparedSet
 
 
 class TransformersModel:
@@ -22,8 +22,8 @@ class TransformersModel:
         from tokenizers import Tokenizer
         from transformers import Qwen3VLForConditionalGeneration
 
-        from actors import RerankerConfig
-        from actors.preprocessor import Preprocessor
+        from shardrank.actors import RerankerConfig
+        from shardrank.actors.preprocessor import Preprocessor
 
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -43,13 +43,13 @@ class TransformersModel:
 
     def forget(self) -> None:
         """Drops decoded pixels and tokenised texts."""
-        from actors.preprocessor import Preprocessor
+        from shardrank.actors.preprocessor import Preprocessor
 
         self._preprocessor = Preprocessor(self._config)
 
     def prepare(self, one: CandidateSet, document: Any) -> PreparedSet:
         """The candidate set of one document, as the engine's own CPU half makes it."""
-        from actors import CandidateSet as Parsed
+        from shardrank.actors import CandidateSet as Parsed
 
         parsed = Parsed.parse(one["query"], [document], one["instruction"])
         return self._preprocessor.prepare(parsed)
@@ -93,7 +93,7 @@ class TransformersModel:
         import numpy as np
         import torch
 
-        from actors.pixels import patchify
+        from shardrank.actors.pixels import patchify
 
         writable = torch.from_numpy(np.require(pixels, requirements="W"))
         return patchify(writable.to(self.device), self.dtype)

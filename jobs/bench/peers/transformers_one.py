@@ -5,9 +5,9 @@ The scores that every other peer is compared with.
 
 from __future__ import annotations
 
-from jobs.bench.peers.ours import versions
-from jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
-from jobs.bench.peers.transformers_model import TransformersModel
+from shardrank.jobs.bench.peers.ours import versions
+from shardrank.jobs.bench.peers.protocol import CandidateSet, PeerSettings, serve
+from shardrank.jobs.bench.peers.transformers_model import TransformersModel
 
 
 class TransformersOne:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jobs.bench.peers.ours import versions
-from jobs.bench.peers.protocol import CandidateSet, PeerSettings, Unavailable, serve
-from jobs.bench.peers.transformers_model import TransformersModel
+from shardrank.jobs.bench.peers.ours import versions
+from shardrank.jobs.bench.peers.protocol import CandidateSet, PeerSettings, Unavailable, serve
+from shardrank.jobs.bench.peers.transformers_model import TransformersModel
 
 
 class TransformersPadded:

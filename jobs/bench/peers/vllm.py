@@ -9,9 +9,15 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.peers.instructions import score_by_instruction
-from jobs.bench.peers.protocol import CandidateSet, Content, PeerSettings, Unavailable, serve
-from jobs.bench.peers.torchvision_operators import (
+from shardrank.jobs.bench.peers.instructions import score_by_instruction
+from shardrank.jobs.bench.peers.protocol import (
+    CandidateSet,
+    Content,
+    PeerSettings,
+    Unavailable,
+    serve,
+)
+from shardrank.jobs.bench.peers.torchvision_operators import (
     declare_in_child_processes,
     declare_missing_operators,
 )

@@ -1,0 +1,42 @@
+"""ShardRank as a library: the reranker. `shardrank.jobs` is the job, `shardrank.serve` the endpoint.
+
+`actors`, `jobs` and `serve` in here are links to the folders of those names beside this one, so
+that a checkout can be imported as an installed package is, without an install.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from shardrank.actors import (
+    CandidateSet,
+    Content,
+    PairScore,
+    QueryOptions,
+    RerankerConfig,
+    RerankError,
+    Video,
+    errors,
+)
+
+if TYPE_CHECKING:
+    from shardrank.actors import Reranker
+
+__all__ = [
+    "CandidateSet",
+    "Content",
+    "PairScore",
+    "QueryOptions",
+    "RerankError",
+    "Reranker",
+    "RerankerConfig",
+    "Video",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Reranker, when it is first asked for: it brings torch."""
+    if name == "Reranker":
+        from shardrank.actors import Reranker
+
+        return Reranker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
