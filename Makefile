@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-CODE := shardrank actors jobs serve tests demo
+CODE := shardrank actors jobs serve bench demo tests
 
 # Ray sends usage statistics home unless told not to.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -41,7 +41,7 @@ lint: install  ## ruff: rules and formatting
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/ruff format --check $(CODE)
 
-types: install  ## mypy over the package
+types: install  ## mypy over the package and the benchmark
 	@echo "==> mypy"
 	@$(BIN)/mypy
 

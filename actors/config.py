@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shardrank.actors.fetch import is_object_store
-from shardrank.actors.web import WebMedia
+from shardrank.actors.fetch.reader import is_object_store
+from shardrank.actors.fetch.web import WebMedia
 
 DEFAULT_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
 PIXELS_PER_TOKEN = 32 * 32  # patch 16 x 16, merged 2 x 2

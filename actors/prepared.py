@@ -6,7 +6,7 @@ from hashlib import blake2b
 import numpy as np
 
 from shardrank.actors.errors import RerankError
-from shardrank.actors.pixels import merged_grid
+from shardrank.actors.media.pixels import merged_grid
 
 
 @dataclass(frozen=True, slots=True)

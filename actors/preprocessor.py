@@ -12,22 +12,22 @@ from threading import Lock
 
 import numpy as np
 
-from shardrank.actors.checkpoint import resolve_checkpoint
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, ImageSource, Video
 from shardrank.actors.errors import InvalidContent, RerankError, TextTooLarge, Unexpected
-from shardrank.actors.fetch import MediaReader
-from shardrank.actors.media import load_frames, load_image
-from shardrank.actors.pixels import (
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media.images import load_frames, load_image
+from shardrank.actors.media.pixels import (
     frame_list_pixels,
     frame_pairs,
     image_pixels,
     merged_grid,
 )
+from shardrank.actors.media.video_process import VideoProcesses
+from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.actors.prepared import PreparedPair, PreparedSet
 from shardrank.actors.prompt import PromptEncoder
 from shardrank.actors.sides import OpenQuery, OpenSide, ReadSide, SideBuilder, VisualTable, Watch
-from shardrank.actors.video_process import VideoProcesses
 
 FRAME_LIST_FPS = 2.0
 NO_OPTIONS = QueryOptions()

@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from shardrank.actors.checkpoint import resolve_checkpoint
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import PairScore
-from shardrank.actors.device import choose_device, choose_dtype, compiles, to_device
 from shardrank.actors.errors import NonFiniteScore, OutOfMemory, RerankError
-from shardrank.actors.features import FeatureCache
-from shardrank.actors.linear import supports_fp8
-from shardrank.actors.model import load_model
+from shardrank.actors.model.checkpoint import resolve_checkpoint
+from shardrank.actors.model.device import choose_device, choose_dtype, compiles, to_device
+from shardrank.actors.model.features import FeatureCache
+from shardrank.actors.model.linear import supports_fp8
+from shardrank.actors.model.model import load_model
 from shardrank.actors.packing import (
     MIN_SHARED_TOKENS,
     PackedBatch,

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shardrank.jobs.evaluate import Comparison, Scores, compare, load_scores
-from shardrank.jobs.evaluate_cli import print_comparison, write_report
-from shardrank.jobs.evaluate_page import Page
-from shardrank.jobs.previews import load_labels
-from shardrank.jobs.qrels import load_qrels
-from shardrank.jobs.tables import open_table
+from shardrank.jobs.evaluate.cli import print_comparison, write_report
+from shardrank.jobs.evaluate.measures import Comparison, Scores, compare, load_scores
+from shardrank.jobs.evaluate.page import Page
+from shardrank.jobs.evaluate.previews import load_labels
+from shardrank.jobs.evaluate.qrels import load_qrels
+from shardrank.jobs.inputs.tables import open_table
 
 HERE = Path(__file__).resolve().parent
 MEASURES = ("nDCG@10", "Success@1")
@@ -69,7 +69,7 @@ def run_job(arguments: Sequence[str], output: Path) -> None:
     """A fresh run each time: an earlier demo's output, and nothing else, is removed."""
     if (output / "manifest.json").exists():
         shutil.rmtree(output)
-    done = subprocess.run([sys.executable, "-m", "shardrank.jobs.cli", *arguments])
+    done = subprocess.run([sys.executable, "-m", "shardrank.cli", *arguments])
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -30,7 +30,7 @@ _FOR_WORKERS = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE
 import ray  # noqa: E402
 
 from shardrank.jobs.errors import JobError, UsageError  # noqa: E402
-from shardrank.jobs.pipeline import Pool  # noqa: E402
+from shardrank.jobs.run.pipeline import Pool  # noqa: E402
 
 _LOCAL_MIN_CPUS = 2
 """Logical: one scoring actor beside one task that feeds it, also on a machine of one core."""
@@ -125,7 +125,7 @@ def choose_pool(resources: dict[str, float], device: str, num_actors: int | None
 
 
 def settled_dtype(dtype: str, pool: Pool) -> str:
-    """What the pool's actors make of it, as actors/device.py has it."""
+    """What the pool's actors make of it, as actors/model/device.py has it."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if pool.num_gpus else "float32"

@@ -7,14 +7,20 @@ from typing import Any
 import pyarrow as pa
 
 from shardrank.actors.data import Content, parse_or_error
-from shardrank.jobs.attempts import Attempt
-from shardrank.jobs.chunks import Chunks
-from shardrank.jobs.documents import DocumentUnit
-from shardrank.jobs.engine import OpenedQuery, PreprocessorLike
-from shardrank.jobs.inputs import JobInput
-from shardrank.jobs.reading import DOCUMENT_NAME, Row, query_parts, read_documents, read_queries
-from shardrank.jobs.scores import PLACE_SCHEMA
-from shardrank.jobs.tables import Table
+from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.inputs.tables import Table
+from shardrank.jobs.outputs.scores import PLACE_SCHEMA
+from shardrank.jobs.run.attempts import Attempt
+from shardrank.jobs.run.chunks import Chunks
+from shardrank.jobs.run.engine import OpenedQuery, PreprocessorLike
+from shardrank.jobs.units.documents import DocumentUnit
+from shardrank.jobs.units.reading import (
+    DOCUMENT_NAME,
+    Row,
+    query_parts,
+    read_documents,
+    read_queries,
+)
 
 DOCUMENT_PAIRS = 512
 """Pairs of one document that ride together: one chunk, so one actor, which encodes it once."""

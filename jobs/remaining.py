@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from shardrank.actors.errors import DocumentNotFound, DuplicateId, NullId, QueryNotFound
-from shardrank.jobs.documents import DocumentPlan, scorable
-from shardrank.jobs.outputs import PARTS, SCORES, Output
-from shardrank.jobs.parts import errors_in_parts
-from shardrank.jobs.status import UnitFile, unit_files
-from shardrank.jobs.units import PairsUnit, Plan, Unit, unit_name
-from shardrank.jobs.verify import check_strays
+from shardrank.jobs.outputs.files import PARTS, SCORES, Output
+from shardrank.jobs.outputs.parts import errors_in_parts
+from shardrank.jobs.outputs.status import UnitFile, unit_files
+from shardrank.jobs.outputs.verify import check_strays
+from shardrank.jobs.units.documents import DocumentPlan, scorable
+from shardrank.jobs.units.plan import PairsUnit, Plan, Unit, unit_name
 
 ALL_ERRORS = "all"
 

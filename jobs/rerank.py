@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardrank.actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from shardrank.actors.config import RerankerConfig
-from shardrank.jobs.budget import Budget, MaxErrors
-from shardrank.jobs.engine import Engine
+from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from shardrank.jobs.errors import JobError, UnreadableInput, UsageError
-from shardrank.jobs.inputs import InputOptions, open_job_input
+from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.interruption import interruptible
-from shardrank.jobs.lease import holder_of, leased
-from shardrank.jobs.manifest import (
+from shardrank.jobs.outputs.budget import Budget, MaxErrors
+from shardrank.jobs.outputs.files import MANIFEST, SCORES, SUCCESS, Output, write_trec_run
+from shardrank.jobs.outputs.lease import holder_of, leased
+from shardrank.jobs.outputs.manifest import (
     Manifest,
     check_same_dtype,
     check_same_job,
@@ -30,17 +30,17 @@ from shardrank.jobs.manifest import (
     read_manifest,
     save_manifest,
 )
-from shardrank.jobs.order import WantedOrder
-from shardrank.jobs.outputs import MANIFEST, SCORES, SUCCESS, Output, write_trec_run
-from shardrank.jobs.record import Check, Record, timed
+from shardrank.jobs.outputs.record import Check, Record, timed
+from shardrank.jobs.outputs.status import is_marked_finished, unit_files
+from shardrank.jobs.outputs.verify import check_strays
 from shardrank.jobs.remaining import find_remaining, has_failed
-from shardrank.jobs.status import is_marked_finished, unit_files
+from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location, delete_file, write_atomically
-from shardrank.jobs.units import DEFAULT_UNIT_PAIRS, Plan, plan_units
-from shardrank.jobs.verify import check_strays
+from shardrank.jobs.units.order import WantedOrder
+from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS, Plan, plan_units
 
 if TYPE_CHECKING:  # Ray takes seconds to import, and a refusal needs none of it
-    from shardrank.jobs.pipeline import Pool
+    from shardrank.jobs.run.pipeline import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -215,10 +215,10 @@ def _load_qrels(options: JobOptions) -> Any:
     """Read before the job starts, so that a wrong path costs no scoring."""
     if options.qrels is None:
         return None
-    from shardrank.jobs.evaluate import (
+    from shardrank.jobs.evaluate.measures import (
         parse_measure,  # ir-measures, only where something is measured
     )
-    from shardrank.jobs.qrels import load_qrels
+    from shardrank.jobs.evaluate.qrels import load_qrels
 
     for measure in options.measures:
         parse_measure(measure)
@@ -228,7 +228,11 @@ def _load_qrels(options: JobOptions) -> Any:
 def _evaluate(options: JobOptions, qrels: Any) -> dict[str, float]:
     if qrels is None:
         return {}
-    from shardrank.jobs.evaluate import DEFAULT_MEASURES, evaluate_run, load_run_from_scores
+    from shardrank.jobs.evaluate.measures import (
+        DEFAULT_MEASURES,
+        evaluate_run,
+        load_run_from_scores,
+    )
 
     run = load_run_from_scores(options.output)
     return evaluate_run(run, qrels, options.measures or DEFAULT_MEASURES)
@@ -245,8 +249,8 @@ def _run(
 ) -> None:
     """Score what remains and verify everything; the manifest says how far it came."""
     from shardrank.jobs.cluster import connected
-    from shardrank.jobs.execution import score_remaining, verify_all
-    from shardrank.jobs.pipeline import Workers
+    from shardrank.jobs.run.execution import score_remaining, verify_all
+    from shardrank.jobs.run.pipeline import Workers
 
     check_interruption, check_lease = checks
     remaining = find_remaining(plan, output, options.retry_errors)
@@ -335,6 +339,6 @@ def _finish(output: Output, manifest: Manifest) -> None:
 
 
 if __name__ == "__main__":
-    from shardrank.jobs.cli import main
+    from shardrank.cli import main
 
     sys.exit(main(["rerank", *sys.argv[1:]]))

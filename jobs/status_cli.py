@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shardrank.jobs.progress import duration
-from shardrank.jobs.status import Status, read_status
-from shardrank.jobs.verify import verify_output
+from shardrank.jobs.outputs.status import Status, read_status
+from shardrank.jobs.outputs.verify import verify_output
+from shardrank.jobs.run.progress import duration
 
 _OUTPUT = Annotated[str, typer.Argument(help="A job's --output directory")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object only")]

@@ -1,7 +1,7 @@
 """Files on local disks, S3 and Google Cloud Storage, all through pyarrow's filesystems.
 
 A `Location` can be pickled and sent to any worker, which opens its own connection once. How often
-an object store is asked again is said in actors/object_store.py.
+an object store is asked again is said in actors/fetch/object_store.py.
 """
 
 import fnmatch
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from shardrank.actors import object_store
+from shardrank.actors.fetch import object_store
 from shardrank.jobs.errors import JobError, UsageError
 
 _SCHEMES = ("file", "s3", "gs", "gcs")

@@ -18,14 +18,14 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from shardrank.actors.data import CandidateSet
-from shardrank.serve import answers, openapi
+from shardrank.serve.dialects import answers, openapi
+from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
 from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
 from shardrank.serve.failures import DASHSCOPE_PATH, body_of, is_tei
-from shardrank.serve.gate import Gate
-from shardrank.serve.keys import ApiKeys
+from shardrank.serve.gate.gate import Gate
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.metrics import CONTENT_TYPE, Metrics
 from shardrank.serve.playground import CONTENT_SECURITY_POLICY, page
-from shardrank.serve.requests import DashScopeRequest, RerankRequest, ScoreRequest
 from shardrank.serve.service import RerankService
 from shardrank.serve.settings import ServeSettings
 

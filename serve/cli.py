@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from shardrank.actors.checkpoint import resolve_checkpoint
 from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
-from shardrank.actors.web import WebMedia
-from shardrank.serve.keys import ApiKeys, check_exposed, hash_key, new_key
+from shardrank.actors.fetch.web import WebMedia
+from shardrank.actors.model.checkpoint import resolve_checkpoint
+from shardrank.serve.gate.keys import ApiKeys, check_exposed, hash_key, new_key
 from shardrank.serve.proxy import CALLBACK, CALLBACK_VARIABLE
 from shardrank.serve.settings import Limits, ServeSettings
 

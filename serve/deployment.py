@@ -13,11 +13,11 @@ from ray import serve
 from ray.serve import Application
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
-from shardrank.actors.web import WebMedia
 from shardrank.serve.app import check_health, create_app
 from shardrank.serve.errors import NotReady
-from shardrank.serve.keys import ApiKeys
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.service import start_service
 from shardrank.serve.settings import Limits, ServeSettings
 

@@ -1,6 +1,7 @@
 """Media behind http(s) URLs, fetched before anything is prepared: many at once, off the event loop.
 
-A URL that cannot be had is an error of its side alone. What may be fetched is actors/web.py's rule.
+A URL that cannot be had is an error of its side alone. What may be fetched is the rule of
+actors/fetch/web.py.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 from shardrank.actors.data import Content, ImageSource
 from shardrank.actors.errors import MediaForbidden, MediaTooLarge, RerankError
-from shardrank.actors.web import WebMedia, WebReader
+from shardrank.actors.fetch.web import WebMedia, WebReader
 
 Fetched = dict[str, bytes | RerankError]
 

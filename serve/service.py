@@ -7,19 +7,19 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shardrank.actors.checkpoint import resolve_checkpoint
 from shardrank.actors.config import PIXELS_PER_TOKEN, QueryOptions
 from shardrank.actors.data import CandidateSet, Content, PairScore
 from shardrank.actors.errors import RerankError
+from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.actors.prompt import NUM_CLOSING_TOKENS
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.batching import BatchQueue
-from shardrank.serve.contents import Parsed, parse_side
 from shardrank.serve.cutting import TextCutter
+from shardrank.serve.dialects.contents import Parsed, parse_side
+from shardrank.serve.dialects.requests import Options, RerankRequest, ScoreRequest, Side
 from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher
 from shardrank.serve.metrics import Metrics
-from shardrank.serve.requests import Options, RerankRequest, ScoreRequest, Side
+from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.settings import Limits, ServeSettings
 
 _MAX_WARNINGS = 20

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.actors.web import WebMedia
+from shardrank.actors.fetch.web import WebMedia
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """keys_file, keys_text: see serve/keys.py; neither: open, for loopback only.
+    """keys_file, keys_text: see serve/gate/keys.py; neither: open, for loopback only.
 
     served_name: what answers call the model (None: the end of its path). is_strict_model: other
     names in a request are 404. max_queue_s: who would wait longer is told to come back.

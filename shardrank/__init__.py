@@ -1,4 +1,4 @@
-"""ShardRank as a library: the reranker. `shardrank.jobs` is the job, `shardrank.serve` the endpoint.
+"""The reranker as a library. `shardrank.jobs` is the job, `shardrank.serve` the endpoint.
 
 `actors`, `jobs` and `serve` in here are links to the folders of those names beside this one, so
 that a checkout can be imported as an installed package is, without an install.

@@ -2,7 +2,7 @@
 
 import os
 
-from shardrank.jobs.bench.peers.protocol import CandidateSet, PeerSettings, Unavailable, serve
+from bench.peers.protocol import CandidateSet, PeerSettings, Unavailable, serve
 
 
 class StandInPeer:

@@ -17,7 +17,7 @@ import uvicorn
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.serve.app import create_app
-from shardrank.serve.keys import ApiKeys
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.service import start_service
 from shardrank.serve.settings import Limits
 from tests.serve_app import TINY, await_ready, running, settings

@@ -11,17 +11,17 @@ import standin
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.document_preparing import prepare_documents
-from shardrank.jobs.documents import DocumentPlan
-from shardrank.jobs.engine import Engine
-from shardrank.jobs.inputs import InputOptions, open_job_input
-from shardrank.jobs.outputs import Output, UnitCollector, read_scores, write_unit
-from shardrank.jobs.parts import regroup, write_part
-from shardrank.jobs.pipeline import Pool, Score
-from shardrank.jobs.preparing import prepare_chunks
-from shardrank.jobs.reading import QueryRow, read_unit
+from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.outputs.files import Output, UnitCollector, read_scores, write_unit
+from shardrank.jobs.outputs.parts import regroup, write_part
+from shardrank.jobs.outputs.verify import Counts, verify_units
+from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.pipeline import Pool, Score
+from shardrank.jobs.run.preparing import prepare_chunks
 from shardrank.jobs.storage import Location
-from shardrank.jobs.units import Plan, plan_units
-from shardrank.jobs.verify import Counts, verify_units
+from shardrank.jobs.units.documents import DocumentPlan
+from shardrank.jobs.units.plan import Plan, plan_units
+from shardrank.jobs.units.reading import QueryRow, read_unit
 
 CONFIG = RerankerConfig(model="stand-in", num_threads=1)
 

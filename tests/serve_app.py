@@ -17,7 +17,7 @@ import uvicorn
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.serve.app import create_app
-from shardrank.serve.keys import ApiKeys
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.service import start_service
 from shardrank.serve.settings import ServeSettings
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from shardrank.actors.data import CandidateSet
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
 from tests.serve_app import TINY, running
 
 KEY = "sr-a-key-that-is-long-enough"

@@ -19,7 +19,7 @@ from shardrank.actors.data import CandidateSet, Content, PairScore
 from shardrank.actors.errors import InvalidContent, RerankError
 from shardrank.actors.prepared import PreparedPair, PreparedSet
 from shardrank.actors.sides import OpenQuery, OpenSide
-from shardrank.serve.batching import BatchQueue
+from shardrank.serve.queue.batching import BatchQueue
 
 _LONG = 60.0
 

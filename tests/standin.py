@@ -12,7 +12,7 @@ from typing import Any
 from shardrank.actors.data import Content, PairScore
 from shardrank.actors.errors import ImageDecodeError, RerankError
 from shardrank.actors.prepared import PreparedSet
-from shardrank.jobs.engine import Engine
+from shardrank.jobs.run.engine import Engine
 
 
 def make_engine() -> Engine:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardrank.actors.addresses import allowed_addresses, is_public, resolve_host
 from shardrank.actors.errors import MediaForbidden, MediaNotFound, MediaUnreachable
+from shardrank.actors.fetch.addresses import allowed_addresses, is_public, resolve_host
 
 NOT_PUBLIC = [
     "0.0.0.0",

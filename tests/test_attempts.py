@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardrank.actors.errors import Crashed, TimedOut
-from shardrank.jobs.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
+from shardrank.jobs.run.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
 
 WORK = ("prepare", 7)
 
@@ -131,7 +131,7 @@ def test_where_an_output_was_cut_is_known_after_the_works_end_and_the_logs(tmp_p
 
 HANGS = """
 import re, sys, time
-from shardrank.jobs import attempts
+from shardrank.jobs.run import attempts
 attempts._GRACE_S = 1.0
 
 class Told(attempts.AttemptLog):

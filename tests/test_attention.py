@@ -2,7 +2,7 @@ import pytest
 import torch
 from test_packing import pair_of
 
-from shardrank.actors.attention import PackedAttention, attend_plainly, kernel_for, merge
+from shardrank.actors.model.attention import PackedAttention, attend_plainly, kernel_for, merge
 from shardrank.actors.packing import attention_plan, last_token_plan, pack
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16

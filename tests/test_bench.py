@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from shardrank.jobs.bench.__main__ import main
-from shardrank.jobs.bench.contenders import Contender
-from shardrank.jobs.bench.peers.protocol import PeerSettings
-from shardrank.jobs.bench.processes import ROOT, PeerFailed, PeerProcess
-from shardrank.jobs.bench.rounds import schedule
-from shardrank.jobs.bench.settings import PEERS, BenchSettings
-from shardrank.jobs.bench.tables import aligned
-from shardrank.jobs.bench.workloads import Workload
-from shardrank.jobs.cli import main as shardrank
+from bench.__main__ import main
+from bench.contenders import Contender
+from bench.peers.protocol import PeerSettings
+from bench.processes import ROOT, PeerFailed, PeerProcess
+from bench.rounds import schedule
+from bench.settings import PEERS, BenchSettings
+from bench.tables import aligned
+from bench.workloads import Workload
+from shardrank.cli import main as shardrank
 
 SETS = [{"query": {"text": "q"}, "instruction": None, "documents": [{"text": "a"}, {"text": "bb"}]}]
 WORKLOAD = Workload("text", SETS, [[0, 1]])

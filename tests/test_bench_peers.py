@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from bench.peer_files import MAX_PIXELS, MIN_PIXELS, TEMPLATE_FILE, write_peer_files
 from shardrank.actors.config import DEFAULT_INSTRUCTION
 from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan
-from shardrank.jobs.bench.peer_files import MAX_PIXELS, MIN_PIXELS, TEMPLATE_FILE, write_peer_files
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "golden" / "tiny"
@@ -123,7 +123,7 @@ def test_the_files_say_what_the_checkpoint_and_the_official_script_say(tmp_path)
 )
 def test_a_peer_says_what_it_lacks(peer, extra, sentence):
     """Without site-packages: no library is there, and none is imported before it is looked for."""
-    command = [sys.executable, "-S", "-m", f"shardrank.jobs.bench.peers.{peer}"]
+    command = [sys.executable, "-S", "-m", f"bench.peers.{peer}"]
     settings = json.dumps({"model": str(TINY), "extra": extra})
     answer = subprocess.run(
         [*command, settings], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60

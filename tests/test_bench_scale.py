@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shardrank.jobs.bench import scale, scaling
+from bench import scale, scaling
 
 
 def test_a_small_run_is_exact_and_says_what_it_held(

@@ -9,13 +9,13 @@ import torch
 from engine import GOLDEN, TINY
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from shardrank.jobs.bench.counting import count
-from shardrank.jobs.bench.flops import DecoderShape, ModelShape, VisionShape
-from shardrank.jobs.bench.peers.ours import Ours
-from shardrank.jobs.bench.peers.protocol import PeerSettings
-from shardrank.jobs.bench.peers.transformers_one import TransformersOne
-from shardrank.jobs.bench.work import Counted, flops_of
-from shardrank.jobs.bench.workloads import Workload
+from bench.counting import count
+from bench.flops import DecoderShape, ModelShape, VisionShape
+from bench.peers.ours import Ours
+from bench.peers.protocol import PeerSettings
+from bench.peers.transformers_one import TransformersOne
+from bench.work import Counted, flops_of
+from bench.workloads import Workload
 
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bench.checkpoints import build
+from bench.media import page_size, write_frames, write_page
+from bench.presets import NAMES, PRESETS
+from bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from bench.words import WordSource
+from bench.workloads import BUILDERS, Drawing, build_workload
 from shardrank.actors import CandidateSet, Reranker
 from shardrank.actors.config import OFFICIAL_DEFAULTS
-from shardrank.jobs.bench.checkpoints import build
-from shardrank.jobs.bench.media import page_size, write_frames, write_page
-from shardrank.jobs.bench.presets import NAMES, PRESETS
-from shardrank.jobs.bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from shardrank.jobs.bench.words import WordSource
-from shardrank.jobs.bench.workloads import BUILDERS, Drawing, build_workload
 
 TOKENIZER = train_tokenizer()
 

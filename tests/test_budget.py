@@ -2,8 +2,8 @@ from collections import Counter
 
 import pytest
 
-from shardrank.jobs.budget import Budget, MaxErrors
 from shardrank.jobs.errors import TooManyErrors, UsageError
+from shardrank.jobs.outputs.budget import Budget, MaxErrors
 
 
 @pytest.mark.parametrize(

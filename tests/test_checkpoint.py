@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from shardrank.actors.checkpoint import checkpoint_fingerprint, resolve_checkpoint
+from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 
 
 @pytest.fixture

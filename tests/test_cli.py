@@ -8,14 +8,15 @@ import pytest
 from engine import TINY
 from job_cases import text_rows, write_sets, write_text
 
+from shardrank import cli
 from shardrank.actors.config import RerankerConfig
-from shardrank.jobs import cli, status_cli
-from shardrank.jobs.cli import main
+from shardrank.cli import main
+from shardrank.jobs import status_cli
 from shardrank.jobs.cluster import choose_pool
 from shardrank.jobs.errors import JobError, UsageError
-from shardrank.jobs.pipeline import Pool
-from shardrank.jobs.progress import Meter, duration
 from shardrank.jobs.rerank import JobOptions
+from shardrank.jobs.run.pipeline import Pool
+from shardrank.jobs.run.progress import Meter, duration
 
 
 @pytest.fixture

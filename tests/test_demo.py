@@ -18,9 +18,9 @@ import pytest
 
 from shardrank.actors import Reranker, RerankerConfig
 from shardrank.actors.data import CandidateSet
-from shardrank.jobs.evaluate import evaluate_run
-from shardrank.jobs.qrels import load_qrels
-from shardrank.jobs.reading import document_value, query_value
+from shardrank.jobs.evaluate.measures import evaluate_run
+from shardrank.jobs.evaluate.qrels import load_qrels
+from shardrank.jobs.units.reading import document_value, query_value
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"

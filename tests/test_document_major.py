@@ -26,26 +26,26 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prepared import Visual
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
-from shardrank.jobs.budget import MaxErrors
-from shardrank.jobs.cli import main, print_summary
-from shardrank.jobs.documents import (
+from shardrank.cli import main, print_summary
+from shardrank.jobs.errors import JobError, TooManyErrors, UsageError
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.inputs.parquet import Footer, RowGroup
+from shardrank.jobs.inputs.tables import OpenedTable, Table
+from shardrank.jobs.outputs.budget import MaxErrors
+from shardrank.jobs.outputs.files import Output
+from shardrank.jobs.outputs.manifest import add_lookups
+from shardrank.jobs.outputs.parts import read_bucket, regroup, write_part
+from shardrank.jobs.outputs.scores import lookups_of
+from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.storage import Location
+from shardrank.jobs.units.documents import (
     DocumentPlan,
     DocumentUnit,
     bucket_starts,
     plan_documents,
     unit_ends,
 )
-from shardrank.jobs.engine import Engine
-from shardrank.jobs.errors import JobError, TooManyErrors, UsageError
-from shardrank.jobs.inputs import InputOptions
-from shardrank.jobs.manifest import add_lookups
-from shardrank.jobs.outputs import Output
-from shardrank.jobs.parquet import Footer, RowGroup
-from shardrank.jobs.parts import read_bucket, regroup, write_part
-from shardrank.jobs.rerank import JobOptions, Summary, rerank
-from shardrank.jobs.scores import lookups_of
-from shardrank.jobs.storage import Location
-from shardrank.jobs.tables import OpenedTable, Table
 
 CONFIG = RerankerConfig(model=str(TINY), num_threads=1, media_root=str(GOLDEN))
 REAL = Engine(Preprocessor, Scorer)
@@ -422,8 +422,8 @@ def by_value(build: Callable[..., Any], *arguments: Any) -> Any:
 def test_each_document_is_read_and_encoded_once_on_two_actors(
     tmp_path: Path, ray_address: str
 ) -> None:
-    from shardrank.jobs.execution import score_remaining, verify_all
-    from shardrank.jobs.pipeline import Pool, Workers
+    from shardrank.jobs.run.execution import score_remaining, verify_all
+    from shardrank.jobs.run.pipeline import Pool, Workers
 
     plan = plan_of(pages_and_queries(tmp_path, 20, 24, 5), 12)
     assert plan.documents is not None and len(plan.documents.units) > 5

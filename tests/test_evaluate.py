@@ -18,15 +18,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.evaluate import (
+from shardrank.jobs.evaluate.cli import evaluate
+from shardrank.jobs.evaluate.measures import (
     compare,
     evaluate_queries,
     evaluate_run,
     load_run_from_scores,
     load_scores,
 )
-from shardrank.jobs.evaluate_cli import evaluate
-from shardrank.jobs.qrels import load_qrels
+from shardrank.jobs.evaluate.qrels import load_qrels
 
 SCORES = pa.schema(
     [

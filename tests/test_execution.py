@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from shardrank.jobs.errors import JobError
-from shardrank.jobs.execution import _Writer
-from shardrank.jobs.outputs import Output
+from shardrank.jobs.outputs.files import Output
+from shardrank.jobs.run.execution import _Writer
 from shardrank.jobs.storage import Location
-from shardrank.jobs.units import SetsUnit
+from shardrank.jobs.units.plan import SetsUnit
 
 
 def test_an_output_that_the_nodes_do_not_share_is_known_at_the_first_file(

@@ -1,6 +1,6 @@
 import torch
 
-from shardrank.actors.features import FeatureCache
+from shardrank.actors.model.features import FeatureCache
 
 CPU = torch.device("cpu")
 

@@ -18,10 +18,10 @@ from shardrank.actors.errors import (
     UnknownScheme,
     VideoDecodeError,
 )
-from shardrank.actors.fetch import MediaReader, name_of
+from shardrank.actors.fetch.reader import MediaReader, name_of
+from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.prepared import PreparedSet
 from shardrank.actors.preprocessor import Preprocessor
-from shardrank.actors.web import WebMedia
 
 GOLDEN = Path(__file__).parent / "golden"
 LOOPBACK = WebMedia(allowed_networks=("127.0.0.0/8",), timeout_s=10.0)

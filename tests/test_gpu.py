@@ -6,9 +6,9 @@ from engine import GOLDEN, TINY, candidate_set, golden_cases
 from test_attention import HEAD_DIM, masked, random_states, three_level_batch
 
 from shardrank.actors import Reranker
-from shardrank.actors.attention import PackedAttention, flash_varlen
-from shardrank.actors.features import FeatureCache
-from shardrank.actors.linear import Fp8Weight, linear, quantize_rows, supports_fp8
+from shardrank.actors.model.attention import PackedAttention, flash_varlen
+from shardrank.actors.model.features import FeatureCache
+from shardrank.actors.model.linear import Fp8Weight, linear, quantize_rows, supports_fp8
 from shardrank.actors.packing import attention_plan
 
 pytestmark = [

@@ -135,8 +135,7 @@ def test_the_licence_is_apache_2_in_full():
 
 def test_the_packages_are_those_of_the_repository():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
-    listed = tool["setuptools"]["packages"]
-    found = [path.parent for name in LAYERS for path in (ROOT / name).rglob("__init__.py")]
-    folders = [".".join(["shardrank", *path.relative_to(ROOT).parts]) for path in found]
-    assert listed == sorted(["shardrank", *folders])
-    assert re.fullmatch(r"shardrank\.jobs\.cli:main", PROJECT["scripts"]["shardrank"])
+    assert tool["setuptools"]["packages"]["find"]["include"] == ["shardrank", "shardrank.*"]
+    folders = {path.parent for name in LAYERS for path in (ROOT / name).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    assert re.fullmatch(r"shardrank\.cli:main", PROJECT["scripts"]["shardrank"])

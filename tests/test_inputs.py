@@ -22,8 +22,8 @@ from job_cases import (
 )
 
 from shardrank.jobs.errors import UnreadableInput, UsageError
-from shardrank.jobs.inputs import InputOptions, open_job_input
-from shardrank.jobs.verify import Counts
+from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.outputs.verify import Counts
 
 
 def as_json_lines(rows: list[dict[str, Any]]) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from shardrank.jobs import lease
 from shardrank.jobs.errors import JobError, UsageError
-from shardrank.jobs.lease import LEASE, holder_of, is_known_dead, leased
+from shardrank.jobs.outputs import lease
+from shardrank.jobs.outputs.lease import LEASE, holder_of, is_known_dead, leased
 from shardrank.jobs.storage import Location
 
 
@@ -39,9 +39,8 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 def left_behind(directory: Path, **changes: Any) -> Path:
     """The file of a run on this host that is no more, or as changed."""
-    code = (
-        "import json; from shardrank.jobs.lease import _ourselves; print(json.dumps(_ourselves()))"
-    )
+    code = "import json; from shardrank.jobs.outputs import lease; "
+    code += "print(json.dumps(lease._ourselves()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / LEASE

@@ -3,7 +3,13 @@ import torch
 from engine import TINY, tiny_reranker
 
 from shardrank.actors import Reranker
-from shardrank.actors.linear import linear, pack_weight, preparation, quantize_rows, supports_fp8
+from shardrank.actors.model.linear import (
+    linear,
+    pack_weight,
+    preparation,
+    quantize_rows,
+    supports_fp8,
+)
 
 DOCUMENTS = ["a red bicycle", "An essay on the tides. " * 20, "", {"image": "media/sq_64x64.png"}]
 

@@ -7,15 +7,20 @@ import pytest
 from job_cases import CONFIG, text_rows, write_sets
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.actors.web import WebMedia
+from shardrank.actors.fetch.web import WebMedia
 from shardrank.jobs.cluster import settled_dtype
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.inputs import InputOptions, open_job_input
-from shardrank.jobs.manifest import Manifest, check_same_dtype, check_same_job, job_fingerprint
-from shardrank.jobs.outputs import Output
-from shardrank.jobs.pipeline import Pool
+from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.outputs.files import Output
+from shardrank.jobs.outputs.manifest import (
+    Manifest,
+    check_same_dtype,
+    check_same_job,
+    job_fingerprint,
+)
+from shardrank.jobs.run.pipeline import Pool
 from shardrank.jobs.storage import Location
-from shardrank.jobs.units import plan_units
+from shardrank.jobs.units.plan import plan_units
 
 
 def fingerprint(tmp_path: Path, config: RerankerConfig) -> Manifest:

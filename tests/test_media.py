@@ -17,8 +17,8 @@ from shardrank.actors.errors import (
     MediaNotFound,
     VideoTooShort,
 )
-from shardrank.actors.fetch import MediaReader
-from shardrank.actors.media import load_frames, load_image
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media.images import load_frames, load_image
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 READER = MediaReader()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from shardrank.actors import Reranker
-from shardrank.actors.model import load_model
+from shardrank.actors.model.model import load_model
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from job_cases import (
 )
 
 from shardrank.jobs.errors import JobError
-from shardrank.jobs.outputs import (
+from shardrank.jobs.outputs.files import (
     SCORES,
     Output,
     UnitCollector,
@@ -30,8 +30,8 @@ from shardrank.jobs.outputs import (
     write_trec_run,
     write_unit,
 )
-from shardrank.jobs.scores import FIGURES, ranked, with_figures
-from shardrank.jobs.status import unit_files
+from shardrank.jobs.outputs.scores import FIGURES, ranked, with_figures
+from shardrank.jobs.outputs.status import unit_files
 from shardrank.jobs.storage import Location
 
 

@@ -10,18 +10,18 @@ import pytest
 from engine import TINY
 from ray.data import DataContext
 
+from bench.stand_in import Checksums
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import PairScore
 from shardrank.actors.errors import Crashed
-from shardrank.jobs.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
-from shardrank.jobs.bench.stand_in import Checksums
-from shardrank.jobs.chunks import Chunk
-from shardrank.jobs.engine import Engine, outline_of
 from shardrank.jobs.errors import JobError
-from shardrank.jobs.pipeline import Pool, Score, _configure, packed, score_pairs
-from shardrank.jobs.preparing import prepare_unit
-from shardrank.jobs.scores import PLACE_SCHEMA
-from shardrank.jobs.units import SetsUnit
+from shardrank.jobs.outputs.scores import PLACE_SCHEMA
+from shardrank.jobs.run.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
+from shardrank.jobs.run.chunks import Chunk
+from shardrank.jobs.run.engine import Engine, outline_of
+from shardrank.jobs.run.pipeline import Pool, Score, _configure, packed, score_pairs
+from shardrank.jobs.run.preparing import prepare_unit
+from shardrank.jobs.units.plan import SetsUnit
 
 WORK = ("score", 0, 0)
 PREPARED = [Checksums(((0, b""), (1, b""))), Checksums(((2, b""),))]

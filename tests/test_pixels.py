@@ -7,7 +7,7 @@ from PIL import Image
 
 from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions
 from shardrank.actors.errors import AspectRatio, ImageTooLarge
-from shardrank.actors.pixels import (
+from shardrank.actors.media.pixels import (
     frame_list_pixels,
     frame_pairs,
     image_pixels,

@@ -18,14 +18,14 @@ from job_cases import (
     write_table,
 )
 
-from shardrank.jobs import tables
-from shardrank.jobs.attempts import MAX_DEATHS, Attempt, AttemptLog
-from shardrank.jobs.chunks import CHUNK_BYTES, CHUNK_PAIRS
-from shardrank.jobs.engine import Engine
-from shardrank.jobs.inputs import InputOptions, open_job_input
-from shardrank.jobs.pipeline import packed
-from shardrank.jobs.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks, prepare_unit
-from shardrank.jobs.units import Plan, plan_units
+from shardrank.jobs.inputs import tables
+from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, AttemptLog
+from shardrank.jobs.run.chunks import CHUNK_BYTES, CHUNK_PAIRS
+from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.pipeline import packed
+from shardrank.jobs.run.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks, prepare_unit
+from shardrank.jobs.units.plan import Plan, plan_units
 
 
 class Recorder:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from shardrank.jobs.budget import Budget, MaxErrors
 from shardrank.jobs.errors import JobError, TooManyErrors
-from shardrank.jobs.lease import LEASE
-from shardrank.jobs.manifest import Manifest, save_manifest
-from shardrank.jobs.outputs import Output
-from shardrank.jobs.record import Record, timed
+from shardrank.jobs.outputs.budget import Budget, MaxErrors
+from shardrank.jobs.outputs.files import Output
+from shardrank.jobs.outputs.lease import LEASE
+from shardrank.jobs.outputs.manifest import Manifest, save_manifest
+from shardrank.jobs.outputs.record import Record, timed
 from shardrank.jobs.rerank import _held
 from shardrank.jobs.storage import Location
 

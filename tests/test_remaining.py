@@ -9,13 +9,13 @@ from job_cases import image, plan_of, run_inline, text_rows, write_sets, write_t
 from test_document_major import everything_wrong
 
 from shardrank.jobs.errors import UsageError, VerificationError
-from shardrank.jobs.inputs import InputOptions
-from shardrank.jobs.outputs import Output, read_scores
-from shardrank.jobs.parts import rows_of
-from shardrank.jobs.reading import read_ids
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.files import Output, read_scores
+from shardrank.jobs.outputs.parts import rows_of
+from shardrank.jobs.outputs.status import unit_files
 from shardrank.jobs.remaining import Remaining, find_remaining, id_errors
-from shardrank.jobs.status import unit_files
-from shardrank.jobs.units import PairsUnit, Plan, unit_name
+from shardrank.jobs.units.plan import PairsUnit, Plan, unit_name
+from shardrank.jobs.units.reading import read_ids
 
 
 def indices(remaining: Remaining) -> list[int]:

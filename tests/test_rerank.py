@@ -28,12 +28,12 @@ from job_cases import (
 from pyarrow import fs
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.jobs import execution
-from shardrank.jobs.budget import MaxErrors
-from shardrank.jobs.engine import Engine
 from shardrank.jobs.errors import JobError, UnitsFailed, UsageError, VerificationError
-from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.run import execution
+from shardrank.jobs.run.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -305,7 +305,7 @@ def test_each_bad_document_is_its_own_rows_error(tmp_path: Path) -> None:
 def command(sets: str, output: Path, address: str) -> list[str]:
     arguments = ["rerank", sets, f"--output={output}", f"--model={TINY}", "--threads=1"]
     return [
-        *(sys.executable, "-m", "shardrank.jobs.cli", *arguments),
+        *(sys.executable, "-m", "shardrank.cli", *arguments),
         *("--unit-pairs=20", f"--address={address}"),
     ]
 
@@ -328,7 +328,7 @@ def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path, ray_address: str) 
 def test_a_second_run_of_a_running_job_is_refused_and_costs_the_first_nothing(
     tmp_path: Path,
 ) -> None:
-    from shardrank.jobs.lease import leased
+    from shardrank.jobs.outputs.lease import leased
     from shardrank.jobs.storage import Location
 
     sets = write_sets(tmp_path / "sets.parquet", text_rows(4, 4))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shardrank.actors.rope import interleaved, rotate
+from shardrank.actors.model.rope import interleaved, rotate
 
 
 def rotated_by_halves(states, cos, sin):

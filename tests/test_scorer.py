@@ -6,8 +6,8 @@ import torch
 from engine import TINY, tiny_reranker
 
 from shardrank.actors import CandidateSet, QueryOptions, RerankerConfig
-from shardrank.actors.device import choose_device, choose_dtype, compiles
 from shardrank.actors.errors import OutOfMemory
+from shardrank.actors.model.device import choose_device, choose_dtype, compiles
 from shardrank.actors.scorer import Scorer, halving
 
 SHORT = QueryOptions(max_length=512)

@@ -1,7 +1,7 @@
 import pytest
 
-from shardrank.serve.admission import Admission
 from shardrank.serve.errors import TooManyRequests
+from shardrank.serve.queue.admission import Admission
 
 
 def test_the_speed_is_a_moving_average_in_which_full_batches_weigh_more():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.failures import DASHSCOPE_PATH
-from shardrank.serve.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
 from shardrank.serve.settings import Limits
 from tests.serve_app import TINY, running
 

@@ -18,8 +18,8 @@ from shardrank.actors.errors import EmptyQuery, ImageDecodeError
 from shardrank.actors.planner import plan
 from shardrank.actors.prepared import PreparedSet
 from shardrank.actors.scorer import _costs
-from shardrank.serve.batching import BatchQueue
 from shardrank.serve.errors import DeadlineExceeded, NotReady, TooManyRequests
+from shardrank.serve.queue.batching import BatchQueue
 
 
 def scoring(queue: BatchQueue, *sets: CandidateSet, **more: Any) -> "asyncio.Task[Any]":

@@ -15,11 +15,11 @@ import pytest
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet
+from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
-from shardrank.actors.web import WebMedia
 from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
 from shardrank.serve.failures import body_of
-from shardrank.serve.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
 from shardrank.serve.settings import Limits
 from tests.serve_app import TINY, running
 from tests.serve_clients import KEY, data_url, image

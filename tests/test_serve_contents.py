@@ -6,7 +6,7 @@ import pytest
 
 from shardrank.actors.data import Content, Video
 from shardrank.actors.errors import InvalidContent
-from shardrank.serve.contents import parse_side
+from shardrank.serve.dialects.contents import parse_side
 from shardrank.serve.errors import InvalidRequest
 
 PNG = b"\x89PNG bytes"

@@ -38,7 +38,7 @@ def free_port() -> int:
 def served(log: Path, *options: str) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
     """`shardrank serve` on a port of its own, ready, with a client of it."""
     port = free_port()
-    command = [sys.executable, "-m", "shardrank.jobs.cli", "serve", "--port", str(port), *options]
+    command = [sys.executable, "-m", "shardrank.cli", "serve", "--port", str(port), *options]
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True
@@ -132,7 +132,7 @@ def test_a_model_that_does_not_load_ends_the_command_with_its_cause(tmp_path):
     for path in TINY.iterdir():
         if path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    command = [sys.executable, "-m", "shardrank.jobs.cli", "serve", "--model", str(tmp_path)]
+    command = [sys.executable, "-m", "shardrank.cli", "serve", "--model", str(tmp_path)]
     process = subprocess.run(
         [*command, "--port", str(free_port())],
         cwd=ROOT,
@@ -157,7 +157,7 @@ def test_a_model_that_does_not_load_ends_the_command_with_its_cause(tmp_path):
     ],
 )
 def test_a_wrong_command_is_one_sentence(options, sentence, capsys, monkeypatch):
-    from shardrank.jobs.cli import main
+    from shardrank.cli import main
 
     monkeypatch.delenv("SHARDRANK_API_KEYS", raising=False)
     assert main(["serve", *options]) == 2
@@ -187,8 +187,8 @@ def test_an_application_without_keys_must_say_that_it_is_open(monkeypatch):
 
 
 def test_a_new_key_is_shown_once_and_its_hash_fits_the_file(capsys, tmp_path):
-    from shardrank.jobs.cli import main
-    from shardrank.serve.keys import ApiKeys
+    from shardrank.cli import main
+    from shardrank.serve.gate.keys import ApiKeys
 
     assert main(["new-key", "alice"]) == 0
     shown = capsys.readouterr()

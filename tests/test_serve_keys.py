@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from shardrank.serve.errors import Unauthorized
-from shardrank.serve.keys import (
+from shardrank.serve.gate.keys import (
     MAX_HEADER_CHARACTERS,
     MAX_KEY_CHARACTERS,
     ApiKey,

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
-from shardrank.actors.web import WebMedia
 from shardrank.serve.settings import Limits
 from tests.serve_app import TINY, running
 from tests.serve_clients import image
@@ -103,7 +103,7 @@ def test_nothing_more_is_fetched_when_the_bytes_are_used_up(url):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(url, monkeypatch):
-    monkeypatch.setattr("shardrank.serve.gate._BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("shardrank.serve.gate.gate._BODY_TIMEOUT_S", 0.2)
     place = httpx.URL(url)
     head = f"POST /v2/rerank HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 100\r\n\r\n{{"
     with socket.create_connection((place.host, place.port), timeout=60) as connection:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.keys import WRONG_KEY
+from shardrank.serve.gate.keys import WRONG_KEY
 from tests.loopback import loopback_only
 from tests.serve_clients import (
     BROKEN,

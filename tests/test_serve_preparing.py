@@ -18,14 +18,14 @@ from test_preprocessor import GOLDEN, png, preprocessor, same
 from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions
 from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import RerankError
-from shardrank.actors.fetch import MediaReader
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.actors.planner import PairCost, plan, set_costs
 from shardrank.actors.prepared import PreparedPair, PreparedSet
 from shardrank.actors.preprocessor import _PixelCache
 from shardrank.actors.prompt import Side
 from shardrank.actors.sides import OpenSide, ReadSide
-from shardrank.actors.video_process import VideoProcesses
-from shardrank.serve.preparing import Piece, Slice, estimated_tokens, prepare, slices
+from shardrank.serve.queue.slices import Piece, Slice, estimated_tokens, prepare, slices
 
 CLIP = Video(str(GOLDEN / "media" / "v2s_24.mp4"))
 

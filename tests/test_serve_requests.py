@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from shardrank.serve.requests import DashScopeRequest, RerankRequest, ScoreRequest
+from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
 
 REQUEST = {"query": "q", "documents": ["a", "b"]}
 

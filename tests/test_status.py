@@ -12,14 +12,14 @@ import standin
 from job_cases import image, text_rows, write_sets, write_table
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.jobs.cli import main
+from shardrank.cli import main
 from shardrank.jobs.errors import UsageError, VerificationError
-from shardrank.jobs.inputs import InputOptions
-from shardrank.jobs.lease import LEASE
-from shardrank.jobs.manifest import kept_command, kept_input
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.lease import LEASE
+from shardrank.jobs.outputs.manifest import kept_command, kept_input
+from shardrank.jobs.outputs.status import read_status
+from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions, rerank
-from shardrank.jobs.status import read_status
-from shardrank.jobs.verify import verify_output
 
 CONFIG = RerankerConfig(model=str(Path(__file__).parent / "golden" / "tiny"), num_threads=1)
 COMMAND = ("rerank", "sets.parquet", "--output=s3://KEY:SECRET@bucket/out")
@@ -77,7 +77,7 @@ def test_a_stopped_job_says_how_to_go_on_and_keeps_no_secret(
 def test_a_running_job_and_one_that_ended_without_a_word(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from shardrank.jobs.lease import leased
+    from shardrank.jobs.outputs.lease import leased
     from shardrank.jobs.storage import Location
 
     (job / "_SUCCESS").unlink()

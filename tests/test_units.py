@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from job_cases import plan_of, read_all, text_rows, write_sets, write_table
 
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.parquet import Footer, RowGroup
-from shardrank.jobs.units import PairsUnit, SetsUnit, _row_ranges, unit_name
+from shardrank.jobs.inputs.parquet import Footer, RowGroup
+from shardrank.jobs.units.plan import PairsUnit, SetsUnit, _row_ranges, unit_name
 
 
 def footer(groups: list[tuple[int, int]]) -> Footer:

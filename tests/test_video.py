@@ -15,8 +15,14 @@ import torch
 
 from shardrank.actors.data import Video
 from shardrank.actors.errors import ImageTooLarge, MediaNotFound, VideoDecodeError, VideoTooShort
-from shardrank.actors.fetch import MediaReader
-from shardrank.actors.video import SampledVideo, _DecordVideo, _PyAvVideo, frame_indices, load_video
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media.video import (
+    SampledVideo,
+    _DecordVideo,
+    _PyAvVideo,
+    frame_indices,
+    load_video,
+)
 
 torch.set_num_threads(1)
 
@@ -280,8 +286,8 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 from shardrank.actors.data import Video
-from shardrank.actors.fetch import MediaReader
-from shardrank.actors.video import load_video
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media.video import load_video
 from shardrank.actors.errors import RerankError
 try:
     sampled = load_video(Video(sys.argv[1]), MediaReader(), 1.0, 64, 10**8)

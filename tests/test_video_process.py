@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from shardrank.actors import video_process
 from shardrank.actors.config import OFFICIAL_OPTIONS, RerankerConfig
 from shardrank.actors.data import CandidateSet, Video
 from shardrank.actors.errors import MediaForbidden, VideoDecodeError, VideoTooLong, VideoTooShort
-from shardrank.actors.fetch import MediaReader
-from shardrank.actors.pixels import video_file_pixels
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media import video_process
+from shardrank.actors.media.pixels import video_file_pixels
+from shardrank.actors.media.video import load_video
+from shardrank.actors.media.video_process import VideoProcess
 from shardrank.actors.preprocessor import Preprocessor
-from shardrank.actors.video import load_video
-from shardrank.actors.video_process import VideoProcess
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -127,7 +127,7 @@ def test_the_child_ends_with_its_owner():
 HANG = """
 import ctypes, os, sys, time
 from pathlib import Path
-from shardrank.actors import video_process
+from shardrank.actors.media import video_process
 def load_video(video, *rest):
     Path({place!r}).write_text(str(os.getpid()))
     {hang}
@@ -137,10 +137,10 @@ video_process.serve(*map(int, sys.argv[1:]))
 """
 PARENT = """
 import sys
-from shardrank.actors import video_process
+from shardrank.actors.media import video_process
 from shardrank.actors.config import OFFICIAL_OPTIONS
 from shardrank.actors.data import Video
-from shardrank.actors.fetch import MediaReader
+from shardrank.actors.fetch.reader import MediaReader
 video_process._STARTUP = sys.argv[1]
 videos = video_process.VideoProcess(600)
 videos.frames(Video(b"hangs"), MediaReader(), OFFICIAL_OPTIONS, 1)
@@ -197,7 +197,7 @@ def test_a_deadly_video_leaves_the_other_documents_alone():
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_memory_beyond_the_childs_limit_is_not_given():
     code = (
-        "from shardrank.actors.video_process import _data_bytes, _limit_memory\n"
+        "from shardrank.actors.media.video_process import _data_bytes, _limit_memory\n"
         "_limit_memory(_data_bytes() + (64 << 20))\n"
         "small = bytearray(32 << 20)\n"
         "try: bytearray(64 << 20)\n"

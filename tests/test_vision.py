@@ -8,8 +8,8 @@ from engine import TINY
 from test_attention import plain_varlen
 from transformers import Qwen3VLForConditionalGeneration
 
-from shardrank.actors.pixels import patchify
-from shardrank.actors.vision import VisionTower, _by_size, _varlen
+from shardrank.actors.media.pixels import patchify
+from shardrank.actors.model.vision import VisionTower, _by_size, _varlen
 
 
 def tiny_visual():

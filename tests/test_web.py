@@ -24,7 +24,7 @@ from shardrank.actors.errors import (
     MediaTooLarge,
     MediaUnreachable,
 )
-from shardrank.actors.web import WebMedia, WebReader
+from shardrank.actors.fetch.web import WebMedia, WebReader
 
 
 class Names:
@@ -598,8 +598,8 @@ def test_without_httpcore_everything_but_web_media_works() -> None:
         import sys
         sys.modules["httpcore"] = None
         from shardrank.actors.config import RerankerConfig
-        from shardrank.actors.fetch import MediaReader
-        from shardrank.actors.web import WebMedia
+        from shardrank.actors.fetch.reader import MediaReader
+        from shardrank.actors.fetch.web import WebMedia
         MediaReader().local_path("setup")
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

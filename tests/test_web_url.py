@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardrank.actors.errors import MediaForbidden
-from shardrank.actors.web_url import WebUrl, shown
+from shardrank.actors.fetch.web_url import WebUrl, shown
 
 BOTH = ("http", "https")
 

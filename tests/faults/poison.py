@@ -25,9 +25,9 @@ from shardrank.actors.data import PairScore
 from shardrank.actors.errors import RerankError
 from shardrank.actors.prepared import PreparedSet
 from shardrank.actors.preprocessor import Preprocessor
-from shardrank.jobs.engine import Engine
-from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.rerank import JobOptions, rerank
+from shardrank.jobs.run.engine import Engine
 
 SCORE_POISON = {"kill": 1, "raise": 2, "hang": 3}
 

@@ -25,8 +25,8 @@ from sweep_cluster import descendants
 from sweep_job import TINY, UNIT_PAIRS, Job, Store, read_rows
 from sweep_place import FAULTS, Place
 
-from shardrank.jobs.lease import _born as born
-from shardrank.jobs.lease import holder_of, is_known_dead
+from shardrank.jobs.outputs.lease import _born as born
+from shardrank.jobs.outputs.lease import holder_of, is_known_dead
 from shardrank.jobs.storage import Location, list_files, read_bytes
 
 MAX_REDONE = 0.05
@@ -193,7 +193,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log.touch()
         own = [str(FAULTS / "sweep_driver.py"), str(self.log)]
-        program = own if self.job.engine == "stand-in" else ["-m", "shardrank.jobs.cli"]
+        program = own if self.job.engine == "stand-in" else ["-m", "shardrank.cli"]
         self.num_drivers += 1
         with self.errors.open("wb") as stream:
             self.driver = subprocess.Popen(

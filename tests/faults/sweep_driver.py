@@ -10,9 +10,9 @@ from pathlib import Path
 
 import sweep_engine
 
+from shardrank.cli import main
 from shardrank.jobs import rerank
-from shardrank.jobs.cli import main
-from shardrank.jobs.units import plan_units
+from shardrank.jobs.units.plan import plan_units
 
 if __name__ == "__main__":
     log = Path(sys.argv[1])

@@ -12,9 +12,9 @@ import sweep_engine
 from job_cases import candidate, plan_of, query_row, run_inline, text, write_sets, write_table
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.jobs.engine import Engine
-from shardrank.jobs.inputs import InputOptions
-from shardrank.jobs.outputs import read_scores
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.files import read_scores
+from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location, write_atomically
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"

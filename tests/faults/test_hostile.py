@@ -17,8 +17,8 @@ from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.errors import RerankError
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
-from shardrank.jobs.engine import Engine
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.run.engine import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged files
 

@@ -21,7 +21,7 @@ from sweep_place import Place, simulated
 
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
-from shardrank.jobs.engine import Engine
+from shardrank.jobs.run.engine import Engine
 
 SEED = int(os.environ.get("SHARDRANK_SWEEP_SEED") or random.SystemRandom().randrange(1 << 32))
 

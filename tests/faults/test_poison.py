@@ -16,9 +16,9 @@ from job_cases import candidate, query_row, score_rows, text, text_rows, write_s
 from sweep_place import simulated
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.jobs.budget import MaxErrors
 from shardrank.jobs.errors import JobError, TooManyErrors, UnitsFailed
-from shardrank.jobs.inputs import InputOptions
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"

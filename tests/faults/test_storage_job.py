@@ -17,18 +17,18 @@ from job_cases import plan_of, run_inline, score_rows, text_rows, write_sets
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.errors import MediaNotFound, MediaTooLarge
-from shardrank.actors.fetch import MediaReader
+from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
-from shardrank.jobs.attempts import AttemptLog
-from shardrank.jobs.engine import Engine
 from shardrank.jobs.errors import JobError, UsageError
-from shardrank.jobs.inputs import InputOptions
-from shardrank.jobs.pipeline import packed
-from shardrank.jobs.preparing import prepare_unit
+from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.run.attempts import AttemptLog
+from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.pipeline import packed
+from shardrank.jobs.run.preparing import prepare_unit
 from shardrank.jobs.storage import Location, list_files, read_bytes, write_atomically
-from shardrank.jobs.units import Plan
+from shardrank.jobs.units.plan import Plan
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 REAL = Engine(Preprocessor, Scorer)
@@ -63,7 +63,7 @@ def test_a_job_between_buckets_that_fail_every_fifth_request(
 
 def command(sets: str, output: str, *more: str) -> list[str]:
     arguments = ["rerank", sets, f"--output={output}", f"--model={TINY}", "--unit-pairs=20"]
-    return [sys.executable, "-m", "shardrank.jobs.cli", *arguments, "--threads=1", *more]
+    return [sys.executable, "-m", "shardrank.cli", *arguments, "--threads=1", *more]
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -24,14 +24,15 @@ from fault_proxy import (
 from job_cases import plan_of, run_inline, text_rows, write_sets
 from pyarrow import fs
 
-from shardrank.actors import object_store
 from shardrank.actors.errors import MediaNotFound, MediaUnreachable
-from shardrank.actors.fetch import MediaReader
+from shardrank.actors.fetch import object_store
+from shardrank.actors.fetch.reader import MediaReader
 from shardrank.jobs.errors import JobError, UsageError, VerificationError
-from shardrank.jobs.outputs import PARTS, SCORES, Output, write_trec_run
-from shardrank.jobs.parquet import read_range
-from shardrank.jobs.parts import _read_row_group
-from shardrank.jobs.status import unit_files
+from shardrank.jobs.inputs.parquet import read_range
+from shardrank.jobs.outputs.files import PARTS, SCORES, Output, write_trec_run
+from shardrank.jobs.outputs.parts import _read_row_group
+from shardrank.jobs.outputs.status import unit_files
+from shardrank.jobs.outputs.verify import verify_units
 from shardrank.jobs.storage import (
     Location,
     NoSuchFile,
@@ -43,8 +44,7 @@ from shardrank.jobs.storage import (
     write_atomically,
     write_stream,
 )
-from shardrank.jobs.units import Plan
-from shardrank.jobs.verify import verify_units
+from shardrank.jobs.units.plan import Plan
 
 CONTENT = bytes(range(256)) * 1_000
 LARGE = CONTENT * 60  # two parts of an upload

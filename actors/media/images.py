@@ -1,0 +1,144 @@
+"""Decoding images to RGB with Pillow, by the official rules.
+
+Every failure is a MediaError with a sentence; nothing is substituted. Knows nothing about the
+sizes that the model wants.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoFile
+from PIL.ImageFile import ImageFile
+
+from shardrank.actors.data import ImageSource, Video
+from shardrank.actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
+from shardrank.actors.fetch.reader import MediaReader, name_of
+
+# For the process, since filters within a block are not safe beside other threads: Pillow's size
+# warning (the limit is ours), and what it says about files that are a little wrong.
+warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+PILImage.init()  # registers every format; without it Pillow knows the five commonest
+_FORMATS = ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+"""What pictures are kept in. Of the other 30 that Pillow opens some start a program (EPS starts
+Ghostscript), some take seconds for a few bytes (XPM, FITS), and TGA takes nearly anything for one.
+"""
+_PROGRAMS = {"EPS", "WMF", "GRIB", "HDF5", "BUFR", "MPEG"}
+
+_MAX_JPEG_SCANS = 100  # libtiff's limit; for each of a few bytes every pixel is gone through again
+_MAX_JPEG_SEGMENTS = 10_000  # before each that has Exif data, Pillow copies all before it
+_MAX_PPM_COMMENTS = 1_000  # for each, Pillow copies a megabyte
+_JPEG_MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # no stuffing, restart or fill byte
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
+
+
+def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PILImage.Image:
+    """An RGB image of any source, by the official rules.
+
+    Mode RGBA alone is laid on white; every other mode goes through Pillow's `convert("RGB")`.
+    EXIF rotation is not applied; of an animation the first frame counts.
+    """
+    if isinstance(source, PILImage.Image):
+        name = "an image"
+    else:
+        name = name_of(source) if isinstance(source, str) else f"an image of {len(source)} bytes"
+    data = reader.read(source) if isinstance(source, str) else source
+    try:
+        if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on
+            return _to_rgb(data, name, max_pixels)
+        _check_work(data, name, max_pixels)
+        with PILImage.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return _to_rgb(image, name, max_pixels)
+    except PILImage.DecompressionBombError as error:
+        raise ImageTooLarge(f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageDecodeError(f"{name}: not an image that can be read") from error
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise ImageDecodeError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: PILImage.Image, name: str, max_pixels: int) -> PILImage.Image:
+    _check_size(image, name, max_pixels)
+    if image.format in _PROGRAMS and isinstance(image, ImageFile) and image.tile:  # not decoded yet
+        raise ImageDecodeError(f"{name}: {image.format} is not decoded: it starts a program")
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = PILImage.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _check_size(image: PILImage.Image, name: str, max_pixels: int) -> None:
+    if not image.width or not image.height:
+        raise ImageDecodeError(f"{name}: has no pixels")
+    if image.width * image.height > max_pixels:
+        raise ImageTooLarge(
+            f"{name}: {image.width} x {image.height} pixels, over the limit of {max_pixels}"
+        )
+
+
+def _check_work(data: bytes, name: str, max_pixels: int) -> None:
+    """Refuses files made to keep Pillow busy: a few of their bytes cost as much as a picture."""
+    if data[:3] == b"\xff\xd8\xff":
+        _check_jpeg(data, name)
+    elif data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > _MAX_PPM_COMMENTS:
+        raise ImageDecodeError(f"{name}: a PPM of over {_MAX_PPM_COMMENTS} comments")
+    elif data[:4] == b"\0\0\1\0":  # an icon is decoded when it is opened
+        first = IcoFile(io.BytesIO(data)).entry[0]
+        with PILImage.open(io.BytesIO(data[first.offset :]), formats=["PNG", "DIB"]) as image:
+            _check_size(image, name, max_pixels)
+
+
+def _check_jpeg(data: bytes, name: str) -> None:
+    place = num_segments = num_scans = 0
+    while marker := _JPEG_MARKER.search(data, place):
+        if marker[1] == _END_OF_IMAGE:
+            return
+        num_segments += 1
+        num_scans += marker[1] == _START_OF_SCAN
+        if num_scans > _MAX_JPEG_SCANS or num_segments > _MAX_JPEG_SEGMENTS:
+            raise ImageDecodeError(
+                f"{name}: a JPEG of over {_MAX_JPEG_SCANS} scans or {_MAX_JPEG_SEGMENTS} segments"
+            )
+        length = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        place = marker.end() + max(2, length)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameList:
+    """RGB frames of a list, each decoded when it is reached: all of them may not fit in memory."""
+
+    sources: tuple[ImageSource, ...]
+    reader: MediaReader
+    max_pixels: int
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __iter__(self) -> Iterator[PILImage.Image]:
+        for source in self.sources:
+            yield load_image(source, self.reader, self.max_pixels)
+
+
+def load_frames(video: Video, reader: MediaReader, max_frames: int, max_pixels: int) -> FrameList:
+    """The frames of a frame list, thinned to max_frames as the official sample_frames does."""
+    assert video.frames is not None
+    if not video.frames:
+        raise VideoTooShort("a video's list of frames is empty")
+    chosen = video.frames
+    if len(chosen) > max_frames:
+        kept = np.linspace(0, len(chosen) - 1, max_frames, dtype=int)
+        chosen = tuple(chosen[index] for index in kept)
+    return FrameList(chosen, reader, max_pixels)

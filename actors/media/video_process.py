@@ -1,0 +1,252 @@
+"""Video files decoded in a child process: decoders crash, or hang, on damaged files.
+
+Of 533 damaged MP4 files decord 0.6 died on 19, and a dead worker takes its whole unit with it. The
+child lives as long as its parent and is started again after a file that killed it.
+"""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import LifoQueue
+from typing import Any
+
+import numpy as np
+
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.data import Video
+from shardrank.actors.errors import RerankError, VideoDecodeError
+from shardrank.actors.fetch.reader import MediaReader, name_of
+from shardrank.actors.media.pixels import video_file_pixels
+from shardrank.actors.media.video import load_video
+
+TIMEOUT_S = 300.0
+"""For one file. Sampling 64 frames of an hour of video takes seconds."""
+MAX_PROCESSES = 4
+"""Of one Preprocessor. One thread alone never starts a second."""
+
+_MIN_BYTES = 4 << 30
+_BYTES_PER_PIXEL = 32
+"""What decoding one file may take, by the pixels that a frame may have: decord decodes ahead of
+what it is asked for, and FFmpeg keeps up to 16 frames that later ones refer to.
+"""
+
+_POLL_EVERY_S = 1.0
+_GRACE_S = 30
+"""After which the child ends itself: its parent, if it lives, has long stopped it."""
+
+_STARTUP = (
+    "import sys; from shardrank.actors.media.video_process import serve; "
+    "serve(*map(int, sys.argv[1:]))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    video: Video  # its source is bytes or an absolute path
+    name: str
+    options: QueryOptions
+    max_pixels: int
+    max_seconds: float | None
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+    @classmethod
+    def start(cls) -> "_Child":
+        ours, theirs = Pipe()
+        packages = str(Path(__file__).absolute().parents[3])
+        path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
+        process = subprocess.Popen(
+            [sys.executable, "-c", _STARTUP, str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # FFmpeg writes a line for every damaged frame
+            start_new_session=True,  # Ctrl-C is for the job: here it would look like a bad file
+        )
+        theirs.close()
+        return cls(process, ours)
+
+    def stop(self) -> None:
+        self.connection.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class VideoProcess:
+    """Samples and resizes video files in a child process; safe to call from several threads."""
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        self._cleanup: Any = None
+
+    def frames(
+        self,
+        video: Video,
+        reader: MediaReader,
+        options: QueryOptions,
+        max_pixels: int,
+        max_seconds: float | None = None,
+    ) -> tuple[np.ndarray, list[float]]:
+        """Resized frames (T, H, W, 3) uint8, T even, and the time of each in seconds.
+
+        Raises a MediaError, VideoDecodeError also where the child dies of the file or is too slow.
+        """
+        request = _Request(
+            *_local(video, reader), options, max_pixels, max_seconds, self._timeout_s
+        )
+        with self._lock:
+            reply = self._ask(request)
+            if reply is None:  # killed by the file, or by somebody else: a second child tells
+                reply = self._ask(request) or VideoDecodeError(
+                    f"{request.name}: the decoder's process died of it, twice"
+                )
+        if isinstance(reply, RerankError):
+            raise reply
+        return reply
+
+    def _ask(self, request: _Request) -> Any:
+        """The child's reply, an error where it is too slow, None where it died."""
+        child = self._running()
+        try:
+            child.connection.send(request)
+            if child.connection.poll(self._timeout_s):
+                return child.connection.recv()
+        except (EOFError, OSError):
+            self._stop()
+            return None
+        self._stop()
+        return VideoDecodeError(f"{request.name}: not decoded within {self._timeout_s:.0f} s")
+
+    def _running(self) -> _Child:
+        if self._child is None:
+            self._child = _Child.start()
+            self._cleanup = weakref.finalize(self, self._child.stop)
+        return self._child
+
+    def _stop(self) -> None:
+        assert self._child is not None
+        self._child.stop()
+        self._cleanup.detach()
+        self._child = None
+
+
+class VideoProcesses:
+    """Several of them behind one `frames`: a file that hangs a decoder holds up one thread alone.
+
+    Each starts its child when all before it are busy.
+    """
+
+    def __init__(self, num_processes: int = MAX_PROCESSES) -> None:
+        self._idle: LifoQueue[VideoProcess] = LifoQueue()
+        for _ in range(num_processes):
+            self._idle.put(VideoProcess())
+
+    def frames(
+        self,
+        video: Video,
+        reader: MediaReader,
+        options: QueryOptions,
+        max_pixels: int,
+        max_seconds: float | None = None,
+    ) -> tuple[np.ndarray, list[float]]:
+        """As VideoProcess.frames; waits while all are busy."""
+        videos = self._idle.get()
+        try:
+            return videos.frames(video, reader, options, max_pixels, max_seconds)
+        finally:
+            self._idle.put(videos)
+
+
+def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
+    """The video as bytes or an absolute path, and its name in error sentences."""
+    source = video.source
+    assert source is not None
+    if isinstance(source, bytes):
+        return video, f"a video of {len(source)} bytes"
+    local = reader.local_path(source)
+    opened = str(local.absolute()) if local else reader.read(source)
+    return Video(opened, fps=video.fps), name_of(source)
+
+
+def serve(handle: int, parent: int) -> None:
+    """The child: answer requests until the parent, a process's number, is gone."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = Connection(handle)
+    reader = MediaReader()
+    at_start = _data_bytes()
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        _limit_memory(at_start + max(_MIN_BYTES, _BYTES_PER_PIXEL * request.max_pixels))
+        signal.alarm(math.ceil(request.timeout_s) + _GRACE_S)
+        reply = _answer(request, reader)
+        signal.alarm(0)
+        connection.send(reply)
+
+
+def _end_with(parent: int) -> None:
+    """While a file is decoded nobody sees that the pipe is closed.
+
+    This thread runs meanwhile, as decord and PyAV decode without the GIL. A decoder that hangs and
+    keeps it is ended by the alarm, which needs no Python. PR_SET_PDEATHSIG would not do: it comes
+    when the thread that started the child ends, and its process may live on.
+    """
+    while os.getppid() == parent:
+        time.sleep(_POLL_EVERY_S)
+    os._exit(1)
+
+
+def _data_bytes() -> int:
+    """What _limit_memory limits, as of now; Linux alone counts it."""
+    if sys.platform != "linux":
+        return 0
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _limit_memory(size_bytes: int) -> None:
+    """Beyond it allocations fail, of which the decoder dies: sooner it than the whole machine."""
+    if sys.platform == "linux":
+        import resource  # no such module on Windows
+
+        _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
+        within = size_bytes if hardest == resource.RLIM_INFINITY else min(size_bytes, hardest)
+        resource.setrlimit(resource.RLIMIT_DATA, (within, hardest))
+
+
+def _answer(request: _Request, reader: MediaReader) -> tuple[np.ndarray, list[float]] | RerankError:
+    options = request.options
+    assert options.fps is not None and options.max_frames is not None
+    try:
+        sampled = load_video(
+            request.video,
+            reader,
+            options.fps,
+            options.max_frames,
+            request.max_pixels,
+            request.name,
+            request.max_seconds,
+            lambda frames, num_frames: video_file_pixels(frames, options, num_frames),
+        )
+        return sampled.frames, sampled.times_s
+    except RerankError as error:
+        return error

@@ -1,0 +1,78 @@
+"""A Qwen3-VL-Reranker checkpoint in memory: vision tower, decoder, the yes-no row of its head."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from shardrank.actors.model.decoder import Decoder
+from shardrank.actors.model.vision import VisionTower
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerModel:
+    """head is W_yes - W_no, (hidden,) float32, so that a logit is head . h."""
+
+    vision: VisionTower
+    decoder: Decoder
+    head: torch.Tensor
+    device: torch.device
+    dtype: torch.dtype
+    bytes_per_token: int
+
+
+def load_model(
+    checkpoint: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_fp8: bool = False,
+    is_compiled: bool = False,
+) -> RerankerModel:
+    """Load a checkpoint directory. Raises ValueError where weights are missing or broken.
+
+    safetensors only, no code from the checkpoint, nothing downloaded.
+    """
+    from transformers import Qwen3VLForConditionalGeneration  # seconds to import
+
+    if not list(checkpoint.glob("*.safetensors")):
+        raise ValueError(f"{checkpoint} has no *.safetensors weights")
+    try:
+        model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
+            checkpoint,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and safetensors raise many kinds on broken files
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(f"{checkpoint} cannot be loaded: {lines[0][:300]}") from error
+    broken = sorted(loading["missing_keys"]) or sorted(map(str, loading["mismatched_keys"]))
+    if broken:
+        raise ValueError(f"{checkpoint} lacks weights the model needs, such as {broken[0]}")
+    model.requires_grad_(False).eval().to(device)
+    head = _yes_no_row(model.lm_head.weight, checkpoint / "tokenizer.json")
+    text = model.config.text_config
+    logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
+    return RerankerModel(
+        vision=VisionTower(
+            model.model.visual, model.config.vision_config.spatial_merge_size, is_compiled
+        ),
+        decoder=Decoder(model.model.language_model, is_fp8, is_compiled),
+        head=head,
+        device=device,
+        dtype=dtype,
+        bytes_per_token=dtype.itemsize * (16 * text.hidden_size + 4 * text.intermediate_size),
+    )
+
+
+def _yes_no_row(head_weight: torch.Tensor, tokenizer_file: Path) -> torch.Tensor:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
+    if yes is None or no is None:
+        raise ValueError(f"{tokenizer_file} has no tokens 'yes' and 'no': not a reranker")
+    return head_weight[yes].float() - head_weight[no].float()

@@ -1,0 +1,260 @@
+"""The vision tower on many visuals at once, packed, with transformers' own weights.
+
+uint8 pixels in; for every visual token its merged feature and its deepstack features out. Each
+image and each frame pair attends to itself alone. Source: transformers' Qwen3VLVisionModel.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from shardrank.actors.media.pixels import MERGE_SIZE, PATCH_SIZE, patchify
+from shardrank.actors.model.attention import VarlenKernel, cumulative, kernel_for
+from shardrank.actors.model.device import maybe_compiled, to_device
+from shardrank.actors.model.linear import Prepare, Weight, linear, preparation, take
+from shardrank.actors.model.rope import interleaved, rotate
+
+ROPE_THETA = 10_000.0
+LAYER_NORM_EPSILON = 1e-6
+
+
+class Affine(NamedTuple):
+    weight: Weight
+    bias: torch.Tensor
+
+
+class Norm(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+class BlockWeights(NamedTuple):
+    """Tensors and a number alone, so that one compiled graph serves every block."""
+
+    norm1: Norm
+    qkv: Affine
+    proj: Affine
+    norm2: Norm
+    up: Affine
+    down: Affine
+    num_heads: int
+
+
+class MergerWeights(NamedTuple):
+    """From a 2 x 2 block of patches to a token; the norm comes before or after they are joined."""
+
+    norm: Norm
+    up: Affine
+    down: Affine
+    is_norm_after_joining: bool
+
+
+class VisionTower:
+    """Takes over a loaded Qwen3VLVisionModel's weights.
+
+    is_compiled: a block's parts before and after attention are compiled, on first use.
+    """
+
+    def __init__(self, visual: Any, spatial_merge_size: int, is_compiled: bool = False) -> None:
+        assert spatial_merge_size == MERGE_SIZE
+        patch_weight = visual.patch_embed.proj.weight
+        self._device, self._dtype = patch_weight.device, patch_weight.dtype
+        prepare = preparation(self._device, self._dtype, is_compiled)
+        self._patch = Affine(prepare(patch_weight.flatten(1)), visual.patch_embed.proj.bias)
+        self._position_table = visual.pos_embed.weight
+        self._num_heads = visual.blocks[0].attn.num_heads
+        self._blocks = [_block_weights(block, prepare) for block in visual.blocks]
+        self._project = maybe_compiled(_project, is_compiled)
+        self._finish = maybe_compiled(_finish, is_compiled)
+        self._merger = _merger_weights(visual.merger, prepare)
+        mergers = [_merger_weights(merger, prepare) for merger in visual.deepstack_merger_list]
+        self._deepstack = dict(zip(visual.deepstack_visual_indexes, mergers, strict=True))
+        self._grid_side = int(visual.pos_embed.num_embeddings**0.5)
+        self._positions = lru_cache(maxsize=256)(self._make_positions)
+
+    @property
+    def num_levels(self) -> int:
+        """Features of a token: one for the embedding, one for each deepstack layer."""
+        return 1 + len(self._deepstack)
+
+    def encode(self, pixels: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """(tokens, num_levels, hidden) for each visual's (1 or 2, H, W, 3) uint8 pixels."""
+        patches = [patchify(to_device(visual, self._device), self._dtype) for visual in pixels]
+        lengths = [len(patch) for patch in patches]
+        grids = [(v.shape[1] // PATCH_SIZE, v.shape[2] // PATCH_SIZE) for v in pixels]
+        tables = [self._positions(height, width) for height, width in grids]
+        hidden = linear(torch.cat(patches), *self._patch)
+        hidden += torch.cat([table[0] for table in tables])
+        rope = torch.cat([table[1] for table in tables]), torch.cat([t[2] for t in tables])
+        features = self._run_blocks(hidden, rope, lengths)
+        return list(features.split([length // MERGE_SIZE**2 for length in lengths]))
+
+    def _run_blocks(
+        self, hidden: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], lengths: list[int]
+    ) -> torch.Tensor:
+        levels: list[torch.Tensor] = []
+        kernel = kernel_for(hidden.device, hidden.dtype)
+        attend = _by_size(lengths) if kernel is None else _varlen(lengths, hidden.device, kernel)
+        for layer, weights in enumerate(self._blocks):
+            attended = attend(*self._project(hidden, *rope, weights))
+            hidden = self._finish(hidden, attended, weights)
+            if layer in self._deepstack:
+                levels.append(_merge(hidden, self._deepstack[layer]))
+        return torch.stack([_merge(hidden, self._merger), *levels], dim=1)
+
+    def _make_positions(
+        self, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Position embeddings (N, hidden) and rope's cos, sin (N, 1, head_dim / 2) of one grid."""
+        weight = self._position_table
+        rows, columns = _merge_order(height, width)
+        embedding = self._interpolated(rows, columns, height, width)
+        head_dim = weight.shape[1] // self._num_heads
+        steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
+        inverse = 1.0 / ROPE_THETA**steps
+        angles = torch.cat([rows[:, None] * inverse, columns[:, None] * inverse], dim=1)
+        angles = angles[:, None].to(weight.device)
+        return embedding.to(weight.dtype), angles.cos(), angles.sin()
+
+    def _interpolated(
+        self, rows: torch.Tensor, columns: torch.Tensor, height: int, width: int
+    ) -> torch.Tensor:
+        """The square learned table, bilinear with corners aligned, at each patch: (N, hidden)."""
+        weight = self._position_table
+        top, bottom, down = _neighbours(rows, height, self._grid_side)
+        left, right, across = _neighbours(columns, width, self._grid_side)
+        corners = (
+            (top, left, (1 - down) * (1 - across)),
+            (top, right, (1 - down) * across),
+            (bottom, left, down * (1 - across)),
+            (bottom, right, down * across),
+        )
+        parts = [
+            weight[(row * self._grid_side + column).to(weight.device)]
+            * share[:, None].to(weight.device, weight.dtype)
+            for row, column, share in corners
+        ]
+        return torch.stack(parts).sum(0)
+
+
+def _project(
+    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: BlockWeights
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values (N, heads, D)."""
+    normed = _layer_norm(hidden, weights.norm1)
+    qkv = linear(normed, *weights.qkv).view(len(hidden), 3, weights.num_heads, -1)
+    return rotate(qkv[:, 0], cos, sin), rotate(qkv[:, 1], cos, sin), qkv[:, 2]
+
+
+def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: BlockWeights) -> torch.Tensor:
+    """The block behind its attention: projection and MLP, each added to the states."""
+    hidden = linear(attended.flatten(1), *weights.proj, plus=hidden)
+    normed = _layer_norm(hidden, weights.norm2)
+    states = linear(normed, *weights.up, activation="gelu_tanh")
+    return linear(states, *weights.down, plus=hidden)
+
+
+def _merge(hidden: torch.Tensor, weights: MergerWeights) -> torch.Tensor:
+    """(N, hidden) patches to (N / 4, out) tokens."""
+    if weights.is_norm_after_joining:
+        states = _layer_norm(hidden.view(-1, MERGE_SIZE**2 * hidden.shape[1]), weights.norm)
+    else:
+        states = _layer_norm(hidden, weights.norm).view(-1, MERGE_SIZE**2 * hidden.shape[1])
+    return linear(linear(states, *weights.up, activation="gelu"), *weights.down)
+
+
+def _layer_norm(states: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return functional.layer_norm(states, norm.weight.shape, *norm, eps=LAYER_NORM_EPSILON)
+
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Queries, keys and values (N, heads, D) to (N, heads, D), each visual apart."""
+
+
+def _by_size(lengths: Sequence[int]) -> Attention:
+    """Neighbours of one size as one batch."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(query)
+        start = 0
+        for length, run in groupby(lengths):
+            end = start + length * len(list(run))
+            q, k, v = (
+                part[start:end].unflatten(0, (-1, length)).transpose(1, 2)
+                for part in (query, key, value)
+            )
+            attended = functional.scaled_dot_product_attention(q, k, v)
+            output[start:end] = attended.transpose(1, 2).flatten(0, 1)
+            start = end
+        return output
+
+    return attend
+
+
+def _varlen(lengths: Sequence[int], device: torch.device, kernel: VarlenKernel) -> Attention:
+    """All visuals in one launch."""
+    cu_seqlens = cumulative(lengths, device)
+    longest = max(lengths)
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return kernel(query, key, value, cu_seqlens, cu_seqlens, longest, longest, False)[0]
+
+    return attend
+
+
+def _block_weights(block: Any, prepare: Prepare) -> BlockWeights:
+    return BlockWeights(
+        norm1=Norm(block.norm1.weight, block.norm1.bias),
+        qkv=_interleaved_qkv(block.attn, prepare),
+        proj=_affine(block.attn.proj, prepare),
+        norm2=Norm(block.norm2.weight, block.norm2.bias),
+        up=_affine(block.mlp.linear_fc1, prepare),
+        down=_affine(block.mlp.linear_fc2, prepare),
+        num_heads=block.attn.num_heads,
+    )
+
+
+def _interleaved_qkv(attention: Any, prepare: Prepare) -> Affine:
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    value = 2 * len(bias) // 3
+    head_dim = value // 2 // attention.num_heads
+    weight = torch.cat((interleaved(weight[:value], head_dim), weight[value:]))
+    bias = torch.cat((interleaved(bias[:value], head_dim), bias[value:]))
+    del attention.qkv
+    return Affine(prepare(weight), bias)
+
+
+def _merger_weights(merger: Any, prepare: Prepare) -> MergerWeights:
+    return MergerWeights(
+        norm=Norm(merger.norm.weight, merger.norm.bias),
+        up=_affine(merger.linear_fc1, prepare),
+        down=_affine(merger.linear_fc2, prepare),
+        is_norm_after_joining=merger.use_postshuffle_norm,
+    )
+
+
+def _affine(module: Any, prepare: Prepare) -> Affine:
+    return Affine(take(module, prepare), module.bias)
+
+
+def _merge_order(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of each patch, 2 x 2 blocks together."""
+    index = torch.arange(height * width).view(
+        height // MERGE_SIZE, MERGE_SIZE, width // MERGE_SIZE, MERGE_SIZE
+    )
+    order = index.transpose(1, 2).flatten()
+    return order // width, order % width
+
+
+def _neighbours(
+    positions: torch.Tensor, size: int, side: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Table entries before and behind each position of a grid of `size`, and the way between."""
+    exact = torch.linspace(0, side - 1, size)[positions]
+    before = exact.int()
+    return before.long(), (before + 1).clamp(max=side - 1).long(), exact - before

@@ -1,0 +1,197 @@
+"""The whole job through Ray beside the bare engine, and its memory as the input grows.
+
+Runs the command that users run, and reads what it says in its manifest.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.peers.usage import descendants, status_bytes
+from bench.pool import PeerPool
+from bench.processes import ROOT, PeerFailed
+from bench.progress import Progress
+from bench.settings import OURS, BenchSettings
+from bench.workloads import Drawing, Workload, build_workload
+
+_SAMPLE_EVERY_S = 0.2
+_NUM_SEEDS = 10
+"""The larger job of the memory measurement has so many times the pairs of the smaller one."""
+
+
+def measure_job(
+    workload: Workload, settings: BenchSettings, checkpoint: Path, progress: Progress
+) -> dict[str, Any]:
+    """Pairs a second of the job and of the bare engine on the second half of a text workload.
+
+    The job runs on the first half and on the whole: the difference of the two times is free of
+    Ray's and the model's start. Raises PeerFailed.
+    """
+    middle = len(workload.sets) // 2
+    half = Workload("job-half", workload.sets[:middle], workload.places[:middle])
+    rest = Workload("job-rest", workload.sets[middle:], workload.places[middle:])
+    directory = settings.workdir / "job"
+    rounds = []
+    with PeerPool(settings, str(checkpoint)) as pool:
+        for number in range(settings.rounds):
+            progress(f"job: the bare engine, round {number + 1} of {settings.rounds}")
+            engine = _ask(pool, rest, settings)
+            pool.close()
+            seconds = []
+            for part in (half, workload):
+                progress(f"job: {part.num_pairs} pairs, round {number + 1} of {settings.rounds}")
+                output = directory / f"{number}-{part.num_pairs}"
+                seconds.append(_run_job(part, output, settings, checkpoint)["seconds"])
+            rounds.append((engine, seconds[1] - seconds[0], seconds))
+            difference = _difference(output, rest, middle, engine["scores"])
+    engine_s = sorted(engine["seconds"] for engine, _, _ in rounds)[len(rounds) // 2]
+    job_s = sorted(slope for _, slope, _ in rounds)[len(rounds) // 2]
+    return {
+        "pairs": rest.num_pairs,
+        "engine_pairs_per_s": rest.num_pairs / engine_s,
+        "job_pairs_per_s": rest.num_pairs / job_s,
+        "share_of_engine": engine_s / job_s,
+        "engine_seconds": [engine["seconds"] for engine, _, _ in rounds],
+        "job_seconds": [seconds for _, _, seconds in rounds],
+        "max_score_difference": difference,
+    }
+
+
+def measure_memory(
+    drawing: Drawing, settings: BenchSettings, checkpoint: Path, progress: Progress
+) -> dict[str, Any]:
+    """Peak memory of the driver and of the largest worker, at n and at ten times n pairs."""
+    sets: list[dict[str, Any]] = []
+    for number in range(_NUM_SEEDS):
+        own = Drawing(number, drawing.scale, drawing.page_tokens, drawing.media, drawing.count)
+        sets += build_workload("text", own).sets
+    sizes = []
+    for count in (len(sets) // _NUM_SEEDS, len(sets)):
+        part = Workload("memory", sets[:count], [])
+        progress(f"memory: the job on {part.num_pairs} pairs")
+        output = settings.workdir / "memory" / str(part.num_pairs)
+        sizes.append({"pairs": part.num_pairs} | _run_job(part, output, settings, checkpoint))
+    return {
+        "sizes": sizes,
+        "growth": {
+            name: sizes[1][name] / sizes[0][name] for name in ("driver_bytes", "worker_bytes")
+        },
+    }
+
+
+def job_lines(figures: dict[str, Any]) -> str:
+    if figures["job_pairs_per_s"] <= 0:
+        return "job: too short to tell its speed from its start, raise --scale\n"
+    return (
+        f"job: {figures['pairs']:,} pairs, {figures['job_pairs_per_s']:,.2f} pairs/s through Ray, "
+        f"{figures['engine_pairs_per_s']:,.2f} pairs/s by the bare engine: "
+        f"{figures['share_of_engine']:.0%} (start not counted), "
+        f"score diff {figures['max_score_difference']:.0e}\n"
+    )
+
+
+def memory_lines(figures: dict[str, Any]) -> str:
+    lines = [
+        f"memory: {size['pairs']:,} pairs: driver {size['driver_bytes'] / 2**20:,.0f} MB, "
+        f"largest worker {size['worker_bytes'] / 2**20:,.0f} MB"
+        for size in figures["sizes"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ask(pool: PeerPool, workload: Workload, settings: BenchSettings) -> dict[str, Any]:
+    process = pool.get(OURS)
+    directory = settings.workdir / "workloads"
+    process.ask(workload.head(2, 4).save(directory), None, None)
+    return process.ask(workload.save(directory), None, None)
+
+
+def _run_job(
+    workload: Workload, output: Path, settings: BenchSettings, checkpoint: Path
+) -> dict[str, Any]:
+    """`seconds` from the job's manifest, and peak memory. Raises PeerFailed."""
+    shutil.rmtree(output, ignore_errors=True)  # of an earlier run: its input is written anew
+    output.parent.mkdir(parents=True, exist_ok=True)
+    parquet = output.with_suffix(".parquet")
+    _write_parquet(workload, parquet)
+    command = [sys.executable, "-m", "shardrank.cli", "rerank", str(parquet)]
+    command += ["--output", str(output), "--model", str(checkpoint)]
+    command += ["--device", settings.device, "--dtype", settings.dtype]
+    if settings.threads is not None:
+        command += ["--threads", str(settings.threads)]
+    if settings.max_batch_tokens is not None:
+        command += ["--max-batch-tokens", str(settings.max_batch_tokens)]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    log = output.with_suffix(".log")
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        try:
+            memory = _watch(process)
+        finally:
+            if process.poll() is None:  # interrupted: Ray is stopped by its driver
+                process.terminate()
+                process.wait()
+    if process.returncode != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no message"]
+        raise PeerFailed(f"the job ended with code {process.returncode}: {lines[-1]}")
+    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    return {"seconds": manifest["seconds"]} | memory
+
+
+def _watch(process: "subprocess.Popen[bytes]") -> dict[str, int]:
+    """Peak memory of the driver and of the largest of Ray's workers, until the driver ends."""
+    driver, worker = 0, 0
+    while process.poll() is None:
+        driver = max(driver, status_bytes(process.pid, "VmHWM"))
+        for pid in descendants(process.pid):
+            if is_worker(pid):
+                worker = max(worker, status_bytes(pid, "VmHWM"))
+        time.sleep(_SAMPLE_EVERY_S)
+    return {"driver_bytes": driver, "worker_bytes": worker}
+
+
+def is_worker(pid: int) -> bool:
+    """Ray calls its workers `ray::` and what they do."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    except OSError:
+        return False
+
+
+def _write_parquet(workload: Workload, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "query_id": number,
+            "query": one["query"]["text"],
+            "candidates": [
+                {"doc_id": index, "doc": document["text"]}
+                for index, document in enumerate(one["documents"])
+            ],
+        }
+        for number, one in enumerate(workload.sets)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=max(1, len(rows) // 8))
+
+
+def _difference(
+    output: Path, workload: Workload, first_query: int, expected: list[list[float]]
+) -> float:
+    """The largest difference of a score; infinite where the job has none for a pair."""
+    import pyarrow.parquet as pq
+
+    columns = ["query_id", "doc_id", "score"]
+    table = pq.read_table(output / "scores", columns=columns).to_pylist()
+    scores = {(row["query_id"], row["doc_id"]): row["score"] for row in table}
+    return max(
+        abs(scores.get((first_query + number, index), float("inf")) - score)
+        for number, row in enumerate(expected)
+        for index, score in enumerate(row)
+    )

@@ -1,0 +1,1 @@
+"""Measures of a run against judgements, and the page that shows them."""

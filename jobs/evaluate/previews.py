@@ -1,0 +1,103 @@
+"""What a person sees of queries and documents in a report: their texts and small pictures."""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image as PILImage
+
+from shardrank.actors.data import Content, Video
+from shardrank.actors.errors import RerankError
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media.images import load_image
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.evaluate.page import Preview
+from shardrank.jobs.inputs import lines
+from shardrank.jobs.inputs.joins import scan_columns
+from shardrank.jobs.inputs.parquet import open_parquet
+from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
+from shardrank.jobs.units.reading import document_value, query_value
+
+_SIDE = 96  # pixels of a thumbnail's longer side
+_MAX_IMAGES = 3
+_MAX_PIXELS = 200_000_000
+
+
+def load_previews(
+    opened: OpenedTable, ids: Iterable[str], media_root: str | Sequence[str] | None = None
+) -> dict[str, Preview]:
+    """Previews of the rows with these ids; ids are compared as text, as in qrels."""
+    reader = MediaReader(media_root)
+    is_query = opened.table.has("query_id")
+    value = query_value if is_query else document_value
+    return {
+        id_: _preview(value(row), reader)
+        for id_, row in _rows(opened, set(ids), "query_id" if is_query else "doc_id")
+    }
+
+
+def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
+    """Query id -> a further column of the queries table, such as its language, where not null."""
+    labels: dict[str, str] = {}
+    id_column = opened.table.columns["query_id"]
+    for file in opened.table.files:
+        if file.is_parquet:
+            with open_parquet(file.location) as parquet:
+                if column not in parquet.schema_arrow.names:
+                    raise UsageError(f"--group-by: no column {column!r} in {file.location}")
+                rows: Iterable[Mapping[str, Any]] = parquet.read([id_column, column]).to_pylist()
+        else:
+            rows = (row for _, row in lines.scan_rows(file.location))
+        for row in rows:
+            if row.get(column) is not None:
+                labels[str(row.get(id_column))] = str(row[column])
+    return labels
+
+
+def _rows(
+    opened: OpenedTable, ids: set[str], id_column: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    columns = (id_column, *(QUERY_COLUMNS if id_column == "query_id" else DOCUMENT_COLUMNS))
+    scanned = scan_columns(opened, [id_column])
+    texts = scanned[id_column].cast(pa.large_string())
+    found = scanned.filter(pc.is_in(texts, pa.array(sorted(ids), pa.large_string())))
+    files, positions = found["file"].to_numpy(), found["position"].to_numpy()
+    for file in np.unique(files).tolist():
+        for _, row in opened.table.fetch(file, positions[files == file], columns):
+            yield str(row[id_column]), row
+
+
+def _preview(value: Any, reader: MediaReader) -> Preview:
+    try:
+        content = Content.parse(value)
+    except RerankError as error:
+        return Preview(texts=(f"({error})",))
+    texts, images = list(content.texts), []
+    sources = [*content.images, *(each for video in content.videos for each in _frames(video))]
+    for source in sources[:_MAX_IMAGES]:
+        try:
+            images.append(_thumbnail(load_image(source, reader, _MAX_PIXELS)))
+        except RerankError as error:
+            texts.append(f"({error})")
+    if any(video.frames is None for video in content.videos):
+        texts.append("(a video file)")
+    return Preview(tuple(texts), tuple(images))
+
+
+def _frames(video: Video) -> tuple[Any, ...]:
+    """The first, the middle and the last frame of a frame list."""
+    if not video.frames:
+        return ()
+    last = len(video.frames) - 1
+    return tuple(video.frames[index] for index in sorted({0, last // 2, last}))
+
+
+def _thumbnail(image: PILImage.Image) -> str:
+    image.thumbnail((_SIDE, _SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""The input's tables: which form they have, and how their rows are found and read."""

@@ -1,0 +1,196 @@
+"""The three input forms, opened and checked: candidate sets, pairs, run + queries + corpus.
+
+Knows which tables a form needs; how presets name their columns is in presets.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.tables import (
+    TABLE_COLUMNS,
+    Mapped,
+    OpenedTable,
+    Table,
+    check_types,
+    data_files,
+    id_type,
+    open_table,
+    require,
+)
+from shardrank.jobs.presets import PRESETS, Preset, find_part
+from shardrank.jobs.storage import Location
+
+Form = Literal["sets", "pairs", "run"]
+Mappings = dict[str, dict[str, str | tuple[str, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """What the command line says about the input; nothing is opened yet."""
+
+    input: str | None = None
+    run: str | None = None
+    queries: str | None = None
+    corpus: str | None = None
+    preset: str | None = None
+    maps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """What workers need to read a unit. Candidate sets and pairs are `queries` and `corpus` both.
+
+    The id types are those of the list of pairs, and of the output.
+    """
+
+    form: Form
+    queries: Table
+    corpus: Table
+    query_id_type: pa.DataType
+    doc_id_type: pa.DataType
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedInput:
+    """The driver's side of a JobInput. `run` is a URI: a table, or a TREC run file."""
+
+    form: Form
+    queries: OpenedTable
+    corpus: OpenedTable
+    run: str | None = None
+    run_mapping: Mapped = field(default_factory=dict)
+    instructions: OpenedTable | None = None
+
+    @property
+    def tables(self) -> list[OpenedTable]:
+        """Each once; the run, which may be a text file, is not among them."""
+        distinct = [self.queries] if self.corpus is self.queries else [self.queries, self.corpus]
+        return distinct + ([self.instructions] if self.instructions else [])
+
+
+def open_job_input(options: InputOptions) -> OpenedInput:
+    """Open and check everything that is named; raises UsageError with one sentence."""
+    preset = _preset(options.preset)
+    mapping = _merge(preset, options.maps)
+    parts = _locate(options, preset)
+    if "run" not in parts:
+        if "queries" in parts or "corpus" in parts:
+            raise UsageError(
+                "queries and a corpus alone do not say which pairs to score: "
+                "name the first stage's run with --run FILE (TREC run or Parquet)"
+            )
+        return _open_direct(parts, mapping)
+    return _open_run(parts, mapping)
+
+
+def read_mappings(preset: str | None, maps: Sequence[str]) -> Mappings:
+    """Table -> column -> name in the files, of a preset and of `--map` over it."""
+    return _merge(_preset(preset), maps)
+
+
+def _preset(name: str | None) -> Preset:
+    if name is None:
+        return Preset()
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _merge(preset: Preset, maps: Sequence[str]) -> Mappings:
+    merged: Mappings = {table: dict(preset.columns.get(table, {})) for table in TABLE_COLUMNS}
+    for text in maps:
+        table, column, name = _parse_map(text)
+        merged[table][column] = name
+    return merged
+
+
+def _parse_map(text: str) -> tuple[str, str, str]:
+    left, _, name = text.partition("=")
+    table, _, column = left.partition(".")
+    if not name or not column:
+        raise UsageError(f"--map must be TABLE.COLUMN=NAME, got {text!r}")
+    if table not in TABLE_COLUMNS:
+        raise UsageError(f"--map: unknown table {table!r}; known: {', '.join(TABLE_COLUMNS)}")
+    if column not in TABLE_COLUMNS[table]:
+        raise UsageError(
+            f"--map: unknown column {column!r}; {table} has: {', '.join(TABLE_COLUMNS[table])}"
+        )
+    return table, column, name
+
+
+def _locate(options: InputOptions, preset: Preset) -> dict[str, str]:
+    """Part -> URI: what the options name, and what INPUT is or, as a directory, contains."""
+    given = {"run": options.run, "queries": options.queries, "corpus": options.corpus}
+    parts = {name: uri for name, uri in given.items() if uri}
+    if options.input is not None:
+        parts = _parts_of(options.input, preset, parts)
+    if not parts:
+        raise UsageError("no input: name one, or --run with --queries and --corpus")
+    missing = [name for name in ("queries", "corpus") if name not in parts]
+    if missing and "input" not in parts:
+        raise UsageError(f"no {missing[0]}: name the table with --{missing[0]}")
+    return parts
+
+
+def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]:
+    if preset.input_is_run:
+        return {"run": uri} | given
+    directory = Location.parse(uri)
+    found = {}
+    for name in ("queries", "corpus", "run", "instructions"):
+        part = find_part(uri, directory, preset.parts.get(name, (name,)))
+        if part:
+            found[name] = part
+    if "queries" in found and "corpus" in found:
+        return found | given
+    return {"run": uri} | given if given else {"input": uri}
+
+
+def _open_direct(parts: dict[str, str], mapping: Mappings) -> OpenedInput:
+    opened = open_table("input", parts["input"], mapping["input"])
+    check_types(opened)
+    require(opened, ["query_id", "query"])
+    if opened.table.has("candidates"):
+        if not all(file.is_parquet for file in opened.table.files):
+            raise UsageError("input: candidate sets are read from Parquet only")
+        return OpenedInput("sets", opened, opened)
+    if not opened.table.has("doc_id"):
+        require(opened, ["candidates"])
+    require(opened, ["doc"])
+    return OpenedInput("pairs", opened, opened)
+
+
+def _open_run(parts: dict[str, str], mapping: Mappings) -> OpenedInput:
+    queries = open_table("queries", parts["queries"], mapping["queries"])
+    corpus = open_table("corpus", parts["corpus"], mapping["corpus"])
+    require(queries, ["query_id"])
+    require(corpus, ["doc_id"])
+    for opened, columns in ((queries, ("query", "text", "image", "video")), (corpus, ("doc",))):
+        check_types(opened)
+        _require_content(opened, columns)
+    if not data_files(Location.parse(parts["run"])):
+        raise UsageError(f"run: no file at {parts['run']}")
+    instructions = None
+    if "instructions" in parts:
+        instructions = open_table("instructions", parts["instructions"], mapping["instructions"])
+    return OpenedInput("run", queries, corpus, parts["run"], mapping["run"], instructions)
+
+
+def _require_content(opened: OpenedTable, columns: Sequence[str]) -> None:
+    known = (*columns, "text", "image", "video")
+    if not any(opened.table.has(column) for column in known):
+        require(opened, [columns[0]])
+
+
+def job_input(opened: OpenedInput, query_ids: pa.DataType, doc_ids: pa.DataType) -> JobInput:
+    return JobInput(
+        opened.form,
+        opened.queries.table,
+        opened.corpus.table,
+        id_type(query_ids),
+        id_type(doc_ids),
+    )

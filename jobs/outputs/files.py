@@ -1,0 +1,168 @@
+"""What a job leaves: one score file a unit, nested rankings and a TREC run on request.
+
+A unit's score file is written last and at once: where it exists, the unit is done. Parts (parts.py)
+are there only while a document-major job runs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardrank.jobs.errors import JobError, VerificationError
+from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.outputs.scores import UNIT_COLUMNS, nested, ranked, score_schema, with_summary
+from shardrank.jobs.storage import (
+    Location,
+    list_directory,
+    read_bytes,
+    remove_directory,
+    remove_leftovers,
+    write_atomically,
+    write_stream,
+)
+from shardrank.jobs.units.documents import DocumentUnit
+from shardrank.jobs.units.plan import Unit, unit_name
+
+MANIFEST = "manifest.json"
+SUCCESS = "_SUCCESS"
+TREC_RUN = "run.trec"
+SCORES = "scores"
+RANKINGS = "rankings"
+PARTS = "parts"
+
+_ABANDONED_S = 600.0
+"""The manifest and the lease are a few kB, and written in far less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    directory: Location
+    with_rankings: bool = False
+
+    def scores_file(self, unit: Unit) -> Location:
+        return self.directory.child(SCORES).child(f"{unit_name(unit)}.parquet")
+
+    def rankings_file(self, unit: Unit) -> Location:
+        return self.directory.child(RANKINGS).child(f"{unit_name(unit)}.parquet")
+
+    def part_file(self, unit: DocumentUnit) -> Location:
+        return self.directory.child(PARTS).child(f"{unit_name(unit)}.parquet")
+
+    def remaining(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units without a score file, by one listing."""
+        done = self._names(SCORES)
+        return [unit for unit in units if self.scores_file(unit).name not in done]
+
+    def remaining_parts(self, units: Sequence[DocumentUnit]) -> list[DocumentUnit]:
+        """The document-major units without a part, by one listing."""
+        done = self._names(PARTS)
+        return [unit for unit in units if self.part_file(unit).name not in done]
+
+    def strays(self, units: Sequence[Unit]) -> list[str]:
+        """Files among the score files that are no unit's, and would be read with them."""
+        return sorted(self._names(SCORES) - {self.scores_file(unit).name for unit in units})
+
+    def _names(self, directory: str) -> set[str]:
+        return {place.name for place, _ in list_directory(self.directory.child(directory))}
+
+    def remove_leftovers(self) -> None:
+        """Only for who holds the lease, which is itself renewed in the directory meanwhile."""
+        for name in (SCORES, RANKINGS, PARTS):
+            remove_leftovers(self.directory.child(name))
+        remove_leftovers(self.directory, older_than_s=_ABANDONED_S)
+
+    def remove_parts(self) -> None:
+        """Only after all score files were verified: they hold what the parts held."""
+        remove_directory(self.directory.child(PARTS))
+
+
+class UnitCollector:
+    """Puts the chunks of a unit together again, in whatever order they come."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, dict[int, pa.Table]] = {}
+        self._num_chunks: dict[int, int] = {}
+
+    def add(self, scored: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+        """(unit index, all its rows) of each unit that `scored` completes."""
+        units, chunks = scored["unit"].to_numpy(), scored["chunk"].to_numpy()
+        for unit, chunk in sorted(set(zip(units.tolist(), chunks.tolist(), strict=True))):
+            rows = scored.filter(pa.array((units == unit) & (chunks == chunk)))
+            self._chunks.setdefault(unit, {})[chunk] = rows
+            if rows["is_last"][0].as_py():
+                self._num_chunks[unit] = chunk + 1
+            if len(self._chunks[unit]) == self._num_chunks.get(unit):
+                del self._num_chunks[unit]
+                parts = self._chunks.pop(unit)
+                names = [name for name, _ in UNIT_COLUMNS]
+                rows = pa.concat_tables(parts.values())
+                yield unit, rows.drop_columns(names)
+
+
+def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) -> None:
+    """Rank a unit's rows and commit them. Doing it twice gives the same files."""
+    rows = ranked(rows)
+    schema = score_schema(job_input)
+    scores = with_summary(rows.select(schema.names).cast(schema), rows)
+    if output.with_rankings:
+        rankings = nested(scores, rows["query_index"].to_numpy())
+        write_atomically(output.rankings_file(unit), _to_parquet(rankings))
+    write_atomically(output.scores_file(unit), _to_parquet(scores))
+
+
+def _to_parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_scores(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """Raises StorageError, and VerificationError only where the file itself is broken."""
+    content = read_bytes(location)
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
+    except (OSError, UnicodeError, pa.ArrowException) as error:
+        raise VerificationError(
+            f"{location} cannot be read as Parquet: {error}; delete it and run the same command "
+            "again"
+        ) from error
+
+
+def write_trec_run(output: Output, units: Sequence[Unit], tag: str = "shardrank") -> Location:
+    """All scored pairs as one TREC run; failed pairs are left out.
+
+    Raises JobError for an id that a TREC run cannot hold.
+    """
+    place = output.directory.child(TREC_RUN)
+    columns = ["query_id", "doc_id", "rank", "logit"]
+    tables = (read_scores(output.scores_file(unit), columns) for unit in units)
+    write_stream(place, ("".join(trec_lines(scores, tag)).encode() for scores in tables))
+    return place
+
+
+def trec_lines(scores: pa.Table, tag: str) -> Iterator[str]:
+    """Lines whose scores strictly decrease within a query, as trec_eval breaks ties by document id.
+
+    The score is the logit; where it ties, it is lowered to the next float32 below the one before.
+    """
+    below = np.float32(np.inf)
+    for row in scores.to_pylist():
+        if row["rank"] is None:
+            continue
+        if row["rank"] == 1:
+            below = np.float32(np.inf)
+        below = min(np.float32(row["logit"]), np.nextafter(below, np.float32(-np.inf)))
+        query_id, doc_id = _trec_id(row["query_id"]), _trec_id(row["doc_id"])
+        yield f"{query_id} Q0 {doc_id} {row['rank']} {below:.9g} {tag}\n"
+
+
+def _trec_id(value: str | int) -> str:
+    text = str(value)
+    if len(text.split()) != 1:
+        raise JobError(
+            f"{TREC_RUN}: the id {text!r} is empty or has a space, which TREC runs forbid"
+        )
+    return text

@@ -1,0 +1,235 @@
+"""manifest.json: which job an output directory belongs to, and what the job did.
+
+Its `job` part is the fingerprint: a directory is gone on with only by the job that began it.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.prompt import NULL, SYSTEM
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
+from shardrank.jobs.inputs.tables import DataFile, data_files
+from shardrank.jobs.outputs.files import MANIFEST, Output
+from shardrank.jobs.secrets import redacted
+from shardrank.jobs.storage import Location, list_directory, read_bytes, write_atomically
+from shardrank.jobs.units.plan import Plan
+
+_PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow")
+_NOT_IN_SCORES = (
+    "model",
+    "revision",
+    "device",
+    "num_threads",
+    "max_batch_tokens",
+    "feature_cache_bytes",
+    "host_feature_cache_bytes",
+    "compile",
+)
+"""Config that may differ between the runs of one job; the model is there by its weights' hash."""
+_CAME_LATER = {"web_media": None, "local_media": True, "max_video_s": None}
+"""Left out at the value that had been the rule, so that a job of that time can be gone on with."""
+
+Manifest = dict[str, Any]
+
+
+def job_fingerprint(
+    opened: OpenedInput,
+    plan: Plan,
+    config: RerankerConfig,
+    model: Mapping[str, Any],
+    unit_pairs: int,
+    with_rankings: bool,
+) -> Manifest:
+    """Everything that decides what the score files hold."""
+    return {
+        "model": dict(model),
+        "prompt_sha256": hashlib.sha256(f"{SYSTEM}\n{NULL}".encode()).hexdigest(),
+        "options": _options(config),
+        "form": opened.form,
+        "order": plan.choice.order,
+        "columns": {each.table.name: each.table.columns for each in opened.tables},
+        "input": _input_files(opened),
+        "unit_pairs": unit_pairs,
+        "rankings": with_rankings,
+        "num_units": len(plan.units),
+        "units_sha256": plan.fingerprint,
+    }
+
+
+def _options(config: RerankerConfig) -> Manifest:
+    options = asdict(config) | {"media_root": _kept_roots(config.media_root)}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in _NOT_IN_SCORES and not (name in _CAME_LATER and value == _CAME_LATER[name])
+    }
+
+
+def _kept_roots(roots: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    return tuple(map(_absolute, roots)) if isinstance(roots, tuple) else roots and _absolute(roots)
+
+
+def _input_files(opened: OpenedInput) -> list[Manifest]:
+    files = [
+        _input_file(each.table.name, file, footer.num_rows if footer else None)
+        for each in opened.tables
+        for file, footer in zip(each.table.files, each.footers, strict=True)
+    ]
+    if opened.run is not None:
+        run = data_files(Location.parse(opened.run))
+        files += [_input_file("run", file, None) for file in run]
+    return files
+
+
+def _input_file(table: str, file: DataFile, num_rows: int | None) -> Manifest:
+    return {
+        "table": table,
+        "path": str(file.location),
+        "size_bytes": file.size_bytes,
+        "mtime_ns": file.mtime_ns,
+        "num_rows": num_rows,
+    }
+
+
+def read_manifest(output: Output) -> Manifest | None:
+    """None for a new directory. Raises UsageError for one that holds something else."""
+    place = output.directory.child(MANIFEST)
+    if not place.exists():
+        if list_directory(output.directory):
+            raise UsageError(
+                f"--output {output.directory} is not empty and has no {MANIFEST}: "
+                "it is not the output of a job; name an empty or a new directory"
+            )
+        return None
+    try:
+        return json.loads(read_bytes(place))
+    except ValueError as error:
+        raise UsageError(f"{place} is not a manifest: {error}") from error
+
+
+def check_same_job(output: Output, manifest: Manifest, job: Manifest) -> None:
+    """Raises UsageError that names what differs from the job that began this directory."""
+    differing = _difference(manifest.get("job", {}), json.loads(json.dumps(job)))
+    if differing is not None:
+        name, before, now = differing
+        raise UsageError(
+            f"--output {output.directory} belongs to another job: {name} was {_short(before)} "
+            f"and is now {_short(now)}; name another directory, or run the command as it was"
+        )
+
+
+def check_same_dtype(output: Output, manifest: Manifest, dtype: str) -> None:
+    """Raises UsageError if an earlier run scored in another one: `auto` goes by the device."""
+    before = manifest.setdefault("dtype", dtype)
+    if before != dtype:
+        raise UsageError(
+            f"--output {output.directory} was scored in {before} so far, and --dtype auto means "
+            f"{dtype} on this device; go on with the --device that it had, or in another directory"
+        )
+
+
+def check_same_input(output: Output, manifest: Manifest, opened: OpenedInput, plan: Plan) -> None:
+    """Raises UsageError if these are not the units, of the files, that the job read."""
+    job = manifest["job"]
+    before = {name: job[name] for name in ("input", "units_sha256")}
+    now = {"input": _input_files(opened), "units_sha256": plan.fingerprint}
+    differing = _difference(before, json.loads(json.dumps(now)))
+    if differing is not None:
+        name, then, found = differing
+        raise UsageError(
+            f"{output.directory} was made of another input: {name} was {_short(then)} and is now "
+            f"{_short(found)}"
+        )
+
+
+def kept_input(options: InputOptions) -> Manifest:
+    """What the command said about the input, for any working directory and without credentials."""
+    places = ("input", "run", "queries", "corpus")
+    return {
+        name: _absolute(value) if name in places and value is not None else value
+        for name, value in asdict(options).items()
+    }
+
+
+def _absolute(uri: str) -> str:
+    return redacted(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def kept_command(arguments: Sequence[str]) -> Manifest:
+    return {"directory": os.getcwd(), "arguments": [redacted(each) for each in arguments]}
+
+
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """(dotted name, then, now) of the first value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = [(key, before.get(key), now.get(key)) for key in now | before]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = [(_label(one), one, other) for one, other in zip(before, now, strict=True)]
+    else:
+        return None if before == now else (name, before, now)
+    found = (_difference(one, other, f"{name}.{key}".strip(".")) for key, one, other in parts)
+    return next((each for each in found if each is not None), None)
+
+
+def _label(value: Any) -> str:
+    return str(value.get("path", "")) if isinstance(value, dict) else str(value)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def new_manifest(job: Manifest, config: RerankerConfig) -> Manifest:
+    return {
+        "status": "running",
+        "job": json.loads(json.dumps(job)),
+        "model": {"name": config.model, "revision": config.revision},
+        "versions": _versions(),
+        "started": _now(),
+        "seconds": 0.0,
+        "num_runs": 0,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": sys.platform}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def save_manifest(output: Output, manifest: Manifest) -> None:
+    manifest["updated"] = _now()
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(output.directory.child(MANIFEST), text.encode())
+
+
+def add_lookups(manifest: Manifest, hits: int, misses: int) -> None:
+    """Count the vision cache's lookups, over all runs of the job; a miss is a visual encoded.
+
+    What a run that was killed looked up since it last saved the manifest is not in it.
+    """
+    hits += manifest.get("vision_cache_hits", 0)
+    misses += manifest.get("num_visuals_encoded", 0)
+    manifest["num_visuals_encoded"] = misses
+    manifest["vision_cache_hits"] = hits
+    if hits + misses:
+        manifest["vision_cache_hit_rate"] = round(hits / (hits + misses), 6)

@@ -1,0 +1,136 @@
+"""What a job did so far, whatever became of it: read from its output directory alone."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shardrank.jobs.errors import UnreadableInput, UsageError
+from shardrank.jobs.inputs.parquet import open_parquet
+from shardrank.jobs.outputs.files import PARTS, SCORES, SUCCESS, Output
+from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
+from shardrank.jobs.outputs.manifest import Manifest, read_manifest
+from shardrank.jobs.outputs.scores import UNIT_KEY
+from shardrank.jobs.storage import Location, comes_from_storage, list_directory
+
+State = Literal["finished", "running", "stopped"]
+
+_NUM_READERS = 16
+NUM_SLOWEST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFile:
+    """One unit's file as its footer tells; `seconds` of preparing and scoring, if it was scored for
+    this file alone.
+    """
+
+    name: str
+    num_pairs: int
+    errors: Mapping[str, int]
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`parts`: the document-major units that are scored, while they wait to be regrouped.
+
+    `lease_age_s`: since the holder last said that it lives, by this clock and the storage's.
+    """
+
+    output: str
+    state: State
+    manifest: Manifest
+    holder: Mapping[str, Any] | None
+    lease_age_s: float | None
+    num_units: int
+    units: Sequence[UnitFile]
+    parts: Sequence[UnitFile]
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(unit.num_pairs for unit in self.units)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for unit in self.units or self.parts:
+            total.update(unit.errors)
+        return dict(total.most_common())
+
+    @property
+    def slowest(self) -> list[UnitFile]:
+        timed = [unit for unit in (*self.units, *self.parts) if unit.seconds is not None]
+        return sorted(timed, key=lambda unit: -(unit.seconds or 0))[:NUM_SLOWEST]
+
+    @property
+    def is_silent(self) -> bool:
+        """Running, and probably dead: elsewhere, so that only the next run can find out."""
+        return self.state == "running" and (self.lease_age_s or 0) > EXPIRES_S
+
+    @property
+    def command(self) -> tuple[str, Sequence[str]] | None:
+        """(working directory, arguments) of the last run, if it was a command."""
+        kept = self.manifest.get("command")
+        return (kept["directory"], kept["arguments"]) if kept else None
+
+
+def read_status(output: str) -> Status:
+    """Raises UsageError for what is not a job's output."""
+    directory = Location.parse(output)
+    kept = Output(directory)
+    manifest = read_manifest(kept)
+    if manifest is None:
+        raise UsageError(f"{directory} is not the output of a job: it has no manifest.json")
+    units = unit_files(directory.child(SCORES))
+    num_units = manifest["job"]["num_units"]
+    holder = holder_of(directory)
+    state: State = "stopped"
+    if is_marked_finished(kept, manifest) and len(units) >= num_units:
+        state = "finished"
+    elif holder is not None and not is_known_dead(holder):
+        state = "running"
+    return Status(
+        str(directory),
+        state,
+        manifest,
+        holder,
+        _age_s(directory.child(LEASE)),
+        num_units,
+        units,
+        unit_files(directory.child(PARTS)),
+    )
+
+
+def is_marked_finished(output: Output, manifest: Manifest) -> bool:
+    """As its last run left it; score files may have been deleted since."""
+    return manifest["status"] == "finished" and output.directory.child(SUCCESS).exists()
+
+
+def _age_s(place: Location) -> float | None:
+    changed = place.info().mtime_ns
+    return None if changed is None else time.time() - changed / 1e9
+
+
+def unit_files(directory: Location) -> list[UnitFile]:
+    """By their footers alone. Raises UsageError that names one that is broken."""
+    places = [place for place, _ in list_directory(directory) if place.name.endswith(".parquet")]
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        return list(pool.map(_unit_file, places))
+
+
+def _unit_file(place: Location) -> UnitFile:
+    """Raises UsageError for a file that is no score file, UnreadableInput for a storage's fault."""
+    try:
+        with open_parquet(place) as file:
+            footer = file.metadata
+    except UnreadableInput as error:
+        if comes_from_storage(error.__cause__):
+            raise
+        raise UsageError(f"{error}; delete it and run the job's command again") from error
+    summary = json.loads((footer.metadata or {}).get(UNIT_KEY, b"{}"))
+    name = place.name.removesuffix(".parquet")
+    return UnitFile(name, footer.num_rows, summary.get("errors", {}), summary.get("seconds"))

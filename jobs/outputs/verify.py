@@ -1,0 +1,134 @@
+"""The proof at the end of a job: every input pair has exactly one row, and what the rows add up to.
+
+Reads ids again from the input and from the output, and compares them unit by unit.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pyarrow as pa
+
+from shardrank.jobs.errors import UsageError, VerificationError
+from shardrank.jobs.inputs.forms import InputOptions, JobInput, open_job_input
+from shardrank.jobs.outputs.files import Output, read_scores
+from shardrank.jobs.outputs.manifest import check_same_input, read_manifest
+from shardrank.jobs.storage import Location
+from shardrank.jobs.units.plan import Plan, Unit, plan_units, unit_name
+from shardrank.jobs.units.reading import expected_ids
+
+_NUM_THREADS = 4
+_COLUMNS = (
+    "query_id",
+    "doc_id",
+    "num_tokens",
+    "num_visual_tokens",
+    "is_truncated",
+    "error_code",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    num_queries: int = 0
+    num_pairs: int = 0
+    num_failed: int = 0
+    num_truncated: int = 0
+    num_tokens: int = 0
+    num_visual_tokens: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, parts: Iterable["Counts"]) -> "Counts":
+        parts = list(parts)
+        errors: Counter[str] = Counter()
+        for part in parts:
+            errors.update(part.errors)
+        return cls(
+            sum(part.num_queries for part in parts),
+            sum(part.num_pairs for part in parts),
+            sum(part.num_failed for part in parts),
+            sum(part.num_truncated for part in parts),
+            sum(part.num_tokens for part in parts),
+            sum(part.num_visual_tokens for part in parts),
+            dict(errors.most_common()),
+        )
+
+
+def verify_output(output: str) -> Counts:
+    """Verify a job's output directory, with nothing but what its manifest says of the input.
+
+    Raises UsageError if the input is no longer what the job read, else VerificationError.
+    """
+    kept = Output(Location.parse(output))
+    manifest = read_manifest(kept)
+    if manifest is None or "input" not in manifest:
+        raise UsageError(f"{kept.directory} has no manifest.json that names the job's input")
+    job = manifest["job"]
+    options = InputOptions(**manifest["input"])
+    opened = open_job_input(replace(options, maps=tuple(options.maps)))
+    plan = plan_units(opened, job["unit_pairs"], job["order"])
+    check_same_input(kept, manifest, opened, plan)
+    missing = kept.remaining(plan.units)
+    if missing:
+        raise VerificationError(
+            f"{kept.directory}: {len(missing)} of {len(plan.units)} units have no score file, the "
+            f"first is {unit_name(missing[0])}; `shardrank status` says how to go on"
+        )
+    check_strays(kept, plan)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return Counts.total(pool.map(partial(verify_unit, plan.input, kept), plan.units))
+
+
+def check_strays(output: Output, plan: Plan) -> None:
+    """Raises VerificationError for files beside the units' own."""
+    strays = output.strays(plan.units)
+    if strays:
+        raise VerificationError(
+            f"{output.directory}/scores has {len(strays)} files that are none of this job's, such "
+            f"as {strays[0]}; move them away"
+        )
+
+
+def verify_units(job_input: JobInput, output: Output, units: Iterable[Unit]) -> Counts:
+    return Counts.total(verify_unit(job_input, output, unit) for unit in units)
+
+
+def verify_unit(job_input: JobInput, output: Output, unit: Unit) -> Counts:
+    """Raises VerificationError that names the file and a pair that is missing or too many."""
+    place = output.scores_file(unit)
+    rows = read_scores(place, _COLUMNS)
+    found = Counter(zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True))
+    expected: Counter[tuple[str | int | None, str | int | None]] = Counter()
+    num_queries = 0
+    for query_id, doc_ids in expected_ids(job_input, unit):
+        num_queries += 1
+        expected.update((query_id, doc_id) for doc_id in doc_ids)
+    if found != expected:
+        raise VerificationError(f"{place}: {_difference(found, expected)}")
+    return _counts(rows, num_queries)
+
+
+def _difference(found: Counter[tuple], expected: Counter[tuple]) -> str:
+    missing, extra = expected - found, found - expected
+    kind, pairs = ("missing", missing) if missing else ("too many", extra)
+    query_id, doc_id = next(iter(pairs))
+    return (
+        f"{missing.total()} pairs are missing and {extra.total()} too many ({kind}: query_id "
+        f"{query_id!r}, doc_id {doc_id!r}); delete the file and run the same command again"
+    )
+
+
+def _counts(rows: pa.Table, num_queries: int) -> Counts:
+    codes = [code for code in rows["error_code"].to_pylist() if code is not None]
+    return Counts(
+        num_queries,
+        rows.num_rows,
+        len(codes),
+        sum(rows["is_truncated"].to_pylist()),
+        sum(rows["num_tokens"].to_pylist()),
+        sum(rows["num_visual_tokens"].to_pylist()),
+        dict(Counter(codes)),
+    )

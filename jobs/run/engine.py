@@ -1,0 +1,98 @@
+"""What the job needs of the reranker: two classes that each worker calls with the config."""
+
+import pickle
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.data import Content, PairScore
+from shardrank.actors.errors import RerankError
+from shardrank.actors.model.checkpoint import checkpoint_outline
+from shardrank.jobs.errors import JobError
+
+
+class PreparedPairs(Protocol):
+    """What a preprocessor returns for some pairs (actors' PreparedSet)."""
+
+    @property
+    def num_pairs(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    def only(self, index: int) -> "PreparedPairs": ...
+
+
+class OpenedQuery(Protocol):
+    @property
+    def size_bytes(self) -> int:
+        """What is decoded of it so far."""
+        ...
+
+
+Progressed = Callable[[], None]
+
+Watch = Callable[[], AbstractContextManager[object]]
+"""What reading a side is done within."""
+
+
+class PreprocessorLike(Protocol):
+    """Sides are opened one by one, read when their first pair is prepared, and read once."""
+
+    def open_query(
+        self,
+        query: Content | RerankError,
+        instruction: str | None,
+        options: QueryOptions,
+        watch: Watch,
+    ) -> OpenedQuery: ...
+    def open_document(
+        self, document: Content | RerankError, name: str, watch: Watch = ...
+    ) -> Any: ...
+    def prepare_pairs(self, pairs: Iterable[tuple[Any, Any]]) -> Any: ...
+
+
+class ScorerLike(Protocol):
+    """One with a `vision_cache` that has `num_hits` and `num_misses` has them in the summary.
+
+    It calls `progressed` now and then, at least as often as a device should come back.
+    """
+
+    def score(self, sets: list[Any], progressed: Progressed) -> list[list[PairScore]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    preprocessor: Callable[[RerankerConfig], PreprocessorLike]
+    scorer: Callable[[RerankerConfig], ScorerLike]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedEngine:
+    """An engine as cloudpickle has it: its modules are imported where it is unpacked, not where Ray
+    reads it. What kills a process by being imported is then seen, as any other death.
+    """
+
+    content: bytes
+
+    def unpacked(self) -> Engine:
+        return pickle.loads(self.content)
+
+
+def outline_of(config: RerankerConfig) -> str | None:
+    """Of a model that is a directory; a hub's is pinned by its commit."""
+    checkpoint = Path(config.model)
+    return checkpoint_outline(checkpoint) if checkpoint.is_dir() else None
+
+
+def check_outline(config: RerankerConfig, outline: str | None) -> None:
+    """Raises JobError where this node's directory holds another model than the driver's: scores of
+    one job have one model.
+    """
+    if outline is not None and outline_of(config) != outline:
+        raise JobError(
+            f"--model: {config.model} on {socket.gethostname()} is not what it was where the job "
+            "was started; every node needs the same files"
+        )

@@ -1,0 +1,169 @@
+"""The CPU stage: one unit in, chunks of prepared pairs out, never more than a chunk in memory.
+
+A unit of page images is far larger than a block should be, so it leaves this stage in pieces that
+carry their unit's index; they meet again when the unit is written.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import pyarrow as pa
+
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import Content, parse_or_error
+from shardrank.actors.errors import Failure, RerankError, TimedOut
+from shardrank.jobs.document_preparing import prepare_documents
+from shardrank.jobs.errors import JobError, UnreadableInput
+from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.outputs.scores import row_schema
+from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, Attempts
+from shardrank.jobs.run.chunks import Chunks
+from shardrank.jobs.run.engine import OpenedQuery, PackedEngine, PreprocessorLike, check_outline
+from shardrank.jobs.storage import StorageError
+from shardrank.jobs.units.documents import DocumentUnit
+from shardrank.jobs.units.plan import SetsUnit, Unit, unit_name
+from shardrank.jobs.units.reading import DOCUMENT_NAME, QueryRow, Row, pair_row, read_unit
+
+logger = logging.getLogger(__name__)
+
+Document = Content | RerankError
+
+LOAD_TIMEOUT_S = 600.0
+"""Of importing torch and fetching a tokenizer, which is no pair's time."""
+SLICE_DOCUMENTS = 512
+SLICE_MEDIA_DOCUMENTS = 16
+
+
+@lru_cache(maxsize=1)
+def _preprocessor(
+    engine: PackedEngine, config: RerankerConfig, outline: str | None
+) -> PreprocessorLike:
+    """One a worker process, which Ray uses again for the next unit."""
+    check_outline(config, outline)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
+    return engine.unpacked().preprocessor(config)
+
+
+def _loaded(
+    engine: PackedEngine, config: RerankerConfig, outline: str | None, attempt: Attempt
+) -> PreprocessorLike:
+    """Raises JobError where loading kills its process, or the model is another one here: no unit
+    could be prepared.
+    """
+    failure = attempt.failure("load")
+    if isinstance(failure, TimedOut):
+        raise JobError(
+            f"the preprocessor of {config.model} was not loaded within {LOAD_TIMEOUT_S:g} s, "
+            f"{MAX_DEATHS} times: Ray's worker logs say where it hung"
+        )
+    if failure is not None:
+        raise JobError(
+            f"{failure} while it loaded the preprocessor of {config.model}: too little memory, or "
+            "a library that crashes; Ray's worker logs say more"
+        )
+    with attempt.step("load"):
+        return _preprocessor(engine, config, outline)
+
+
+def prepare_unit(
+    batch: pa.Table,
+    job_input: JobInput,
+    engine: PackedEngine,
+    config: RerankerConfig,
+    log: Attempts,
+    timeout_s: float,
+    outline: str | None = None,
+) -> Iterator[pa.Table]:
+    """Ray Data's function: `batch` has one row, a pickled unit. One that cannot be read yields what
+    came before that, and is in the log.
+    """
+    unit: Unit | DocumentUnit = pickle.loads(batch["unit"][0].as_py())
+    attempt = Attempt(log, ("prepare", unit.index), timeout_s, LOAD_TIMEOUT_S)
+    preprocessor = _loaded(engine, config, outline, attempt)
+    attempt.progress()
+    try:
+        if isinstance(unit, DocumentUnit):
+            yield from prepare_documents(job_input, unit, preprocessor, attempt)
+        else:
+            yield from prepare_chunks(job_input, unit, preprocessor, attempt)
+    except (UnreadableInput, StorageError, Failure) as error:
+        log.fail(unit.index, f"{_name(job_input, unit)}: {error}")
+    except Exception as error:  # the outermost border: one unit is not worth the job
+        logger.exception("unit %s", _name(job_input, unit))
+        log.fail(unit.index, f"{_name(job_input, unit)}: {type(error).__name__}: {error}")
+    attempt.end()
+
+
+def _name(job_input: JobInput, unit: Unit | DocumentUnit) -> str:
+    if isinstance(unit, SetsUnit):
+        file = job_input.queries.files[unit.file].location
+        return f"{unit_name(unit)} ({file}, rows {unit.start} to {unit.stop - 1})"
+    return f"{unit_name(unit)} ({unit.num_pairs} pairs)"
+
+
+def prepare_chunks(
+    job_input: JobInput,
+    unit: Unit,
+    preprocessor: PreprocessorLike,
+    attempt: Attempt | None = None,
+) -> Iterator[pa.Table]:
+    """A query-major unit's chunks, as one-row tables (see Chunk.table)."""
+    attempt = attempt or Attempt.unwatched()
+    chunks = Chunks(row_schema(job_input), unit.index, attempt)
+    for query in read_unit(job_input, unit, attempt.reads):
+        opened = None
+        for rows, documents in _slices(query):
+            yield from chunks.full()
+            chunks.open.rows += rows
+            if documents:
+                opened = opened or _open_query(query, preprocessor, attempt)
+                with attempt.step("slice", query.index, rows[0]["doc_index"]):
+                    pairs = _pairs(query.index, opened, documents, preprocessor, attempt)
+                    chunks.open.add(preprocessor.prepare_pairs(pairs))
+    yield chunks.last()
+
+
+def _slices(query: QueryRow) -> Iterator[tuple[list[Row], list[tuple[int, Document]]]]:
+    """Rows in the candidates' order, and those among their documents that can be scored, each with
+    its place in the query.
+    """
+    rows: list[Row] = []
+    documents: list[tuple[int, Document]] = []
+    num_media = 0
+    for doc_index, candidate in enumerate(query.candidates):
+        rows.append(pair_row(query, doc_index, candidate))
+        if candidate.error is None:
+            document = parse_or_error(Content.parse, candidate.document, DOCUMENT_NAME)
+            documents.append((doc_index, document))
+            num_media += isinstance(document, Content) and document.has_media
+        if len(rows) == SLICE_DOCUMENTS or num_media == SLICE_MEDIA_DOCUMENTS:
+            yield rows, documents
+            rows, documents, num_media = [], [], 0
+    if rows:
+        yield rows, documents
+
+
+def _open_query(query: QueryRow, preprocessor: PreprocessorLike, attempt: Attempt) -> OpenedQuery:
+    step = "query", query.index
+    content = attempt.failure(*step) or parse_or_error(Content.parse_query, query.query, "query")
+    watch = partial(attempt.step, *step)
+    return preprocessor.open_query(content, query.instruction, query.options, watch)
+
+
+def _pairs(
+    query_index: int,
+    query: OpenedQuery,
+    documents: Sequence[tuple[int, Document]],
+    preprocessor: PreprocessorLike,
+    attempt: Attempt,
+) -> Iterator[tuple[OpenedQuery, Any]]:
+    """A slice's pairs, each a step of the attempt until the next one is asked for."""
+    for doc_index, document in documents:
+        step = "pair", query_index, doc_index
+        opened = preprocessor.open_document(attempt.failure(*step) or document, DOCUMENT_NAME)
+        with attempt.step(*step):
+            yield query, opened

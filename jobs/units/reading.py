@@ -1,0 +1,291 @@
+"""The rows of one unit, whatever the input form, as queries with their candidates.
+
+Finds what is wrong with ids before anything is decoded; contents are parsed by the engine's types.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shardrank.actors.config import QueryOptions
+from shardrank.actors.data import Content, parse_or_error
+from shardrank.actors.errors import (
+    DocumentNotFound,
+    DuplicateId,
+    EmptyCandidates,
+    InvalidContent,
+    NullId,
+    QueryNotFound,
+    RerankError,
+)
+from shardrank.jobs.errors import UnreadableInput
+from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.inputs.parquet import leaf_path, read_footer, read_range, to_rows
+from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, OPTION_COLUMNS, QUERY_COLUMNS, Table
+from shardrank.jobs.units.plan import PairsUnit, SetsUnit, Unit
+
+Id = str | int | None
+Row = dict[str, Any]
+
+DOCUMENT_NAME = "doc"
+"""What messages call a document: its row has its id, and its place in a set says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One document of a query; `error` if it is known already that it cannot be scored."""
+
+    doc_id: Id
+    document: Any
+    rank: int | None = None
+    score: float | None = None
+    error: RerankError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRow:
+    """One query of the unit with at least one candidate; its order in the unit is `index`."""
+
+    index: int
+    query_id: Id
+    query: Any
+    instruction: str | None
+    options: QueryOptions
+    candidates: tuple[Candidate, ...]
+
+
+Reads = Callable[[Iterator[Any], str], Iterator[Any]]
+"""What rows are read through, with a name for them: jobs/run/attempts.py's Attempt.reads."""
+
+
+def unwatched(rows: Iterator[Any], name: str) -> Iterator[Any]:
+    return rows
+
+
+def read_unit(job_input: JobInput, unit: Unit, reads: Reads = unwatched) -> Iterator[QueryRow]:
+    """The unit's queries in order. Raises UnreadableInput if a file cannot be read."""
+    if isinstance(unit, SetsUnit):
+        return reads(_read_sets(job_input, unit), "sets")
+    return _read_pairs(job_input, unit, reads)
+
+
+def expected_ids(job_input: JobInput, unit: Unit) -> Iterator[tuple[Id, list[Id]]]:
+    """(query id, document ids) as the input has them, reading no payload."""
+    if isinstance(unit, PairsUnit):
+        pairs = unit.pairs().select(["query_index", "query_id", "doc_id"]).to_pylist()
+        for _, group in groupby(pairs, key=lambda pair: pair["query_index"]):
+            rows = list(group)
+            yield rows[0]["query_id"], [row["doc_id"] for row in rows]
+        return
+    table = job_input.queries
+    query_id, candidates = table.columns["query_id"], table.columns["candidates"]
+    footer = read_footer(table.files[unit.file].location)
+    leaf = leaf_path(footer, candidates, "doc_id") or candidates
+    for row in _set_rows(table, unit, [query_id, leaf]):
+        ids = [(candidate or {}).get("doc_id") for candidate in row[candidates] or []]
+        yield row[query_id], ids or [None]
+
+
+def _read_sets(job_input: JobInput, unit: SetsUnit) -> Iterator[QueryRow]:
+    table = job_input.queries
+    names = list(table.columns.values())
+    for index, row in enumerate(_set_rows(table, unit, names)):
+        named = {column: row[name] for column, name in table.columns.items()}
+        candidates = tuple(_candidate(each) for each in named["candidates"] or [])
+        yield _query_row(index, named, candidates)
+
+
+def _set_rows(table: Table, unit: SetsUnit, columns: Sequence[str]) -> Iterator[Row]:
+    file = table.files[unit.file]
+    file.check_unchanged()
+    for batch in read_range(file.location, unit.start, unit.stop, columns):
+        for start in range(batch.num_rows):
+            yield from to_rows(batch.slice(start, 1))
+
+
+def _candidate(value: Row | None) -> Candidate:
+    """A null in the list has no id; `doc` wins over text, image and video beside it."""
+    value = value or {}
+    rank, score = _rank(value.get("rank")), value.get("score")
+    return Candidate(value.get("doc_id"), document_value(value), rank, score)
+
+
+def document_value(row: Mapping[str, Any]) -> Any:
+    """What the engine parses; a title goes before its text, joined by a space, as in BEIR."""
+    if "doc" in row:
+        return row["doc"]
+    content = {name: row[name] for name in ("text", "image", "video") if name in row}
+    if row.get("title") and isinstance(row.get("text"), str | None):
+        content["text"] = f"{row['title']} {row.get('text') or ''}".strip()
+    return content
+
+
+def query_value(row: Row) -> Any:
+    if "query" in row:
+        return row["query"]
+    return {name: row[name] for name in ("text", "image", "video") if name in row}
+
+
+def _rank(value: float | None) -> int | None:
+    """A rank that is no 32-bit number (NaN, infinite, a timestamp) is none."""
+    return int(value) if value is not None and abs(value) < 1 << 31 else None
+
+
+def _check_id(name: str, value: Id) -> None:
+    """Raises UnreadableInput for one that no output could hold."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise UnreadableInput(f"{name} {value!r} is not UTF-8") from None
+
+
+def _query_row(index: int, row: Row, candidates: tuple[Candidate, ...]) -> QueryRow:
+    _check_id("query_id", row.get("query_id"))
+    for candidate in candidates:
+        _check_id("doc_id", candidate.doc_id)
+    options, wrong = _options(row)
+    if row.get("query_id") is None:
+        wrong = NullId("query_id is null")
+    if not candidates:
+        candidates = (
+            Candidate(None, None, error=wrong or EmptyCandidates("the query has no candidates")),
+        )
+    checked = _checked(candidates)
+    if wrong is not None:
+        checked = tuple(replace(each, error=wrong) for each in checked)
+    return QueryRow(
+        index, row.get("query_id"), query_value(row), row.get("instruction"), options, checked
+    )
+
+
+def _options(row: Row) -> tuple[QueryOptions, RerankError | None]:
+    given = {name: row[name] for name in OPTION_COLUMNS if row.get(name) is not None}
+    for name, value in given.items():
+        if name != "fps" and isinstance(value, float) and value.is_integer():
+            given[name] = int(value)  # a nullable integer column that pandas made a double
+    try:
+        return QueryOptions.from_mapping(given), None
+    except ValueError as error:
+        return QueryOptions(), InvalidContent(str(error))
+
+
+def _checked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Null ids and ids seen before become errors; the first of equal ids is scored."""
+    seen: set[Id] = set()
+    checked = []
+    for candidate in candidates:
+        error = candidate.error
+        if error is None and candidate.doc_id is None:
+            error = NullId("doc_id is null")
+        elif error is None and candidate.doc_id in seen:
+            error = DuplicateId(f"doc_id {candidate.doc_id!r} appears before in this query")
+        seen.add(candidate.doc_id)
+        checked.append(replace(candidate, error=error))
+    return tuple(checked)
+
+
+def _read_pairs(job_input: JobInput, unit: PairsUnit, reads: Reads) -> Iterator[QueryRow]:
+    pairs = unit.pairs()
+    queries = read_queries(job_input.queries, pairs, reads=reads)
+    fetched = _fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS)
+    return _paired_rows(pairs, queries, dict(reads(fetched, "documents")))
+
+
+def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
+    """As read_unit without any content: what is wrong with ids and options is there all the same,
+    and is then the same error.
+    """
+    pairs = unit.pairs()
+    options = [name for name in OPTION_COLUMNS if job_input.queries.has(name)]
+    queries = read_queries(job_input.queries, pairs, options) if options else {}
+    return _paired_rows(pairs, queries, {})
+
+
+def read_queries(
+    table: Table,
+    pairs: pa.Table,
+    columns: Sequence[str] = QUERY_COLUMNS,
+    reads: Reads = unwatched,
+) -> dict[tuple[int, int], Row]:
+    """(file, position) -> row of every query that the pairs name."""
+    return dict(reads(_fetch(table, pairs, "query", columns), "queries"))
+
+
+def query_parts(
+    row: Row, instruction: str | None
+) -> tuple[Content | RerankError, str | None, QueryOptions]:
+    """Query, instruction and options of a row of the queries table. Options that are wrong in
+    themselves are the query's error, before what is wrong with its content.
+    """
+    options, wrong = _options(row)
+    query = wrong or parse_or_error(Content.parse_query, query_value(row), "query")
+    return query, row.get("instruction") if instruction is None else instruction, options
+
+
+def read_documents(corpus: Table, pairs: pa.Table) -> Iterator[tuple[Any, list[Row]]]:
+    """(document, its pairs) of pairs that are sorted by document, one document at a time."""
+    groups = groupby(pairs.to_pylist(), key=lambda pair: (pair["doc_file"], pair["doc_position"]))
+    fetched = _fetch(corpus, pairs, "doc", DOCUMENT_COLUMNS)
+    for (place, group), (found, row) in zip(groups, fetched, strict=True):
+        assert place == found
+        yield document_value(row), list(group)
+
+
+def _paired_rows(
+    pairs: pa.Table, queries: Mapping[tuple[int, int], Row], documents: Mapping[Any, Row]
+) -> Iterator[QueryRow]:
+    groups = groupby(pairs.to_pylist(), key=lambda pair: pair["query_index"])
+    for index, (_, group) in enumerate(groups):
+        rows = list(group)
+        query = queries.get((rows[0]["query_file"], rows[0]["query_position"]), {})
+        candidates = tuple(_paired_candidate(pair, documents) for pair in rows)
+        yield _paired_row(index, rows[0], query, candidates)
+
+
+def _paired_row(index: int, pair: Row, query: Row, candidates: tuple[Candidate, ...]) -> QueryRow:
+    if pair["query_file"] < 0 and pair["query_id"] is not None:
+        error = QueryNotFound(f"query_id {pair['query_id']!r} is not in the queries table")
+        candidates = tuple(replace(each, error=error) for each in candidates)
+    named = {"query_id": pair["query_id"], **query}
+    if pair["instruction"] is not None:
+        named["instruction"] = pair["instruction"]
+    return _query_row(index, named, candidates)
+
+
+def _paired_candidate(pair: Row, documents: Mapping[tuple[int, int], Row]) -> Candidate:
+    doc_id = pair["doc_id"]
+    row = documents.get((pair["doc_file"], pair["doc_position"]))
+    error = None
+    if pair["doc_file"] < 0 and doc_id is not None:
+        error = DocumentNotFound(f"doc_id {doc_id!r} is not in the corpus")
+    document = None if row is None else document_value(row)
+    return Candidate(doc_id, document, _rank(pair["rank"]), pair["score"], error)
+
+
+def pair_row(query: QueryRow, doc_index: int, candidate: Candidate) -> Row:
+    """A row of scores.py's row_schema."""
+    return {
+        "query_index": query.index,
+        "doc_index": doc_index,
+        "query_id": query.query_id,
+        "doc_id": candidate.doc_id,
+        "first_stage_rank": candidate.rank,
+        "first_stage_score": candidate.score,
+        "error_code": candidate.error.code if candidate.error else None,
+        "error": str(candidate.error) if candidate.error else None,
+    }
+
+
+def _fetch(
+    table: Table, pairs: pa.Table, side: str, columns: Sequence[str]
+) -> Iterator[tuple[tuple[int, int], Row]]:
+    """((file, position), row) of everything that the pairs name, each once, in that order."""
+    files = pairs[f"{side}_file"].to_numpy()
+    positions = pairs[f"{side}_position"].to_numpy()
+    for file in np.unique(files[files >= 0]).tolist():
+        for position, row in table.fetch(file, positions[files == file], columns):
+            yield (file, position), row

@@ -1,0 +1,197 @@
+"""What every request passes before the application sees it, as ASGI middleware.
+
+Its id, its key and the key's limits, its body read within bounds of size and time. A client that
+goes away cancels its request.
+"""
+
+import asyncio
+import json
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from shardrank.serve.errors import ApiError, BodyTooLarge, DeadlineExceeded, Unauthorized
+from shardrank.serve.failures import body_of, is_tei
+from shardrank.serve.gate.keys import ApiKeys
+from shardrank.serve.gate.rate import RateLimiter
+from shardrank.serve.metrics import Metrics
+from shardrank.serve.settings import Limits
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = ("/health", "/ready")
+_BODY_TIMEOUT_S = 60.0
+_CLIENT_GONE = 499
+"""As nginx counts them; nobody reads it."""
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class _ClientGone(Exception):
+    pass
+
+
+class Gate:
+    """check_room raises where no more work is taken, which is told before a body is parsed."""
+
+    def __init__(
+        self,
+        app: App,
+        keys: ApiKeys,
+        limits: Limits,
+        metrics: Metrics,
+        check_room: Callable[[], None],
+    ) -> None:
+        self._app = app
+        self._check_room = check_room
+        self._keys = keys
+        self._limits = limits
+        self._metrics = metrics
+        self._limiter = RateLimiter()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = request_id_of(headers)
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, request_id)
+        started = time.monotonic()
+        try:
+            await self._admitted(scope, headers, receive, answer)
+        except ApiError as error:
+            await answer.fail(error, scope["path"])
+        except _ClientGone:
+            answer.status = _CLIENT_GONE
+        finally:
+            self._metrics.request(scope, answer.status, time.monotonic() - started)
+
+    async def _admitted(
+        self,
+        scope: MutableMapping[str, Any],
+        headers: Headers,
+        receive: Receive,
+        answer: "_Answer",
+    ) -> None:
+        if scope["path"] in OPEN_PATHS:
+            await _run(self._app, scope, receive, answer, b"")
+            return
+        try:
+            key = self._keys.check(headers)
+        except Unauthorized as error:
+            error.is_for_browser = "text/html" in headers.get("accept", "")
+            raise
+        with self._limiter.admit(key):
+            body = await self._body(headers, receive)
+            answer.body_of_request = body
+            if scope["method"] == "POST":
+                self._check_room()
+            await _run(self._app, scope, receive, answer, body)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """All of it. Raises BodyTooLarge as soon as that is known, DeadlineExceeded when slow."""
+        limit = self._limits.max_body_bytes
+        error = BodyTooLarge(f"the request's body is over the limit of {limit:,} bytes")
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise error
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGone
+                    body += message.get("body", b"")
+                    if len(body) > limit:
+                        raise error
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the request's body did not come within {_BODY_TIMEOUT_S:.0f} s"
+            ) from None
+
+
+def request_id_of(headers: Headers) -> str:
+    """The caller's own, where it is fit for a header, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def _run(
+    app: App, scope: MutableMapping[str, Any], receive: Receive, send: "_Answer", body: bytes
+) -> None:
+    """The application with the body at hand; cancelled when the client goes away."""
+    gone = asyncio.create_task(_disconnected(receive))
+    is_read = False
+
+    async def replay() -> Message:
+        nonlocal is_read
+        if not is_read:
+            is_read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.wait({gone})
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        await app(scope, replay, send)
+
+    running = asyncio.create_task(run())
+    try:
+        await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        else:
+            send.status = _CLIENT_GONE
+    finally:
+        for task in (running, gone):
+            task.cancel()
+        await asyncio.gather(running, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Answer:
+    """Sends, with the request's id in the headers, and remembers the status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status = 500
+        self.body_of_request = b""
+        self._has_started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._has_started = True
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+        await self._send(message)
+
+    async def fail(self, error: ApiError, path: str) -> None:
+        if self._has_started:
+            return
+        is_of_tei = path == "/rerank" and is_tei(path, _parsed(self.body_of_request))
+        body = json.dumps(body_of(error, path, self._request_id, is_of_tei)).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        raw = [(k.lower().encode(), v.encode()) for k, v in (headers | error.headers).items()]
+        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.body", "body": body})
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None

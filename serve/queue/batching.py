@@ -1,0 +1,255 @@
+"""The one queue of all callers before one reranker: batches of tokens, whoever they are from.
+
+Preparing runs in a few threads, scoring in one, both off the event loop. Who would have to wait too
+long is refused before any work. Knows no HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from shardrank.actors.data import CandidateSet, PairScore
+from shardrank.actors.reranker import Reranker
+from shardrank.actors.scorer import Scorer
+from shardrank.serve.errors import DeadlineExceeded, NotReady
+from shardrank.serve.queue.admission import Admission, Observer
+from shardrank.serve.queue.slices import Piece, Slice
+from shardrank.serve.queue.waiting import Batch, Turns, Waiting, next_batch, next_slice
+
+logger = logging.getLogger(__name__)
+
+_BATCHES_AHEAD_OF_REQUEST = 2
+_BATCHES_AHEAD = 8
+"""Prepared tokens that wait for the scorer, of one request and of all: pixels take 3 KB each. Over
+the second, only who has none yet may have a slice prepared.
+"""
+
+
+class BatchQueue:
+    """Scores the candidate sets of many callers; belongs to one event loop.
+
+    num_preparing: threads that decode and tokenise; one more takes text alone, which so never
+    waits for others' media. max_queue_s, max_queue_pairs: see Admission.
+    """
+
+    def __init__(
+        self,
+        reranker: Reranker,
+        *,
+        num_preparing: int = 2,
+        max_queue_s: float = 5.0,
+        max_queue_pairs: int = 20_000,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reranker = reranker
+        self._budget = reranker.scorer.max_batch_tokens
+        self._num_preparing = num_preparing
+        self._clock = clock
+        self._requests: dict[Waiting, None] = {}
+        self._to_prepare = Turns()
+        self._to_score = Turns()
+        self._num_ahead = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_open = False
+        self.admission = Admission(max_queue_s, max_queue_pairs, observer)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether what is in will be scored, or fail: False before start and after stop."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    async def start(self) -> None:
+        self._changed = asyncio.Event()
+        self._scoring = ThreadPoolExecutor(1, "score")
+        self._preparing = ThreadPoolExecutor(self._num_preparing + 1, "prepare")
+        loops = [self._score_batches(), self._prepare_slices(takes_media=False)]
+        loops += [self._prepare_slices(takes_media=True) for _ in range(self._num_preparing)]
+        self._tasks = [asyncio.create_task(each) for each in loops]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+        self._is_open = True
+
+    async def stop(self, drain_s: float) -> None:
+        """Takes no more, waits at most drain_s for those who are in, and fails the rest."""
+        self._is_open = False
+        try:
+            if self._requests:
+                await asyncio.wait([each.done for each in self._requests], timeout=drain_s)
+        finally:
+            self._fail_all(_closed())
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                self._scoring.shutdown(wait=False, cancel_futures=True)
+                self._preparing.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def score(
+        self, sets: Sequence[CandidateSet], *, timeout_s: float | None = None
+    ) -> list[list[PairScore]]:
+        """One list a set, one PairScore a document, in input order.
+
+        Raises NotReady, TooManyRequests, DeadlineExceeded, or what the engine failed of. Whose
+        task is cancelled has left the queue.
+        """
+        self.check_room(sum(len(each.documents) for each in sets))
+        request = Waiting(sets, self._reranker.preprocessor, self._budget)
+        if not request.num_pairs:
+            return request.result()
+        self._admit(request)
+        try:
+            await asyncio.wait([request.done], timeout=timeout_s)
+        finally:
+            self._remove(request)
+        if not request.done.done():
+            raise DeadlineExceeded(f"not scored within {timeout_s:g} s")
+        return request.result()
+
+    def check_room(self, num_pairs: int) -> None:
+        """Raises what `score` would raise at once, for callers with work to do before it."""
+        if not self._is_open:
+            raise _closed()
+        self.admission.check(num_pairs)
+
+    def _admit(self, request: Waiting) -> None:
+        self._requests[request] = None
+        self._to_prepare[request] = None
+        self.admission.add(request.num_pairs, request.num_tokens)
+        self._changed.set()
+
+    def _remove(self, request: Waiting) -> None:
+        """Ended, in whatever way. What is being prepared or scored of it goes nowhere."""
+        if request not in self._requests:
+            return
+        request.is_wanted = False
+        del self._requests[request]
+        self._to_prepare.pop(request, None)
+        self._to_score.pop(request, None)
+        self._num_ahead -= request.num_ahead
+        self.admission.add(-request.num_pairs, -request.num_tokens)
+        self._changed.set()
+
+    def _end(self, request: Waiting, error: BaseException | None = None) -> None:
+        if request.is_wanted:
+            request.error = error
+            request.done.set_result(None)
+            self._remove(request)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for request in list(self._requests):
+            self._end(request, error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """No loop ends by itself: nothing of what is in would ever come out."""
+        if self._tasks:
+            self._is_open = False
+            error = None if task.cancelled() else task.exception()
+            logger.critical("the queue has ended", exc_info=error)
+            self._fail_all(error or _closed())
+
+    async def _prepare_slices(self, takes_media: bool) -> None:
+        while True:
+            request, part = await self._next_slice(takes_media)
+            pieces, error = await _in_thread(self._preparing, partial(request.prepare, part))
+            if error is not None:
+                self._end(request, error)
+            elif request.is_wanted:
+                self._prepared(request, part, pieces)
+
+    async def _next_slice(self, takes_media: bool) -> tuple[Waiting, Slice]:
+        while True:
+            has_room = self._num_ahead < _BATCHES_AHEAD * self._budget
+            max_ahead = _BATCHES_AHEAD_OF_REQUEST * self._budget if has_room else 1
+            found = next_slice(self._to_prepare, max_ahead, takes_media)
+            if found is not None:
+                self._count_ahead(found[0], found[1].num_tokens)
+                return found
+            await self._change()
+
+    def _prepared(self, request: Waiting, part: Slice, pieces: list[Piece]) -> None:
+        more = sum(piece.num_tokens for piece in pieces) - part.num_tokens
+        request.num_tokens += more
+        request.ready += pieces
+        self._to_score.setdefault(request)
+        self._count_ahead(request, more)
+        self.admission.add(0, more)
+        self._changed.set()
+
+    def _count_ahead(self, request: Waiting, num_tokens: int) -> None:
+        request.num_ahead += num_tokens
+        self._num_ahead += num_tokens
+
+    async def _score_batches(self) -> None:
+        while True:
+            batch = next_batch(self._to_score, self._budget)
+            if not batch:
+                await self._change()
+                continue
+            for request, piece in batch:
+                self._count_ahead(request, -piece.num_tokens)
+            self._changed.set()
+            try:
+                await self._score(batch)
+            except Exception as error:  # the border of this loop, which all callers live by
+                logger.exception("a batch of %d pieces failed", len(batch))
+                for request, _ in batch:
+                    self._end(request, error)
+
+    async def _score(self, batch: Batch) -> None:
+        pieces = [piece for _, piece in batch]
+        started = self._clock()
+        call = partial(_scores, self._reranker.scorer, pieces)
+        scores, error = await _in_thread(self._scoring, call)
+        seconds = self._clock() - started
+        if error is not None:
+            raise error
+        num_tokens = sum(piece.num_tokens for piece in pieces)
+        num_pairs = sum(piece.num_pairs for piece in pieces)
+        self.admission.scored(num_pairs, num_tokens, num_tokens / self._budget, seconds)
+        for (request, piece), found in zip(batch, scores, strict=True):
+            if request.is_wanted:
+                self._place(request, piece, found)
+
+    def _place(self, request: Waiting, piece: Piece, scores: Sequence[PairScore]) -> None:
+        request.place(piece, scores)
+        self.admission.add(-piece.num_pairs, -piece.num_tokens)
+        if not request.num_pairs:
+            self._end(request)
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+
+def _closed() -> NotReady:
+    return NotReady("the server is starting or stopping, try again", retry_after_s=1)
+
+
+def _scores(scorer: Scorer, pieces: Sequence[Piece]) -> list[list[PairScore]]:
+    scores = scorer.score([piece.prepared for piece in pieces])
+    assert [len(each) for each in scores] == [piece.num_pairs for piece in pieces]
+    return scores
+
+
+async def _in_thread(
+    threads: ThreadPoolExecutor, call: Callable[[], Any]
+) -> tuple[Any, Exception | None]:
+    return await asyncio.get_running_loop().run_in_executor(threads, _outcome, call)
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What a call gave or raised, as values: not every exception passes through a future (one
+    that is a StopIteration never arrives, a CancelledError ends who waits for it).
+    """
+    try:
+        return call(), None
+    except Exception as error:  # the outermost border of a thread
+        return None, error
+    except BaseException as error:
+        return None, RuntimeError(f"{type(error).__name__}: {error}")

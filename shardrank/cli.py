@@ -1,0 +1,305 @@
+"""The command line: `shardrank rerank` and its siblings.
+
+Exit codes: 0 done (rows may have errors, the summary counts them), 1 failed, 2 the command is
+wrong, 130 interrupted.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.fetch.web import WebMedia
+from shardrank.jobs.errors import JobError, UsageError
+from shardrank.jobs.evaluate.cli import evaluate, roots_of
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.interruption import how_to_go_on
+from shardrank.jobs.outputs.budget import MaxErrors
+from shardrank.jobs.rerank import JobOptions, Summary
+from shardrank.jobs.rerank import rerank as run_rerank
+from shardrank.jobs.run.progress import duration
+from shardrank.jobs.secrets import redacted
+from shardrank.jobs.status_cli import status_command, verify_command
+from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
+from shardrank.serve.cli import new_key_command, serve_command
+
+app = typer.Typer(
+    name="shardrank",
+    help="Rerank large corpora with Qwen3-VL-Reranker on Ray.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+app.command()(evaluate)
+app.command("status")(status_command)
+app.command("verify")(verify_command)
+app.command("serve")(serve_command)
+app.command("new-key")(new_key_command)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def bench(context: typer.Context) -> None:
+    """Time this engine beside every other one that is installed; `bench --help` says how."""
+    from bench.__main__ import main as run_bench  # it runs without typer too
+
+    raise typer.Exit(run_bench(context.args))
+
+
+@app.command()
+def rerank(
+    context: typer.Context,
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            help="Candidate sets, pairs, a run, or a data set's directory: "
+            "a file, a directory or a glob, local, s3:// or gs://"
+        ),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Directory of the results")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub name")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model")] = None,
+    run: Annotated[str | None, typer.Option(help="First stage's run: TREC or Parquet")] = None,
+    queries: Annotated[str | None, typer.Option(help="Queries table, for a run")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Corpus table, for a run")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="beir, mteb, vidore, jinavdr, msmarco or trec")
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(help="TABLE.COLUMN=NAME: where another name holds a column"),
+    ] = None,
+    media_root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where local media paths may lead, symbolic links followed; relative ones start "
+            "at the first root. Without one no local path is read"
+        ),
+    ] = None,
+    web_media: Annotated[
+        bool,
+        typer.Option(
+            "--web-media",
+            help="Fetch media over http(s) too, from public addresses only; else such rows fail",
+        ),
+    ] = False,
+    allow_network: Annotated[
+        list[str] | None,
+        typer.Option(help="With --web-media: a network (CIDR) that may be fetched from too"),
+    ] = None,
+    rankings: Annotated[bool, typer.Option(help="Also one nested row a query")] = False,
+    trec_run: Annotated[bool, typer.Option(help="Also run.trec, a TREC run")] = False,
+    qrels: Annotated[str | None, typer.Option(help="Judgements: measure the result")] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="With --qrels: a measure such as nDCG@10")
+    ] = None,
+    instruction: Annotated[
+        str, typer.Option(help="For queries that have none of their own")
+    ] = DEFAULT_INSTRUCTION,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a pair")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of a video file")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Frames of a video")] = None,
+    image_min_pixels: Annotated[int | None, typer.Option()] = None,
+    image_max_pixels: Annotated[int | None, typer.Option()] = None,
+    video_min_pixels: Annotated[int | None, typer.Option(help="Of one frame")] = None,
+    video_max_pixels: Annotated[int | None, typer.Option(help="Of one frame")] = None,
+    video_total_pixels: Annotated[int | None, typer.Option(help="Of a frame list")] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="auto: bfloat16 on CUDA, else float32"),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    special_tokens: Annotated[
+        Literal["neutralize", "official"],
+        typer.Option(help="Special tokens typed in a text: plain characters, or acting"),
+    ] = "neutralize",
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a scoring actor")] = None,
+    quantization: Annotated[
+        Literal["none", "fp8"],
+        typer.Option(help="fp8: the decoder's linear layers in 8 bits, which moves scores"),
+    ] = "none",
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile; default: on CUDA"),
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
+    num_actors: Annotated[
+        int | None, typer.Option(help="Scoring actors; default: one a GPU, or one on CPU")
+    ] = None,
+    unit_pairs: Annotated[
+        int, typer.Option(help="Pairs of a unit, which is written and resumed as a whole")
+    ] = DEFAULT_UNIT_PAIRS,
+    order: Annotated[
+        Literal["auto", "query", "document"],
+        typer.Option(
+            help="What is scored together: a query's documents, or a document's queries, "
+            "so that each page is read and encoded once; auto: as the corpus and the run suggest"
+        ),
+    ] = "auto",
+    max_errors: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows with an error, as a number or a share, after which the job stops; "
+            "default: 1% of the pairs, or 100 if that is more"
+        ),
+    ] = None,
+    retry_errors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Score again the finished units with a row that failed of this error code, such "
+            "as media_unreachable; `all`: of any"
+        ),
+    ] = None,
+    pair_timeout_s: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that reading and decoding one pair may take, and a GPU for one forward"
+        ),
+    ] = 300.0,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(help="Of one GPU-hour, to state the cost")
+    ] = None,
+) -> None:
+    """Score every pair of INPUT and write the scores to --output.
+
+    The same command again goes on where it was stopped.
+    """
+    if output is None or model is None:
+        missing = "--output" if output is None else "--model"
+        raise UsageError(f"{missing} is missing")
+    try:
+        config = RerankerConfig(
+            model=model,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            instruction=instruction,
+            options=QueryOptions(
+                max_length=max_length,
+                image_min_pixels=image_min_pixels,
+                image_max_pixels=image_max_pixels,
+                video_min_pixels=video_min_pixels,
+                video_max_pixels=video_max_pixels,
+                video_total_pixels=video_total_pixels,
+                fps=fps,
+                max_frames=max_frames,
+            ),
+            special_tokens=special_tokens,
+            max_batch_tokens=max_batch_tokens,
+            num_threads=threads,
+            quantization=quantization,
+            compile=compile,
+            media_root=roots_of(media_root),
+            web_media=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    options = JobOptions(
+        output=output,
+        input=InputOptions(input, run, queries, corpus, preset, tuple(map or ())),
+        address=address,
+        num_actors=num_actors,
+        unit_pairs=unit_pairs,
+        order=order,
+        with_rankings=rankings,
+        with_trec_run=trec_run,
+        qrels=qrels,
+        measures=tuple(measure or ()),
+        gpu_hour_price=gpu_hour_price,
+        max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
+        pair_timeout_s=pair_timeout_s,
+        retry_errors=tuple(retry_errors or ()),
+        command=tuple(context.obj or ()),
+    )
+    print_summary(run_rerank(options, config), Console())
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    manifest = summary.manifest
+    if summary.was_finished:
+        console.print(f"already finished: {summary.output} holds this job's results")
+    table = Table(show_header=False, box=None)
+    for name, value in _summary_rows(summary):
+        table.add_row(name, value)
+    console.print(table)
+    for code, count in manifest["errors"].items():
+        console.print(f"  {count:,} x {code}", style="yellow", highlight=False)
+
+
+def _summary_rows(summary: Summary) -> list[tuple[str, str]]:
+    manifest = summary.manifest
+    rows = [
+        ("queries", f"{manifest['num_queries']:,}"),
+        ("pairs", f"{manifest['num_pairs']:,} ({manifest['num_failed']:,} with an error)"),
+        ("truncated", f"{manifest['num_truncated']:,}"),
+        (
+            "tokens",
+            f"{manifest['num_tokens']:,} ({manifest['num_visual_tokens']:,} visual)",
+        ),
+        ("time", f"{duration(manifest['seconds'])} ({manifest['pairs_per_s']:,.1f} pairs/s)"),
+        ("scores", f"{summary.output}/scores/"),
+    ]
+    if "vision_cache_hit_rate" in manifest:
+        rows.append(("vision cache", _lookups(manifest)))
+    if "cost" in manifest:
+        rows.append(("cost", f"{manifest['cost']:,.4f}"))
+    if summary.trec_run:
+        rows.append(("TREC run", summary.trec_run))
+    return rows + [(name, f"{value:.4f}") for name, value in summary.measures.items()]
+
+
+def _lookups(manifest: Mapping[str, Any]) -> str:
+    hits, misses = manifest["vision_cache_hits"], manifest["num_visuals_encoded"]
+    return (
+        f"{hits:,} of {hits + misses:,} lookups hit ({manifest['vision_cache_hit_rate']:.1%}), "
+        f"{misses:,} visuals encoded"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Every mistake of a user is one sentence on stderr."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, _interrupt)
+    kept = how_to_go_on(arguments) if "rerank" in arguments[:1] else ""
+    try:
+        code = app(arguments, standalone_mode=False, obj=arguments)
+    except KeyboardInterrupt:
+        code = 130
+    except UsageError as error:
+        return _failed(str(error), 2)
+    except _CommandError as error:
+        return _failed(error.format_message(), 2)
+    except (JobError, OSError) as error:
+        return _failed(f"{error}\n{kept}".rstrip(), 1)
+    if code == 130:  # typer makes an exit code of a KeyboardInterrupt
+        print(f"\ninterrupted; {kept}".rstrip("; "), file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+_CommandError: Any = typer.BadParameter.__base__
+"""typer's own class of usage errors, which it does not name in public."""
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"error: {redacted(message)}", file=sys.stderr)
+    return code
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
