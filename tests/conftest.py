@@ -42,7 +42,8 @@ def s3_endpoint() -> Iterator[str]:
 def ray_address() -> Iterator[str]:
     """Its address; this process is joined to it already."""
     import ray
-    import standin
+
+    from tests.support import standin
 
     ray.cloudpickle.register_pickle_by_value(standin)
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as path:

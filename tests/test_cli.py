@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine import TINY
-from job_cases import text_rows, write_sets, write_text
 
 from shardrank import cli
 from shardrank.actors.config import RerankerConfig
@@ -17,6 +15,8 @@ from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.rerank import JobOptions
 from shardrank.jobs.run.pipeline import Pool
 from shardrank.jobs.run.progress import Meter, duration
+from tests.support.engine import TINY
+from tests.support.job_cases import text_rows, write_sets, write_text
 
 
 @pytest.fixture

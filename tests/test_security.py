@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from job_cases import candidate, image, plan_of, run_inline, score_rows, text, write_sets
 from pyarrow import fs
-from web_site import answering, ok, serving
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
@@ -18,6 +16,16 @@ from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.reranker import Reranker
 from shardrank.actors.scorer import Scorer
 from shardrank.jobs.run.engine import Engine
+from tests.support.job_cases import (
+    candidate,
+    image,
+    plan_of,
+    run_inline,
+    score_rows,
+    text,
+    write_sets,
+)
+from tests.support.web_site import answering, ok, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "golden" / "tiny"

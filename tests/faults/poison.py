@@ -4,7 +4,7 @@ A text says who dies of it and how: `prepare:segfault`, `prepare:kill`, `prepare
 `prepare:raise`, `prepare:grow`, `score:kill`, `score:raise`, `score:hang`. As a query it is the
 same.
 
-`python poison.py LOG SETS OUTPUT MODEL [ADDRESS]` is a job of its own with these, on a Ray of its
+`python -m tests.faults.poison LOG SETS OUTPUT MODEL [ADDRESS]` is a job of its own with these, on a Ray of its
 own or that one.
 """
 
@@ -121,7 +121,7 @@ def note(log: Path, what: str) -> None:
 
 
 if __name__ == "__main__":
-    import poison  # by this name the workers find it, where the script is
+    from tests.faults import poison  # by this name the workers find it
 
     where, sets, output, model, *address = sys.argv[1:]
     job = JobOptions(

@@ -21,13 +21,13 @@ from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
-from sweep_cluster import descendants
-from sweep_job import TINY, UNIT_PAIRS, Job, Store, read_rows
-from sweep_place import FAULTS, Place
 
 from shardrank.jobs.outputs.lease import _born as born
 from shardrank.jobs.outputs.lease import holder_of, is_known_dead
 from shardrank.jobs.storage import Location, list_files, read_bytes
+from tests.faults.sweep_cluster import descendants
+from tests.faults.sweep_job import TINY, UNIT_PAIRS, Job, Store, read_rows
+from tests.faults.sweep_place import ROOT, Place
 
 MAX_REDONE = 0.05
 """Of finished work, as the share that may be done again."""
@@ -192,12 +192,13 @@ class Run:
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log.touch()
-        own = [str(FAULTS / "sweep_driver.py"), str(self.log)]
+        own = ["-m", "tests.faults.sweep_driver", str(self.log)]
         program = own if self.job.engine == "stand-in" else ["-m", "shardrank.cli"]
         self.num_drivers += 1
         with self.errors.open("wb") as stream:
             self.driver = subprocess.Popen(
                 [sys.executable, *program, *self.arguments],
+                cwd=ROOT,
                 stdout=subprocess.DEVNULL,
                 stderr=stream,
                 start_new_session=True,  # a process group, as a terminal's Ctrl-C ends it

@@ -1,5 +1,5 @@
-"""A simulated Ray cluster in a process of its own: `python sweep_cluster.py NODES`, a JSON object
-of name -> Cluster.add_node's arguments, the head first. Says its address, then obeys `kill NAME`
+"""A simulated Ray cluster in a process of its own: `sweep_cluster NODES`, a JSON object of
+name -> Cluster.add_node's arguments, the head first. Says its address, then obeys `kill NAME`
 and `add NAME` on stdin, a line for a line. It ends, and every node with it, when stdin does.
 """
 

@@ -8,14 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import sweep_engine
-from job_cases import candidate, plan_of, query_row, run_inline, text, write_sets, write_table
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.files import read_scores
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location, write_atomically
+from tests.faults import sweep_engine
+from tests.support.job_cases import (
+    candidate,
+    plan_of,
+    query_row,
+    run_inline,
+    text,
+    write_sets,
+    write_table,
+)
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 CONFIG = RerankerConfig(model=str(TINY), num_threads=1)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep_cluster import descendants
+from tests.faults.sweep_cluster import descendants
 
-FAULTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+"""Where our own programs are started, so that Ray's workers find their modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,10 @@ class Cluster:
     """A simulated cluster in a process of its own (sweep_cluster.py)."""
 
     def __init__(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
-        script, quick = FAULTS / "sweep_cluster.py", {"RAY_health_check_period_ms": "1000"}
+        quick = {"RAY_health_check_period_ms": "1000"}
         self.process = subprocess.Popen(
-            [sys.executable, str(script), json.dumps(nodes)],
+            [sys.executable, "-m", "tests.faults.sweep_cluster", json.dumps(nodes)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -10,8 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hostile import GOLDEN, SCORE, Hostile, corpus, damaged_pictures, heavy, pictures
-from job_cases import plan_of, run_inline, score_rows
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.errors import RerankError
@@ -19,6 +17,8 @@ from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.run.engine import Engine
+from tests.faults.hostile import GOLDEN, SCORE, Hostile, corpus, damaged_pictures, heavy, pictures
+from tests.support.job_cases import plan_of, run_inline, score_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged files
 

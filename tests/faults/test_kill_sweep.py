@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sweep
-from sweep import Run, draw
-from sweep_job import Job, Store, make_document_job, make_job, on_store
-from sweep_place import Place, simulated
 
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
 from shardrank.jobs.run.engine import Engine
+from tests.faults import sweep
+from tests.faults.sweep import Run, draw
+from tests.faults.sweep_job import Job, Store, make_document_job, make_job, on_store
+from tests.faults.sweep_place import Place, simulated
 
 SEED = int(os.environ.get("SHARDRANK_SWEEP_SEED") or random.SystemRandom().randrange(1 << 32))
 

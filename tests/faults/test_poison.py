@@ -9,17 +9,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-import poison
 import pyarrow.parquet as pq
 import pytest
-from job_cases import candidate, query_row, score_rows, text, text_rows, write_sets, write_table
-from sweep_place import simulated
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.errors import JobError, TooManyErrors, UnitsFailed
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from tests.faults import poison
+from tests.faults.sweep_place import ROOT, simulated
+from tests.support.job_cases import (
+    candidate,
+    query_row,
+    score_rows,
+    text,
+    text_rows,
+    write_sets,
+    write_table,
+)
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 CONFIG = RerankerConfig(model=str(TINY), num_threads=1)
@@ -215,7 +223,10 @@ def test_a_pair_that_hangs_a_device_is_that_rows_error(
     with simulated({"head": {"num_cpus": 2, "num_gpus": 1}}) as place:
         arguments = [str(log), sets, str(tmp_path / "out"), str(TINY), str(place.address)]
         done = subprocess.run(
-            [sys.executable, poison.__file__, *arguments], capture_output=True, text=True
+            [sys.executable, "-m", "tests.faults.poison", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
     assert done.returncode == 0, done.stderr
     assert codes(tmp_path / "out") == {(9, "d5"): "timed_out"}
@@ -232,7 +243,8 @@ def run_in_little_memory(
     if threshold > 0.9:
         pytest.skip("too little memory is free for a row to take it")
     return subprocess.run(
-        [sys.executable, poison.__file__, str(log), sets, str(output), str(model)],
+        [sys.executable, "-m", "tests.faults.poison", str(log), sets, str(output), str(model)],
+        cwd=ROOT,
         env=os.environ | {"RAY_memory_usage_threshold": f"{threshold:.3f}"},
         capture_output=True,
         text=True,

@@ -11,9 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import standin
-from fault_proxy import BROKEN_OFF, DROPPED, SLOW_DOWN, every, faulty
-from job_cases import plan_of, run_inline, score_rows, text_rows, write_sets
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.errors import MediaNotFound, MediaTooLarge
@@ -29,6 +26,9 @@ from shardrank.jobs.run.pipeline import packed
 from shardrank.jobs.run.preparing import prepare_unit
 from shardrank.jobs.storage import Location, list_files, read_bytes, write_atomically
 from shardrank.jobs.units.plan import Plan
+from tests.faults.fault_proxy import BROKEN_OFF, DROPPED, SLOW_DOWN, every, faulty
+from tests.support import standin
+from tests.support.job_cases import plan_of, run_inline, score_rows, text_rows, write_sets
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 REAL = Engine(Preprocessor, Scorer)
@@ -132,7 +132,7 @@ def test_a_file_that_changed_or_went_since_the_plan_is_named(tmp_path: Path) -> 
 
 
 def test_a_table_by_rows_that_changed_is_named(tmp_path: Path) -> None:
-    from job_cases import write_table
+    from tests.support.job_cases import write_table
 
     options = InputOptions(
         run=write_table(tmp_path / "run.parquet", [{"query_id": "q", "doc_id": "d"}]),

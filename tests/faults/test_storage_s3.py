@@ -8,20 +8,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from fault_proxy import (
-    BROKEN_OFF,
-    DONE_AND_DROPPED,
-    DROPPED,
-    INTERNAL_ERROR,
-    SLOW_DOWN,
-    TOO_MANY,
-    Fault,
-    FaultProxy,
-    Request,
-    faulty,
-    first,
-)
-from job_cases import plan_of, run_inline, text_rows, write_sets
 from pyarrow import fs
 
 from shardrank.actors.errors import MediaNotFound, MediaUnreachable
@@ -45,6 +31,20 @@ from shardrank.jobs.storage import (
     write_stream,
 )
 from shardrank.jobs.units.plan import Plan
+from tests.faults.fault_proxy import (
+    BROKEN_OFF,
+    DONE_AND_DROPPED,
+    DROPPED,
+    INTERNAL_ERROR,
+    SLOW_DOWN,
+    TOO_MANY,
+    Fault,
+    FaultProxy,
+    Request,
+    faulty,
+    first,
+)
+from tests.support.job_cases import plan_of, run_inline, text_rows, write_sets
 
 CONTENT = bytes(range(256)) * 1_000
 LARGE = CONTENT * 60  # two parts of an upload

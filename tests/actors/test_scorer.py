@@ -1,0 +1,202 @@
+import math
+import shutil
+
+import pytest
+import torch
+
+from shardrank.actors import CandidateSet, QueryOptions, RerankerConfig
+from shardrank.actors.errors import OutOfMemory
+from shardrank.actors.model.device import choose_device, choose_dtype, compiles
+from shardrank.actors.scorer import Scorer, halving
+from tests.support.engine import TINY, tiny_reranker
+
+SHORT = QueryOptions(max_length=512)
+
+
+class SmallDevice:
+    """A forward that runs out of memory over `capacity` pairs, and counts its calls."""
+
+    def __init__(self, capacity):
+        self.capacity = capacity
+        self.sizes = []
+
+    def __call__(self, pairs):
+        self.sizes.append(len(pairs))
+        if len(pairs) > self.capacity:
+            raise torch.OutOfMemoryError("no room")
+        return torch.tensor([float(pair.num_tokens) for pair in pairs])
+
+
+def prepared_pairs(count):
+    documents = ["word " * (n + 1) for n in range(count)]
+    prepared = tiny_reranker().preprocessor.prepare(CandidateSet.parse("query", documents))
+    return list(prepared.pairs)
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 7])
+def test_out_of_memory_halves_the_plan_and_keeps_the_order(capacity):
+    pairs = prepared_pairs(7)
+    device = SmallDevice(capacity)
+    assert torch.cat(halving(device, pairs)).tolist() == [pair.num_tokens for pair in pairs]
+    assert device.sizes[0] == 7
+
+
+def test_a_pair_that_does_not_fit_alone_is_its_own_error():
+    pairs = prepared_pairs(2)
+    results = halving(SmallDevice(0), pairs)
+    assert [type(result) for result in results] == [OutOfMemory, OutOfMemory]
+    assert str(pairs[1].num_tokens) in str(results[1])
+
+
+def test_other_failures_are_not_mistaken_for_memory():
+    def broken(pairs):
+        raise RuntimeError("illegal instruction")
+
+    with pytest.raises(RuntimeError, match="illegal instruction"):
+        halving(broken, prepared_pairs(2))
+
+
+def test_a_logit_that_is_no_number_is_an_error_of_that_pair():
+    scorer = Scorer(RerankerConfig(model=str(TINY)))
+    scorer._model.head.fill_(math.nan)
+    prepared = tiny_reranker().preprocessor.prepare(CandidateSet.parse("a", ["b"]))
+    [[scored]] = scorer.score([prepared])
+    assert scored.score is None and scored.logit is None
+    assert scored.error.code == "non_finite_score"
+
+
+def test_a_budget_below_max_length_is_refused():
+    with pytest.raises(ValueError, match=r"max_batch_tokens .* \(10240\), got 512"):
+        Scorer(RerankerConfig(model=str(TINY), max_batch_tokens=512))
+
+
+def test_nothing_to_score_is_no_work():
+    scorer = tiny_reranker().scorer
+    assert scorer.score([]) == []
+    prepared = tiny_reranker().preprocessor.prepare(CandidateSet.parse({}, ["a", "b"]))
+    assert [pair.error.code for pair in scorer.score([prepared])[0]] == ["empty_query"] * 2
+
+
+def test_an_unusable_device_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match="device 'nonsense' cannot be used"):
+        choose_device("nonsense")
+
+
+def test_cpu_scores_in_float32_and_cuda_in_bfloat16():
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype("float16", torch.device("cuda")) == torch.float16
+
+
+def test_a_page_of_many_queries_is_encoded_once():
+    reranker = tiny_reranker(feature_cache_bytes=1 << 20)
+    page = {"image": "media/sq_64x64.png"}
+    reranker.score_sets([CandidateSet.parse(f"query {n}", [page]) for n in range(5)])
+    reranker.score("one more", [page])
+    assert reranker.scorer.vision_cache.num_misses == 1
+    assert reranker.scorer.vision_cache.num_hits == 1
+
+
+def sets_that_share_much():
+    long_query = "Which of these sentences speaks of a bicycle, a boat or a train? " * 8
+    page = {"image": "media/sq_64x64.png"}
+    queries = [long_query, {"text": "short", **page}, long_query + "And why?"]
+    documents = [f"document {n} " * (n + 1) for n in range(6)] + [page, "", "document 3 " * 4]
+    return [CandidateSet.parse(query, documents) for query in queries]
+
+
+def test_a_prefix_kept_from_the_plan_before_changes_no_score():
+    """Plans of one or few pairs each, so that nearly every one begins in the middle of a set."""
+    sets = sets_that_share_much()
+    whole = tiny_reranker().score_sets(sets)
+    cut = tiny_reranker(options=SHORT, max_batch_tokens=512).score_sets(sets)
+    for expected, found in zip(sum(whole, []), sum(cut, []), strict=True):
+        assert found.score == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_a_query_is_computed_once_for_all_plans_of_its_set():
+    reranker = tiny_reranker(options=SHORT, max_batch_tokens=512)
+    decoder = reranker.scorer._model.decoder
+    sizes, last_hidden = [], decoder.last_hidden
+
+    def counted(batch, *arguments, **options):
+        sizes.append((batch.num_cached, batch.num_tokens))
+        return last_hidden(batch, *arguments, **options)
+
+    decoder.last_hidden = counted
+    try:
+        documents = [f"document {n} " * 30 for n in range(9)]
+        results = reranker.score_sets([CandidateSet.parse("bicycle " * 100, documents)])[0]
+    finally:
+        decoder.last_hidden = last_hidden
+    (first, *others) = sizes
+    assert first[0] == 0 and len(others) > 1
+    assert all(cached > 150 for cached, _ in others)
+    assert sum(tokens for _, tokens in sizes) < sum(r.num_tokens for r in results) / 2
+
+
+def test_halves_of_a_plan_that_ran_out_of_memory_still_hand_their_prefix_on():
+    reranker = tiny_reranker(options=SHORT, max_batch_tokens=1024)
+    decoder = reranker.scorer._model.decoder
+    last_hidden = decoder.last_hidden
+
+    def small_device(batch, *arguments, **options):
+        if len(batch.last_rows) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return last_hidden(batch, *arguments, **options)
+
+    sets = sets_that_share_much()
+    expected = tiny_reranker().score_sets(sets)
+    decoder.last_hidden = small_device
+    try:
+        found = reranker.score_sets(sets)
+    finally:
+        decoder.last_hidden = last_hidden
+    for before, after in zip(sum(expected, []), sum(found, []), strict=True):
+        assert after.score == pytest.approx(before.score, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_parts_give_the_same_scores():
+    """One graph for every layer and any number of tokens."""
+    sets = sets_that_share_much()
+    compiled = tiny_reranker(compile=True)
+    expected = tiny_reranker().score_sets(sets)
+    for before, after in zip(sum(expected, []), sum(compiled.score_sets(sets), []), strict=True):
+        assert after.score == pytest.approx(before.score, abs=1e-5)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled.score("another length", ["of everything " * n for n in (1, 7, 40)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+def test_cpu_runs_as_it_is_and_cuda_compiled():
+    assert not compiles(None, torch.device("cpu"))
+    assert compiles(None, torch.device("cuda"))
+    assert not compiles(False, torch.device("cuda"))
+
+
+def test_who_waits_is_told_after_each_forward():
+    reranker = tiny_reranker(max_batch_tokens=512, options=SHORT)
+    documents = [f"{number} word " * 100 for number in range(6)]
+    prepared = reranker.preprocessor.prepare(CandidateSet.parse("query", documents))
+    told = []
+    scores = reranker.scorer.score([prepared], lambda: told.append(1))
+    assert len(told) >= 3
+    assert [one.score for one in scores[0]] == [
+        one.score for one in reranker.scorer.score([prepared])[0]
+    ]
+
+
+def test_what_the_vision_cache_has_moves_no_bit_of_a_score():
+    """Which images are encoded together then depends on what was scored before."""
+    documents = [{"image": f"media/fr{number}.png", "text": f"{number}"} for number in range(6)]
+
+    def logits(*before):
+        reranker = tiny_reranker()
+        for chosen in (*before, documents):
+            prepared = reranker.preprocessor.prepare(CandidateSet.parse("query", chosen))
+            scores = reranker.scorer.score([prepared])
+        return [one.logit for one in scores[0]]
+
+    assert logits(documents[::2]) == logits(documents[3:4]) == logits()

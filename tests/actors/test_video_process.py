@@ -1,0 +1,217 @@
+import contextlib
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shardrank.actors.config import OFFICIAL_OPTIONS, RerankerConfig
+from shardrank.actors.data import CandidateSet, Video
+from shardrank.actors.errors import MediaForbidden, VideoDecodeError, VideoTooLong, VideoTooShort
+from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.media import video_process
+from shardrank.actors.media.pixels import video_file_pixels
+from shardrank.actors.media.video import load_video
+from shardrank.actors.media.video_process import VideoProcess
+from shardrank.actors.preprocessor import Preprocessor
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parents[1] / "golden"
+CLIP = GOLDEN / "media" / "v2s_24.mp4"
+LIMIT = 10**8
+
+
+def frames_of(videos: VideoProcess, source, reader=None):
+    return videos.frames(Video(source), reader or MediaReader(), OFFICIAL_OPTIONS, LIMIT)
+
+
+def damaged(seed: int) -> bytes:
+    """The clip with eight bytes changed; seeds 19, 59 and 66 crash decord 0.6 on x86-64."""
+    generator = random.Random(seed)
+    data = bytearray(CLIP.read_bytes())
+    for _ in range(8):
+        data[generator.randrange(len(data))] = generator.randrange(256)
+    return bytes(data)
+
+
+def child_id(videos: VideoProcess) -> int:
+    assert videos._child is not None
+    return videos._child.process.pid
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_the_child_gives_what_decoding_here_gives(as_bytes):
+    sampled = load_video(Video(str(CLIP)), MediaReader(), 1.0, 64, LIMIT)
+    source = CLIP.read_bytes() if as_bytes else str(CLIP)
+    pixels, times_s = frames_of(VideoProcess(), source)
+    assert (pixels == video_file_pixels(sampled.frames, OFFICIAL_OPTIONS)).all()
+    assert times_s == sampled.times_s
+
+
+def test_a_video_over_the_seconds_allowed_is_not_sampled():
+    videos = VideoProcess()
+    ask = (Video(str(CLIP)), MediaReader(), OFFICIAL_OPTIONS, LIMIT)
+    with pytest.raises(VideoTooLong, match="over the limit of 0 s"):
+        videos.frames(*ask, 0.5)
+    assert len(videos.frames(*ask, 60.0)[1]) >= 2
+
+
+def test_one_child_serves_many_files():
+    videos = VideoProcess()
+    frames_of(videos, str(CLIP))
+    first = child_id(videos)
+    with pytest.raises(VideoDecodeError, match="a video of 7 bytes"):
+        frames_of(videos, b"garbage")
+    frames_of(videos, str(CLIP))
+    assert child_id(videos) == first
+
+
+def test_a_file_that_kills_the_decoder_is_an_error_and_the_next_one_is_read():
+    videos = VideoProcess()
+    for seed in (19, 59, 66):
+        with pytest.raises(VideoDecodeError, match="a video of 17332 bytes"):
+            frames_of(videos, damaged(seed))
+    assert len(frames_of(videos, str(CLIP))[1]) >= 2
+
+
+def test_a_child_killed_by_somebody_else_costs_no_row():
+    videos = VideoProcess()
+    frames_of(videos, str(CLIP))
+    first = child_id(videos)
+    os.kill(first, 9)
+    assert len(frames_of(videos, str(CLIP))[1]) >= 2
+    assert child_id(videos) != first
+
+
+def test_ctrl_c_on_the_terminal_does_not_reach_the_child():
+    videos = VideoProcess()
+    frames_of(videos, str(CLIP))
+    assert os.getpgid(child_id(videos)) != os.getpgid(0)
+
+
+def test_a_decoder_that_does_not_return_is_stopped():
+    videos = VideoProcess(timeout_s=0.001)
+    with pytest.raises(VideoDecodeError, match="not decoded within"):
+        frames_of(videos, str(CLIP))
+
+
+def test_the_media_root_holds_before_the_child_is_asked():
+    reader = MediaReader(str(GOLDEN / "tiny"))
+    videos = VideoProcess()
+    with pytest.raises(MediaForbidden):
+        frames_of(videos, "../media/v2s_24.mp4", reader)
+    assert videos._child is None
+
+
+def test_errors_of_the_child_keep_their_kind():
+    short = OFFICIAL_OPTIONS.__class__(max_frames=1).over(OFFICIAL_OPTIONS)
+    with pytest.raises(VideoTooShort, match=r"v2s_24\.mp4"):
+        VideoProcess().frames(Video(str(CLIP)), MediaReader(), short, LIMIT)
+
+
+def test_the_child_ends_with_its_owner():
+    videos = VideoProcess()
+    frames_of(videos, str(CLIP))
+    process = videos._child.process
+    del videos
+    gc.collect()
+    assert process.wait(timeout=10) != 0
+
+
+HANG = """
+import ctypes, os, sys, time
+from pathlib import Path
+from shardrank.actors.media import video_process
+def load_video(video, *rest):
+    Path({place!r}).write_text(str(os.getpid()))
+    {hang}
+video_process.load_video = load_video
+video_process._GRACE_S = {alarm_s} - 600
+video_process.serve(*map(int, sys.argv[1:]))
+"""
+PARENT = """
+import sys
+from shardrank.actors.media import video_process
+from shardrank.actors.config import OFFICIAL_OPTIONS
+from shardrank.actors.data import Video
+from shardrank.actors.fetch.reader import MediaReader
+video_process._STARTUP = sys.argv[1]
+videos = video_process.VideoProcess(600)
+videos.frames(Video(b"hangs"), MediaReader(), OFFICIAL_OPTIONS, 1)
+"""
+
+
+def is_gone(process: int) -> bool:
+    """Or nobody asks how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("hang", "alarm_s"),
+    [("time.sleep(600)", 600), ("ctypes.PyDLL(None).sleep(600)", 10)],
+    ids=["without the GIL", "with the GIL"],
+)
+def test_a_child_that_hangs_ends_after_its_parent_was_killed(
+    tmp_path: Path, hang: str, alarm_s: int
+) -> None:
+    place = tmp_path / "child"
+    startup = HANG.format(place=str(place), hang=hang, alarm_s=alarm_s)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, startup], cwd=ROOT)
+    try:
+        wait_until(lambda: place.exists() and place.read_text())
+        child = int(place.read_text())
+    finally:
+        parent.kill()
+    assert parent.wait() == -signal.SIGKILL
+    try:
+        wait_until(lambda: is_gone(child))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_deadly_video_leaves_the_other_documents_alone():
+    preprocessor = Preprocessor(RerankerConfig(model=str(GOLDEN / "tiny")))
+    documents = [{"video": {"bytes": damaged(19)}}, {"video": str(CLIP)}, "text"]
+    prepared = preprocessor.prepare(CandidateSet.parse("query", documents))
+    assert [isinstance(pair, VideoDecodeError) for pair in prepared.pairs] == [True, False, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_memory_beyond_the_childs_limit_is_not_given():
+    code = (
+        "from shardrank.actors.media.video_process import _data_bytes, _limit_memory\n"
+        "_limit_memory(_data_bytes() + (64 << 20))\n"
+        "small = bytearray(32 << 20)\n"
+        "try: bytearray(64 << 20)\n"
+        "except MemoryError: print('refused')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == "refused\n", said.stderr
+
+
+def test_a_video_that_needs_more_memory_than_there_is_for_one_is_an_error(monkeypatch):
+    code = (
+        "import sys; from shardrank.actors import video_process as v; "
+        "v._MIN_BYTES = v._BYTES_PER_PIXEL = 0; v.serve(*map(int, sys.argv[1:]))"
+    )
+    monkeypatch.setattr(video_process, "_STARTUP", code)
+    with pytest.raises(VideoDecodeError):
+        frames_of(VideoProcess(), str(CLIP))

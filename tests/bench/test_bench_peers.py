@@ -1,0 +1,131 @@
+"""What the benchmark writes for other implementations, and that these may be missing."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from bench.peer_files import MAX_PIXELS, MIN_PIXELS, TEMPLATE_FILE, write_peer_files
+from shardrank.actors.config import DEFAULT_INSTRUCTION
+from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "golden" / "tiny"
+TEMPLATE = TEMPLATE_FILE.read_text("utf-8")
+TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+ENCODER = PromptEncoder(TINY / "tokenizer.json", neutralize=False)
+SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".'
+)
+
+Parts = list[dict[str, str]]
+IMAGE = {"type": "image", "image": "a.png"}
+
+
+def text(written: str) -> dict[str, str]:
+    return {"type": "text", "text": written}
+
+
+CASES: dict[str, tuple[Parts, Parts]] = {
+    "text": ([text("where?")], [text("here")]),
+    "image": ([text("where?")], [IMAGE]),
+    "images of both sides": ([IMAGE, IMAGE], [IMAGE]),
+    "mixed": ([IMAGE, text("like this")], [IMAGE, IMAGE, text("one"), text("two")]),
+    "null": ([text("where?")], []),
+    "empty text": ([text("where?")], [text("")]),
+    "newlines and spaces": ([text(" x\n")], [text("\n\ty  ")]),
+}
+
+
+def render(messages: list[dict[str, Any]], **values: Any) -> str:
+    rendered, _ = render_jinja_template([messages], chat_template=TEMPLATE, **values)
+    return rendered[0]
+
+
+def official(query: Parts, document: Parts, instruction: str) -> str:
+    """The engine's own prompt, of images of one token each."""
+    ids = ENCODER.encode(instruction, side(query), side(document), 10_240, "document").input_ids
+    return TOKENIZER.decode(ids.tolist(), skip_special_tokens=False)
+
+
+def side(parts: Parts) -> Side:
+    spans = [VisualSpan(0, (1, 1)) for part in parts if part["type"] == "image"]
+    return Side(tuple(spans), tuple(part["text"] for part in parts if part["type"] == "text"))
+
+
+def pair(query: Any, document: Any) -> list[dict[str, Any]]:
+    return [{"role": "query", "content": query}, {"role": "document", "content": document}]
+
+
+@pytest.mark.parametrize(("query", "document"), CASES.values(), ids=CASES)
+def test_a_pair_of_messages_gives_the_official_prompt(query, document):
+    expected = official(query, document, DEFAULT_INSTRUCTION)
+    assert render(pair(query, document)) == expected
+    assert render(pair(query, document), add_generation_prompt=True) == expected
+
+
+@pytest.mark.parametrize(("query", "document"), CASES.values(), ids=CASES)
+def test_an_instruction_comes_as_a_system_message_or_as_a_variable(query, document):
+    expected = official(query, document, "Find it.")
+    system = {"role": "system", "content": [text("Find it.")]}
+    assert render([system, *pair(query, document)]) == expected
+    assert render(pair(query, document), instruction="Find it.") == expected
+
+
+def test_contents_may_be_strings_with_placeholders_in_them():
+    written = "<|vision_start|><|image_pad|><|vision_end|>like this"
+    expected = official([IMAGE, text("like this")], [text("here")], DEFAULT_INSTRUCTION)
+    assert render(pair(written, "here"), instruction="") == expected
+
+
+def test_the_official_scripts_own_messages_give_the_official_prompt():
+    query, document = CASES["mixed"]
+    user = [text("<Instruct>: Find it."), text("<Query>:"), *query]
+    user += [text("\n<Document>:"), *document]
+    messages = [
+        {"role": "system", "content": [text(SYSTEM)]},
+        {"role": "user", "content": user},
+    ]
+    rendered = render(messages, add_generation_prompt=True)
+    assert rendered == official(query, document, "Find it.")
+
+
+def test_the_files_say_what_the_checkpoint_and_the_official_script_say(tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(TINY / name, tmp_path)
+    write_peer_files(tmp_path)
+    image_processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (image_processor["min_pixels"], image_processor["max_pixels"]) == (4_096, 1_843_200)
+    assert image_processor["size"] == {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    own = json.loads((TINY / "tokenizer_config.json").read_text())
+    assert tokenizer["additional_special_tokens"] == own["additional_special_tokens"]
+    yes_no = json.loads((tmp_path / "1_LogitScore" / "config.json").read_text())
+    assert yes_no == {"true_token_id": 9_693, "false_token_id": 2_152}
+    assert (tmp_path / "chat_template.jinja").read_text("utf-8") == TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("peer", "extra", "sentence"),
+    [
+        ("official", {}, "give the path of your copy of qwen3_vl_reranker.py by --official"),
+        ("official", {"official": "/nowhere.py"}, "there is no official script at /nowhere.py"),
+        ("sentence_transformers", {}, "sentence-transformers is not installed here"),
+        ("vllm", {}, "vLLM is not installed here"),
+    ],
+)
+def test_a_peer_says_what_it_lacks(peer, extra, sentence):
+    """Without site-packages: no library is there, and none is imported before it is looked for."""
+    command = [sys.executable, "-S", "-m", f"bench.peers.{peer}"]
+    settings = json.dumps({"model": str(TINY), "extra": extra})
+    answer = subprocess.run(
+        [*command, settings], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(answer.stdout) == {"unavailable": sentence}

@@ -1,0 +1,106 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.fetch.web import WebMedia
+from shardrank.jobs.cluster import settled_dtype
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.outputs.files import Output
+from shardrank.jobs.outputs.manifest import (
+    Manifest,
+    check_same_dtype,
+    check_same_job,
+    job_fingerprint,
+)
+from shardrank.jobs.run.pipeline import Pool
+from shardrank.jobs.storage import Location
+from shardrank.jobs.units.plan import plan_units
+from tests.support.job_cases import CONFIG, text_rows, write_sets
+
+
+def fingerprint(tmp_path: Path, config: RerankerConfig) -> Manifest:
+    path = tmp_path / "sets.parquet"
+    if not path.exists():
+        write_sets(path, text_rows(2, 2))
+    opened = open_job_input(InputOptions(str(path)))
+    return job_fingerprint(opened, plan_units(opened, 4), config, {"sha256": "x"}, 4, False)
+
+
+def check(tmp_path: Path, before: Manifest, config: RerankerConfig) -> None:
+    output = Output(Location.parse(str(tmp_path / "out")), False)
+    check_same_job(output, {"job": before}, fingerprint(tmp_path, config))
+
+
+def test_settings_that_came_later_are_not_in_a_directorys_fingerprint(tmp_path: Path) -> None:
+    """A directory that was begun without them is gone on with."""
+    options = fingerprint(tmp_path, CONFIG)["options"]
+    assert "media_root" in options
+    assert not {"web_media", "local_media"} & set(options)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"local_media": False}, "options.local_media was null and is now false"),
+        ({"web_media": WebMedia()}, 'options.web_media was null and is now {"max_bytes"'),
+        ({"media_root": "/media"}, 'options.media_root was null and is now "/media"'),
+    ],
+)
+def test_a_setting_that_decides_on_scores_is_another_job(
+    tmp_path: Path, setting: dict[str, Any], sentence: str
+) -> None:
+    before = fingerprint(tmp_path, CONFIG)
+    with pytest.raises(UsageError) as raised:
+        check(tmp_path, before, replace(CONFIG, **setting))
+    assert sentence in str(raised.value)
+
+
+def test_auto_is_not_two_dtypes_in_one_output(tmp_path: Path) -> None:
+    output = Output(Location.parse(str(tmp_path / "out")), False)
+    begun: Manifest = {}
+    for _ in range(2):
+        check_same_dtype(output, begun, settled_dtype("auto", Pool(1, 1, 0)))
+    assert begun == {"dtype": "float32"}
+    with pytest.raises(UsageError, match="scored in float32 so far, and --dtype auto means bfl"):
+        check_same_dtype(output, begun, settled_dtype("auto", Pool(1, 0, 1)))
+    check_same_dtype(output, begun, settled_dtype("float32", Pool(1, 0, 1)))
+
+
+def test_a_setting_that_decides_on_speed_alone_is_the_same_job(tmp_path: Path) -> None:
+    before = fingerprint(tmp_path, CONFIG)
+    check(tmp_path, before, replace(CONFIG, num_threads=7, max_batch_tokens=9_999))
+
+
+def test_a_web_policy_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
+    config = replace(CONFIG, web_media=WebMedia(allowed_networks=("10.0.0.0/8",)))
+    check(tmp_path, json.loads(json.dumps(fingerprint(tmp_path, config))), config)
+
+
+def test_media_roots_are_kept_absolute_and_without_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = "s3://KEY:SECRET@bucket/pics", "pics", "/more"
+    monkeypatch.chdir(tmp_path)
+    kept = fingerprint(tmp_path, replace(CONFIG, media_root=roots))
+    assert kept["options"]["media_root"] == (
+        "s3://***@bucket/pics",
+        str(tmp_path / "pics"),
+        "/more",
+    )
+    rotated = replace(CONFIG, media_root=("s3://KEY2:SECRET2@bucket/pics", *roots[1:]))
+    check(tmp_path, json.loads(json.dumps(kept)), rotated)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(UsageError, match="options.media_root"):
+        check(tmp_path, json.loads(json.dumps(kept)), rotated)
+
+
+@pytest.mark.parametrize("roots", [None, ()])
+def test_no_media_root_is_kept_as_it_is(tmp_path: Path, roots: Any) -> None:
+    kept = fingerprint(tmp_path, replace(CONFIG, media_root=roots))
+    assert kept["options"]["media_root"] == roots

@@ -1,0 +1,431 @@
+"""The endpoint's routes, over HTTP, with the tiny real model: dialects, errors, limits, keys."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from PIL import Image
+
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.failures import DASHSCOPE_PATH
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.settings import Limits
+from tests.support.serve_app import TINY, running
+
+KEY = "sr-a-key-that-is-long-enough"
+QUERY = "Which planet is red?"
+DOCUMENTS = ["Mars is red.", "Bananas are yellow.", "Venus is the second planet."]
+REQUEST = {"query": QUERY, "documents": DOCUMENTS}
+BROKEN = {"image": "data:image/png;base64,AAAA"}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    limits = Limits(max_body_bytes=100_000, max_documents=50, max_media=4, max_image_pixels=10_000)
+    with running(limits=limits) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def engine() -> Reranker:
+    return Reranker(str(TINY), device="cpu", num_threads=1)
+
+
+def post(client: httpx.Client, path: str, **body):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def by_index(results: list[dict], key: str = "relevance_score") -> list[float]:
+    return [result[key] for result in sorted(results, key=lambda result: result["index"])]
+
+
+def image(color: str, size: tuple[int, int] = (64, 64)) -> str:
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v1/reranks", "/v2/rerank"])
+def test_the_canonical_answer_has_the_engines_scores_best_first(path, client, engine):
+    answer = post(client, path, **REQUEST)
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert by_index(answer["results"]) == pytest.approx(engine.score(QUERY, DOCUMENTS), abs=1e-5)
+    assert answer["data"] == answer["results"] and answer["object"] == "list"
+    assert answer["meta"]["billed_units"]["search_units"] == 1
+    assert answer["usage"]["total_tokens"] == answer["meta"]["tokens"]["input_tokens"] > 0
+
+
+def test_top_n_keeps_the_best(client):
+    everything = post(client, "/v2/rerank", **REQUEST)["results"]
+    assert post(client, "/v2/rerank", **REQUEST, top_n=2)["results"] == everything[:2]
+
+
+def test_documents_come_back_as_objects_unless_declined(client):
+    first = post(client, "/v1/rerank", **REQUEST)["results"][0]
+    assert first["document"] == {"text": DOCUMENTS[first["index"]]}
+    for path, wanted in (("/v1/rerank", False), ("/v2/rerank", None)):
+        answer = post(client, path, **REQUEST, return_documents=wanted)
+        assert all("document" not in result for result in answer["results"])
+
+
+def test_media_are_never_echoed(client):
+    documents = [{"image": image("red")}, {"image": image("blue"), "text": "blue"}]
+    answer = post(client, "/v1/rerank", query="red", documents=documents)
+    echoed = {result["index"]: result.get("document") for result in answer["results"]}
+    assert echoed == {0: None, 1: {"text": "blue"}}
+    assert answer["usage"]["image_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"image": image("red"), "text": "t"},
+        {"content": [{"type": "image_url", "image_url": {"url": image("red")}}, {"text": "t"}]},
+        [{"type": "text", "text": "t"}, {"type": "image", "image": image("red")}],
+        {"image": {"url": image("red")}, "text": ["t"]},
+    ],
+)
+def test_the_forms_of_content_score_alike(document, client, engine):
+    data = base64.b64decode(image("red").partition(",")[2])
+    expected = engine.score({"image": data}, [{"image": data, "text": "t"}])
+    answer = post(client, "/v2/rerank", query={"image": image("red")}, documents=[document])
+    assert by_index(answer["results"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_video_of_frames_is_scored(client, engine):
+    frames = [image("red"), image("blue"), image("green")]
+    decoded = [base64.b64decode(frame.partition(",")[2]) for frame in frames]
+    expected = engine.score("q", [{"video": {"frames": decoded, "fps": 4.0}}])
+    document = {"video": {"frames": frames, "fps": 4.0}}
+    answer = post(client, "/v2/rerank", query="q", documents=[document])
+    assert by_index(answer["results"]) == pytest.approx(expected, abs=1e-5)
+    assert answer["usage"]["video_tokens"] > 0
+
+
+def test_instructions_of_the_request_and_of_a_document(client, engine):
+    documents = [DOCUMENTS[0], {"text": DOCUMENTS[1], "instruction": "Find fruit."}]
+    for name in ("instruction", "instruct"):
+        answer = post(
+            client, "/v2/rerank", query=QUERY, documents=documents, **{name: "Find stars."}
+        )
+        expected = [
+            engine.score(QUERY, [DOCUMENTS[0]], "Find stars.")[0],
+            engine.score(QUERY, [DOCUMENTS[1]], "Find fruit.")[0],
+        ]
+        assert by_index(answer["results"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_logits_on_request(client, engine):
+    answer = post(client, "/v2/rerank", **REQUEST, use_activation=False)
+    sets = engine.score_sets([engine_set()])
+    expected = [pair.logit for pair in sets[0]]
+    assert by_index(answer["results"]) == pytest.approx(expected, abs=1e-4)
+
+
+def engine_set():
+    from shardrank.actors.data import CandidateSet
+
+    return CandidateSet.parse(QUERY, DOCUMENTS)
+
+
+def test_one_broken_document_is_its_own_error_and_last(client):
+    answer = post(client, "/v2/rerank", query="q", documents=[BROKEN, "a", "b"], on_error="null")
+    assert [result["index"] for result in answer["results"]][-1] == 0
+    last = answer["results"][-1]
+    assert last["relevance_score"] is None and last["error"]["code"] == "image_decode"
+    assert (
+        post(client, "/v2/rerank", query="q", documents=[BROKEN, "a", "b"])["results"][-1] == last
+    )
+
+
+def test_on_error_fail_fails_all(client):
+    body = {"query": "q", "documents": ["a", BROKEN], "on_error": "fail"}
+    answer = client.post("/v2/rerank", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("image_decode", "documents[1]")
+
+
+def test_a_broken_query_fails_all(client):
+    answer = client.post("/v2/rerank", json={"query": BROKEN, "documents": ["a", "b"]})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "query"
+
+
+def test_media_over_plain_paths_and_private_addresses_are_errors(client):
+    documents = [{"image": "/etc/hosts.png"}, {"image": "file:///etc/passwd"}]
+    documents += [{"image": str(client.base_url) + "/health"}, {"image": "http://169.254.169.254/"}]
+    results = post(client, "/v2/rerank", query="q", documents=documents)["results"]
+    codes = [result["error"]["code"] for result in results]
+    assert codes == ["invalid_content", "invalid_content", "media_forbidden", "media_forbidden"]
+
+
+def test_tei_gets_a_bare_list_with_its_headers(client, engine):
+    answer = client.post("/rerank", json={"query": QUERY, "texts": DOCUMENTS, "return_text": True})
+    results = answer.json()
+    assert by_index(results, "score") == pytest.approx(engine.score(QUERY, DOCUMENTS), abs=1e-5)
+    assert all(result["text"] == DOCUMENTS[result["index"]] for result in results)
+    scores = [result["score"] for result in results]
+    assert scores == sorted(scores, reverse=True)
+    assert int(answer.headers["x-compute-tokens"]) > 0
+    characters = sum(len(QUERY) + len(text) for text in DOCUMENTS)
+    assert answer.headers["x-compute-characters"] == str(characters)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        ({"query": "q", "texts": []}, 400, "Empty"),
+        ({"query": 3, "texts": ["a"]}, 422, "Validation"),
+        ({"query": "q", "texts": ["a"] * 51}, 422, "Validation"),
+    ],
+)
+def test_tei_errors_are_teis(body, status, kind, client):
+    answer = client.post("/rerank", json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+    assert set(answer.json()) == {"error", "error_type"} and answer.json()["error"]
+
+
+def test_infinity_has_documents_as_strings(client):
+    answer = post(client, "/infinity/rerank", **REQUEST, return_documents=True)
+    assert answer["results"][0]["document"] == DOCUMENTS[answer["results"][0]["index"]]
+    assert client.post("/infinity/rerank", json={**REQUEST, "top_n": 0}).status_code == 422
+
+
+def test_sglang_gets_a_bare_list(client):
+    answer = post(client, "/sglang/v1/rerank", **REQUEST, top_n=2)
+    assert len(answer) == 2 and answer[0]["document"] == DOCUMENTS[answer[0]["index"]]
+
+
+def test_dashscope(client):
+    body = {"model": "m", "input": {"query": {"text": QUERY}, "documents": DOCUMENTS}}
+    answer = post(client, DASHSCOPE_PATH, **body, parameters={"top_n": 1})
+    assert len(answer["output"]["results"]) == 1 and answer["request_id"]
+    wrong = client.post(DASHSCOPE_PATH, json={"input": {}})
+    assert wrong.status_code == 422 and set(wrong.json()) == {"code", "message", "request_id"}
+
+
+@pytest.mark.parametrize(
+    ("queries", "documents"),
+    [
+        (QUERY, DOCUMENTS[0]),
+        (QUERY, DOCUMENTS),
+        ([QUERY, "b", "c"], DOCUMENTS),
+        ([QUERY], DOCUMENTS),
+    ],
+)
+def test_score_is_one_to_one_one_to_many_or_many_to_many(queries, documents, client, engine):
+    answer = post(client, "/score", text_1=queries, text_2=documents)
+    many = documents if isinstance(documents, list) else [documents]
+    heads = queries if isinstance(queries, list) and len(queries) > 1 else [QUERY] * len(many)
+    expected = [engine.score(q, [d])[0] for q, d in zip(heads, many, strict=True)]
+    assert [one["index"] for one in answer["data"]] == list(range(len(many)))
+    assert [one["score"] for one in answer["data"]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_score_refuses_numbers_that_do_not_fit(client):
+    answer = client.post("/v1/score", json={"queries": ["a", "b"], "documents": ["c"]})
+    assert answer.status_code == 422 and "got 2 and 1" in answer.json()["detail"]
+
+
+def test_max_tokens_per_doc_cuts_from_either_end(client, engine):
+    long = " ".join(f"word{number}" for number in range(40))
+    shown = {}
+    for side in ("right", "left"):
+        body = {"max_tokens_per_doc": 5, "truncation_side": side}
+        answer = post(client, "/v2/rerank", query="q", documents=[long, "short"], **body)
+        results = sorted(answer["results"], key=lambda result: result["index"])
+        assert results[0]["truncated"] and "truncated" not in results[1]
+        shown[side] = results[0]["relevance_score"]
+    assert shown["left"] != shown["right"]
+    assert engine.score("q", [long])[0] not in shown.values()
+
+
+def test_a_pair_that_is_too_long_is_cut_or_refused(client):
+    body = {"query": "q", "documents": ["word " * 500], "truncate_prompt_tokens": 200}
+    assert post(client, "/v2/rerank", **body)["results"][0]["truncated"]
+    answer = client.post("/v2/rerank", json={**body, "truncation": False})
+    assert answer.status_code == 400
+    assert "Please reduce the length of the input prompt" in answer.json()["message"]
+
+
+def test_the_start_is_cut_where_the_end_is_to_be_kept(client, engine):
+    documents = ["start " * 300 + "the very end", "x " * 300 + "the very end"]
+    body = {"query": "q", "documents": documents, "truncate_prompt_tokens": 150}
+    kept = post(client, "/v2/rerank", **body, truncation_side="left")
+    assert all(result["truncated"] for result in kept["results"])
+    assert kept["usage"]["total_tokens"] <= 300
+    assert by_index(kept["results"]) != by_index(post(client, "/v2/rerank", **body)["results"])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({"documents": ["a"]}, 422, "query"),
+        ({"query": "q"}, 422, "documents"),
+        ({"query": "q", "documents": []}, 400, "documents must not be empty"),
+        ({"query": "q", "documents": [7]}, 422, "documents"),
+        ({"query": "q", "documents": [{"image": 7}]}, 422, "documents[0].image"),
+        ({"query": "q", "documents": ["a"] * 51}, 422, "at most 50, got 51"),
+        ({"query": "q", "documents": [{"image": [image("red")] * 5}]}, 422, "at most 4 images"),
+        ({**REQUEST, "top_n": -1}, 422, "top_n"),
+        ({**REQUEST, "mm_processor_kwargs": {"min_pixels": 9**9, "max_pixels": 9}}, 422, "pixels"),
+    ],
+)
+def test_an_error_names_the_field_for_every_reader(body, status, sentence, client):
+    answer = client.post("/v1/rerank", json=body)
+    assert answer.status_code == status
+    found = answer.json()
+    assert sentence in found["message"] == found["detail"] == found["error"]["message"]
+    assert found["request_id"] == answer.headers["x-request-id"]
+
+
+def test_an_image_over_the_pixel_limit_is_that_documents_error(client):
+    answer = post(client, "/v2/rerank", query="q", documents=[{"image": image("red", (200, 100))}])
+    assert answer["results"][0]["error"]["code"] == "image_too_large"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 50_000])
+def test_what_is_not_json_is_the_callers_mistake(body, client):
+    answer = client.post("/v2/rerank", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422) and answer.json()["message"]
+
+
+def test_half_a_surrogate_pair_is_refused_in_words(client):
+    body = json.dumps({"query": "q", "documents": ["\ud800"]})
+    answer = client.post("/v2/rerank", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422 and "surrogate" in answer.json()["message"]
+
+
+def test_a_body_over_the_limit_is_413_announced_or_not(client):
+    large = json.dumps({"query": "q" * 200_000, "documents": ["a"]}).encode()
+    assert client.post("/v2/rerank", content=large).status_code == 413
+    chunks = (large[start : start + 9_000] for start in range(0, len(large), 9_000))
+    answer = client.post("/v2/rerank", content=chunks)
+    assert answer.status_code == 413 and "100,000 bytes" in answer.json()["message"]
+
+
+def test_unknown_fields_are_ignored_and_named(client):
+    answer = post(client, "/v2/rerank", **REQUEST, temperature=1)
+    assert answer["meta"]["warnings"] == ["field 'temperature' is not known and was ignored"]
+
+
+def test_a_request_id_is_honoured_or_made(client):
+    given = client.post("/v2/rerank", json=REQUEST, headers={"X-Request-Id": "mine"})
+    assert given.headers["x-request-id"] == "mine"
+    bad = client.post("/v2/rerank", json=REQUEST, headers={"X-Request-Id": "not fit"})
+    assert bad.headers["x-request-id"] not in ("", "not fit")
+
+
+def test_the_other_routes(client):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert "Playground" in client.get("/").text or "tiny" in client.get("/").text
+    assert client.get("/nothing").status_code == 404
+    assert "/v2/rerank" in client.get("/openapi.json").json()["paths"]
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_metrics_count_requests_pairs_and_batches(client):
+    before = metric(client, "shardrank_pairs_total")
+    post(client, "/v2/rerank", **REQUEST)
+    assert metric(client, "shardrank_pairs_total") == before + 3
+    assert metric(client, 'shardrank_requests_total{route="/v2/rerank",status="200"}') > 0
+    client.get("/some/strange/path")
+    assert metric(client, 'shardrank_requests_total{route="other",status="404"}') > 0
+
+
+def test_an_image_of_an_earlier_request_is_not_encoded_again(client):
+    def lookups(result: str) -> float:
+        return metric(client, f'shardrank_vision_cache_total{{result="{result}"}}')
+
+    request = {"query": "a page", "documents": [{"image": image("olive", (96, 64))}]}
+    misses, hits = lookups("miss"), lookups("hit")
+    first = post(client, "/v2/rerank", **request)
+    assert (lookups("miss"), lookups("hit")) == (misses + 1, hits)
+    again = post(client, "/v1/rerank", **request)
+    assert (lookups("miss"), lookups("hit")) == (misses + 1, hits + 1)
+    assert by_index(again["results"]) == pytest.approx(by_index(first["results"]), abs=1e-5)
+
+
+PRICE = 250.0
+SPENT = [
+    ("/rerank", REQUEST),
+    ("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS, "top_k": 1}),
+    ("/v2/rerank", REQUEST),
+    ("/infinity/rerank", REQUEST),
+    ("/score", {"queries": QUERY, "documents": DOCUMENTS}),
+    (DASHSCOPE_PATH, {"input": REQUEST}),
+    ("/rerank", {"query": QUERY, "texts": DOCUMENTS}),
+    ("/sglang/v1/rerank", {**REQUEST, "top_n": 1}),
+]
+
+
+def test_every_answer_says_what_was_used_and_what_it_costs(engine):
+    num_tokens = sum(pair.num_tokens for pair in engine.score_sets([engine_set()])[0])
+    cost = pytest.approx(num_tokens * PRICE / 1e6)
+    with running(price_per_million_tokens=PRICE) as url, httpx.Client(base_url=url) as client:
+        answers = [client.post(path, json=body, timeout=60) for path, body in SPENT]
+    for answer in answers[:-2]:
+        found = answer.json()
+        assert found["usage"]["prompt_tokens"] == found["usage"]["total_tokens"] == num_tokens
+        assert found["meta"]["billed_units"] == {"search_units": 1, "total_tokens": num_tokens}
+        assert found["meta"]["cost"] == cost
+    for answer in answers[-2:]:  # bare lists
+        assert answer.headers["x-compute-tokens"] == str(num_tokens)
+        assert float(answer.headers["x-compute-cost"]) == cost
+
+
+def test_without_a_price_there_is_no_cost(client):
+    assert "cost" not in post(client, "/v2/rerank", **REQUEST)["meta"]
+    answer = client.post("/sglang/v1/rerank", json=REQUEST)
+    assert "x-compute-tokens" in answer.headers and "x-compute-cost" not in answer.headers
+
+
+def test_every_path_but_health_and_ready_wants_the_key():
+    key = ApiKey("alice", hash_key(KEY), requests_per_minute=600)
+    with running(ApiKeys((key,))) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for path in ("/health", "/ready"):
+            assert client.get(path).status_code == 200
+        for path in ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/nothing"):
+            assert client.get(path).status_code == 401
+        refused = client.post("/rerank", json=REQUEST)
+        assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+        assert (
+            "Basic" in client.get("/", headers={"Accept": "text/html"}).headers["www-authenticate"]
+        )
+        for headers in (
+            {"Authorization": f"Bearer {KEY}"},
+            {"Authorization": KEY},
+            {"Api-Key": KEY},
+            {"X-API-Key": KEY},
+        ):
+            assert client.post("/rerank", json=REQUEST, headers=headers).status_code == 200
+        assert client.get("/", auth=("", KEY)).status_code == 200
+
+
+def test_a_keys_limit_is_429_with_retry_after():
+    key = ApiKey("bob", hash_key(KEY), requests_per_minute=1)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with running(ApiKeys((key,))) as url, httpx.Client(base_url=url, headers=headers) as client:
+        assert client.get("/v1/models").status_code == 200
+        refused = client.get("/v1/models")
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+
+
+def test_a_strict_server_knows_its_model_alone():
+    with running(is_strict_model=True, served_name="mine") as url:
+        ask = {"url": f"{url}/v2/rerank", "timeout": 60}
+        assert httpx.post(**ask, json={**REQUEST, "model": "mine"}).status_code == 200
+        assert httpx.post(**ask, json={**REQUEST, "model": "other"}).status_code == 404
+        assert httpx.post(**ask, json=REQUEST).status_code == 200

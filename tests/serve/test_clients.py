@@ -1,0 +1,376 @@
+"""Other people's rerank clients, as they are installed, against a running endpoint with a key.
+
+Clients are imported where they are used, within the guard that keeps them on loopback: importing
+them all takes many seconds, and some of them would download at that time.
+"""
+
+import asyncio
+import pkgutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.gate.keys import WRONG_KEY
+from tests.support.loopback import loopback_only
+from tests.support.serve_clients import (
+    BROKEN,
+    DECODED,
+    DOCUMENTS,
+    KEY,
+    PICTURES,
+    QUERY,
+    WRONG,
+    Ranking,
+    assert_ranked,
+    data_url,
+    image,
+    num_tokens,
+    ranking,
+    server_with_a_key,
+    tiny_engine,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of their own code
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with server_with_a_key() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def engine() -> Reranker:
+    return tiny_engine()
+
+
+@pytest.fixture(autouse=True)
+def nothing_but_loopback(url) -> Iterator[None]:
+    with loopback_only() as refused:
+        yield
+    assert refused == set()
+
+
+# The clients, each as one function of (url, key, query, documents, top_n).
+
+
+def cohere_v2(url, key, query, documents, top_n=None) -> Ranking:
+    import cohere
+
+    client = cohere.ClientV2(key, base_url=url)
+    answer = client.rerank(model="m", query=query, documents=documents, top_n=top_n)
+    return [(result.index, result.relevance_score) for result in answer.results]
+
+
+def cohere_v1(url, key, query, documents, top_n=None) -> Ranking:
+    import cohere
+
+    client = cohere.Client(key, base_url=url)
+    answer = client.rerank(model="m", query=query, documents=documents, top_n=top_n)
+    return [(result.index, result.relevance_score) for result in answer.results]
+
+
+def cohere_async(url, key, query, documents, top_n=None) -> Ranking:
+    import cohere
+
+    async def rerank() -> Any:
+        async with cohere.AsyncClientV2(key, base_url=url) as client:
+            return await client.rerank(model="m", query=query, documents=documents, top_n=top_n)
+
+    return [(r.index, r.relevance_score) for r in asyncio.run(rerank()).results]
+
+
+def langchain(url, key, query, documents, top_n=None) -> Ranking:
+    from langchain_cohere import CohereRerank
+
+    reranker = CohereRerank(cohere_api_key=key, base_url=url, model="m")
+    results = reranker.rerank(documents, query, top_n=top_n)
+    return [(result["index"], result["relevance_score"]) for result in results]
+
+
+def llama_index(reranker, query, documents) -> Ranking:
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    nodes = [
+        NodeWithScore(node=TextNode(text=text, id_=str(index)), score=0.5)
+        for index, text in enumerate(documents)
+    ]
+    ranked = reranker.postprocess_nodes(nodes, query_str=query)
+    assert all(node.text == documents[int(node.node_id)] for node in ranked)
+    return [(int(node.node_id), node.score) for node in ranked]
+
+
+def llama_index_cohere(url, key, query, documents, top_n=None) -> Ranking:
+    from llama_index.postprocessor.cohere_rerank import CohereRerank
+
+    top_n = top_n or len(documents)
+    return llama_index(CohereRerank(top_n, api_key=key, base_url=url), query, documents)
+
+
+def llama_index_jina(url, key, query, documents, top_n=None) -> Ranking:
+    from llama_index.postprocessor.jinaai_rerank import JinaRerank
+
+    reranker = JinaRerank(top_n or len(documents), base_url=f"{url}/v1", api_key=key)
+    return llama_index(reranker, query, documents)
+
+
+def llama_index_tei(url, key, query, documents, top_n=None, scheme="") -> Ranking:
+    from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
+
+    top_n = top_n or len(documents)
+    reranker = TextEmbeddingInference(top_n, base_url=url, auth_token=scheme + key)
+    return llama_index(reranker, query, documents)
+
+
+def voyage(url, key, query, documents, top_n=None) -> Ranking:
+    import voyageai
+
+    client = voyageai.Client(key, base_url=f"{url}/v1")
+    results = client.rerank(query, documents, "m", top_k=top_n).results
+    assert all(result.document == documents[result.index] for result in results)
+    return [(result.index, result.relevance_score) for result in results]
+
+
+def voyage_async(url, key, query, documents, top_n=None) -> Ranking:
+    import voyageai
+
+    client = voyageai.AsyncClient(key, base_url=f"{url}/v1")
+    answer = asyncio.run(client.rerank(query, documents, "m", top_k=top_n))
+    return [(result.index, result.relevance_score) for result in answer.results]
+
+
+def rerankers(path, provider, url, key, query, documents, top_n=None) -> Ranking:
+    from rerankers.models.api_rankers import APIRanker
+
+    ids = list(range(len(documents)))
+    ranked = APIRanker("m", key, provider, verbose=0, url=url + path).rank(query, documents, ids)
+    assert all(result.text == documents[result.doc_id] for result in ranked)
+    assert [result.rank for result in ranked] == [index + 1 for index in ids]
+    results = ranked.top_k(top_n) if top_n else ranked.results  # the client's own: it asks for all
+    return [(result.doc_id, result.score) for result in results]
+
+
+@dataclass(frozen=True)
+class Client:
+    """refusal: what it raises for a wrong key; says: whether that holds the server's message."""
+
+    rank: Callable[..., Ranking]
+    refusal: str
+    says: bool = True
+    forwards_objects: bool = False
+
+
+COHERE_REFUSAL = "cohere.errors:UnauthorizedError"
+
+CLIENTS = {
+    "cohere ClientV2": Client(cohere_v2, COHERE_REFUSAL, forwards_objects=True),
+    "cohere Client": Client(cohere_v1, COHERE_REFUSAL, forwards_objects=True),
+    "cohere AsyncClientV2": Client(cohere_async, COHERE_REFUSAL, forwards_objects=True),
+    "langchain": Client(langchain, COHERE_REFUSAL),
+    "llama-index cohere": Client(llama_index_cohere, COHERE_REFUSAL),
+    "llama-index jina": Client(llama_index_jina, "builtins:RuntimeError"),
+    # Reads no status: an error's body, an object, is no list of one score for each node.
+    "llama-index tei": Client(llama_index_tei, "builtins:AssertionError", says=False),
+    "llama-index tei, Bearer": Client(
+        partial(llama_index_tei, scheme="Bearer "), "builtins:AssertionError", says=False
+    ),
+    "voyageai": Client(voyage, "voyageai.error:AuthenticationError", forwards_objects=True),
+    "voyageai, async": Client(
+        voyage_async, "voyageai.error:AuthenticationError", forwards_objects=True
+    ),
+    # Reads no status: an error's body has no results.
+    "rerankers cohere": Client(
+        partial(rerankers, "/v1/rerank", "cohere"), "builtins:KeyError", says=False
+    ),
+    "rerankers jina": Client(
+        partial(rerankers, "/v1/rerank", "jina"), "builtins:KeyError", says=False
+    ),
+    "rerankers voyage": Client(
+        partial(rerankers, "/v1/rerank", "voyage"), "builtins:KeyError", says=False
+    ),
+    "rerankers tei": Client(
+        partial(rerankers, "/rerank", "text-embeddings-inference"),
+        "builtins:TypeError",
+        says=False,
+    ),
+}
+each_client = pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+
+
+@each_client
+def test_scores_and_order_are_the_engines(client, url, engine):
+    expected = ranking(engine.score(QUERY, DOCUMENTS))
+    assert [index for index, _ in expected] != list(range(len(DOCUMENTS)))
+    assert_ranked(client.rank(url, KEY, QUERY, DOCUMENTS), expected)
+
+
+@each_client
+def test_top_n_keeps_the_best(client, url, engine):
+    expected = ranking(engine.score(QUERY, DOCUMENTS))[:2]
+    assert_ranked(client.rank(url, KEY, QUERY, DOCUMENTS, 2), expected)
+
+
+@each_client
+def test_a_wrong_key_is_the_clients_own_exception(client, url):
+    with pytest.raises(pkgutil.resolve_name(client.refusal)) as caught:
+        client.rank(url, WRONG, QUERY, DOCUMENTS[:3])
+    assert (WRONG_KEY in str(caught.value)) == client.says
+
+
+@pytest.mark.parametrize(
+    "client",
+    [client for client in CLIENTS.values() if client.forwards_objects],
+    ids=[name for name, client in CLIENTS.items() if client.forwards_objects],
+)
+def test_images_go_through_clients_that_forward_objects(client, url, engine):
+    expected = ranking(engine.score(QUERY, DECODED))
+    assert_ranked(client.rank(url, KEY, QUERY, PICTURES), expected)
+
+
+def test_voyage_forwards_an_image_as_the_query(url, engine):
+    expected = ranking(engine.score({"image": image("red")}, DECODED))
+    assert_ranked(voyage(url, KEY, {"image": data_url("red")}, PICTURES), expected)
+
+
+@pytest.mark.parametrize("name", ["ClientV2", "Client"])
+def test_cohere_reads_what_was_billed(name, url, engine):
+    import cohere
+
+    client = getattr(cohere, name)(KEY, base_url=url)
+    answer = client.rerank(model="m", query=QUERY, documents=DOCUMENTS)
+    assert answer.id and answer.meta.api_version.version and answer.meta.warnings == []
+    assert answer.meta.billed_units.search_units == 1
+    assert answer.meta.tokens.input_tokens == num_tokens(engine)
+
+
+def test_cohere_v1_reads_documents_unless_declined(url):
+    import cohere
+
+    ask = partial(cohere.Client(KEY, base_url=url).rerank, query=QUERY, documents=DOCUMENTS)
+    for result in ask(return_documents=True).results:
+        assert result.document.text == DOCUMENTS[result.index]
+    assert all(result.document is None for result in ask(return_documents=False).results)
+
+
+PLANETS = [
+    {"title": "Mars", "text": "It is red.", "id": "4"},
+    {"title": "Banana", "text": "It is yellow.", "id": "0"},
+]
+
+
+@pytest.mark.parametrize(
+    ("rank_fields", "read"),
+    [
+        (None, ["It is red.", "It is yellow."]),
+        (["title"], ["title: Mars", "title: Banana"]),
+        (
+            ["title", "text"],
+            ["title: Mars\ntext: It is red.", "title: Banana\ntext: It is yellow."],
+        ),
+    ],
+)
+def test_cohere_v1_keeps_an_objects_fields(rank_fields, read, url, engine):
+    """As its documentation promises: the field text ranks, or rank_fields; all come back."""
+    import cohere
+
+    client = cohere.Client(KEY, base_url=url)
+    asked = {"query": QUERY, "documents": PLANETS, "rank_fields": rank_fields}
+    results = client.rerank(**asked, return_documents=True, max_chunks_per_doc=10).results
+    assert_ranked(
+        [(result.index, result.relevance_score) for result in results],
+        ranking(engine.score(QUERY, read)),
+    )
+    assert [result.document.model_dump() for result in results] == [
+        PLANETS[result.index] for result in results
+    ]
+
+
+def test_cohere_v1_is_sent_no_media_back(url):
+    import cohere
+
+    document = {"image": data_url("red"), "text": "t", "title": "Mars", "image_url": "unread"}
+    client = cohere.Client(KEY, base_url=url)
+    answer = client.rerank(query=QUERY, documents=[document], return_documents=True)
+    assert answer.results[0].document.model_dump() == {"text": "t", "title": "Mars"}
+
+
+def test_cohere_has_a_failed_document_last_and_without_a_score(url, engine):
+    got = cohere_v2(url, KEY, QUERY, [BROKEN, *DOCUMENTS])
+    assert got[-1] == (0, None)
+    expected = ranking(engine.score(QUERY, DOCUMENTS))
+    assert_ranked([(index - 1, score) for index, score in got[:-1]], expected)
+
+
+def test_cohere_cuts_documents_and_forwards_an_instruction(url, engine):
+    import cohere
+
+    more = {"additional_body_parameters": {"instruction": "Find fruit."}}
+    ask = partial(cohere.ClientV2(KEY, base_url=url).rerank, model="m", query=QUERY)
+    answer = ask(documents=DOCUMENTS, request_options=more)
+    expected = ranking(engine.score(QUERY, DOCUMENTS, "Find fruit."))
+    assert_ranked([(r.index, r.relevance_score) for r in answer.results], expected)
+    cut = ask(documents=DOCUMENTS, max_tokens_per_doc=2)
+    assert all(result.truncated for result in cut.results)
+
+
+def test_langchain_compresses_its_documents(url, engine):
+    from langchain_cohere import CohereRerank
+    from langchain_core.documents import Document
+
+    given = [Document(text, metadata={"page": index}) for index, text in enumerate(DOCUMENTS)]
+    reranker = CohereRerank(cohere_api_key=KEY, base_url=url, model="m", top_n=2)
+    kept = reranker.compress_documents(given, QUERY)
+    assert all(each.page_content == DOCUMENTS[each.metadata["page"]] for each in kept)
+    assert_ranked(
+        [(each.metadata["page"], each.metadata["relevance_score"]) for each in kept],
+        ranking(engine.score(QUERY, DOCUMENTS))[:2],
+    )
+
+
+def test_langchain_makes_a_text_of_an_object(url, engine):
+    expected = ranking(engine.score(QUERY, ["title: Banana\n", "title: Mars\n"]))
+    objects = [{"title": "Banana"}, {"title": "Mars"}]
+    assert_ranked(langchain(url, KEY, QUERY, objects), expected)
+
+
+def test_voyage_reads_the_tokens(url, engine):
+    import voyageai
+
+    client = voyageai.Client(KEY, base_url=f"{url}/v1")
+    assert client.rerank(QUERY, DOCUMENTS, "m").total_tokens == num_tokens(engine)
+
+
+def test_voyage_is_told_of_a_pair_that_is_too_long(url):
+    import voyageai
+
+    client = voyageai.Client(KEY, base_url=f"{url}/v1")
+    with pytest.raises(voyageai.error.InvalidRequestError, match="Please reduce the length"):
+        client.rerank(QUERY, ["word " * 12_000], "m", truncation=False)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+def test_rerankers_scores_one_document(path, url, engine):
+    from rerankers import Document
+    from rerankers.models.api_rankers import APIRanker
+
+    ranker = APIRanker("m", KEY, "cohere", verbose=0, url=url + path)
+    expected = engine.score(QUERY, DOCUMENTS[:1])[0]
+    assert ranker.score(QUERY, Document(DOCUMENTS[0])) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_guard_refuses_and_names_other_hosts():
+    with loopback_only() as refused:
+        for host in ("192.0.2.1", "rerank.invalid"):
+            with pytest.raises(OSError, match="not on loopback"):
+                socket.create_connection((host, 80), timeout=1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+            with pytest.raises(OSError, match="not on loopback"):
+                datagrams.connect(("192.0.2.2", 53))
+            with pytest.raises(OSError, match="not on loopback"):
+                datagrams.sendto(b"", ("192.0.2.3", 53))
+    assert refused == {"192.0.2.1", "192.0.2.2", "192.0.2.3", "rerank.invalid"}

@@ -1,0 +1,198 @@
+"""The endpoint on a real Ray Serve, by its own command: replicas lost, stopped, configured."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import DeploymentSchema, ServeDeploySchema
+
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.deployment import AppArguments, app
+from tests.support.serve_app import TINY
+
+ROOT = Path(__file__).parents[2]
+CONFIG = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8"))
+REQUEST = {"query": "Which planet is red?", "documents": ["Mars is red.", "Bananas are yellow."]}
+KEY = "sr-a-key-that-is-long-enough"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def served(log: Path, *options: str) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
+    """`shardrank serve` on a port of its own, ready, with a client of it."""
+    port = free_port()
+    command = [sys.executable, "-m", "shardrank.cli", "serve", "--port", str(port), *options]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as client:
+            await_ready(client, process, log)
+            yield client, process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def await_ready(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        try:
+            if client.get("/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert process.poll() is None, log.read_text("utf-8", "replace")
+        time.sleep(0.5)
+    raise AssertionError(log.read_text("utf-8", "replace"))
+
+
+def replicas(parent: int) -> list[int]:
+    """Process ids of the replicas of a Ray that `parent` started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (path / "cmdline").read_bytes()
+            session = (path / "stat").read_text().rpartition(")")[2].split()[3]
+        except OSError:
+            continue
+        if title.startswith(b"ray::ServeReplica") and session == str(os.getsid(parent)):
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_requests_survive_the_loss_of_every_replica_and_the_command_stops_in_order(tmp_path):
+    """One server for several claims: starting one takes half a minute."""
+    options = ["--model", str(TINY), "--threads", "1", "--device", "cpu", "--num-replicas", "2"]
+    with served(tmp_path / "log", *options) as (client, process):
+        answer = client.post("/v2/rerank", json=REQUEST, headers={"X-Request-Id": "mine"})
+        expected = Reranker(str(TINY), device="cpu", num_threads=1).score(*REQUEST.values())
+        results = sorted(answer.json()["results"], key=lambda result: result["index"])
+        assert [r["relevance_score"] for r in results] == pytest.approx(expected, abs=1e-5)
+        assert answer.headers.get_list("x-request-id") == ["mine"]
+        assert client.get("/health").json() == {"status": "ok"}
+
+        statuses = Counter(under_kills(client.base_url, process, num_kills=2))
+        refused = set(statuses) - {200, 429, 503}
+        assert not refused and statuses[200] > 0, statuses
+        assert "shardrank_pairs_total" in client.get("/metrics").text
+
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert "serving tiny at http://127.0.0.1:" in (tmp_path / "log").read_text()
+
+
+def under_kills(url: httpx.URL, process: subprocess.Popen, num_kills: int) -> list[int]:
+    """Statuses of requests that run while replicas are killed; 503 must say when to come back."""
+    statuses: list[int] = []
+    stopped = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=90) as client:
+            while not stopped.is_set():
+                answer = client.post("/v2/rerank", json=REQUEST | {"documents": ["a"] * 50})
+                assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+                statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(num_kills):
+        time.sleep(2)
+        alive = replicas(process.pid)
+        assert alive
+        os.kill(alive[0], signal.SIGKILL)
+    time.sleep(5)
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    return statuses
+
+
+def test_a_model_that_does_not_load_ends_the_command_with_its_cause(tmp_path):
+    for path in TINY.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    command = [sys.executable, "-m", "shardrank.cli", "serve", "--model", str(tmp_path)]
+    process = subprocess.run(
+        [*command, "--port", str(free_port())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert process.returncode == 1
+    assert "the endpoint did not start: ValueError" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "key"),
+        (["--model", "/nowhere"], "neither a directory nor a hub name"),
+        (["--max-length", "0"], "max_length must be above zero"),
+        (["--max-documents", "0"], "max_documents must be at least 1"),
+        (["--keys-file", "/nonexistent.toml"], "/nonexistent.toml"),
+        (["--allow-network", "here"], "here"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(options, sentence, capsys, monkeypatch):
+    from shardrank.cli import main
+
+    monkeypatch.delenv("SHARDRANK_API_KEYS", raising=False)
+    assert main(["serve", *options]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_the_configuration_has_only_names_that_serve_knows():
+    """Serve itself lets a misspelled deployment key pass."""
+    ServeDeploySchema.model_validate(CONFIG)
+    for deployment in CONFIG["applications"][0]["deployments"]:
+        assert set(deployment) <= set(DeploymentSchema.model_fields)
+    AppArguments.model_validate(CONFIG["applications"][0]["args"])
+
+
+def test_an_unknown_argument_of_the_application_is_refused():
+    with pytest.raises(ValidationError, match="max_queue"):
+        AppArguments.model_validate({"model": "m", "max_queue": 3})
+
+
+def test_an_application_without_keys_must_say_that_it_is_open(monkeypatch):
+    monkeypatch.delenv("SHARDRANK_API_KEYS", raising=False)
+    with pytest.raises(ValueError, match="no API keys"):
+        app(AppArguments(model=str(TINY)))
+    monkeypatch.setenv("SHARDRANK_API_KEYS", KEY)
+    assert app(AppArguments(model=str(TINY)))
+
+
+def test_a_new_key_is_shown_once_and_its_hash_fits_the_file(capsys, tmp_path):
+    from shardrank.cli import main
+    from shardrank.serve.gate.keys import ApiKeys
+
+    assert main(["new-key", "alice"]) == 0
+    shown = capsys.readouterr()
+    (tmp_path / "keys.toml").write_text(shown.err)
+    keys = ApiKeys.load(tmp_path / "keys.toml", None)
+    assert keys.check({"authorization": f"Bearer {shown.out.strip()}"}).name == "alice"
+    assert shown.out.strip() not in shown.err

@@ -1,0 +1,1 @@
+"""What several folders of tests share: small real models, inputs, servers and stand-ins."""
