@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from shardrank.actors.packing import (
     sharing_keys,
 )
 from shardrank.actors.planner import PairCost, plan, set_costs
-from shardrank.actors.prefix import PrefixStates
 from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,14 @@ Part = torch.Tensor | OutOfMemory
 
 def nothing() -> None:
     """Nobody waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStates:
+    """Keys and values of a pair's first L tokens, which packing.sharing_keys names."""
+
+    sharing_keys: np.ndarray  # (L,) int64
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # (L, kv_heads, D) key and value
 
 
 class Scorer:

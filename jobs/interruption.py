@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from shardrank.jobs.secrets import redacted
+from shardrank.jobs.storage import redacted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVES_AFTER_S = 30.0

@@ -31,9 +31,8 @@ from shardrank.jobs.outputs.manifest import (
     save_manifest,
 )
 from shardrank.jobs.outputs.record import Check, Record, timed
-from shardrank.jobs.outputs.status import is_marked_finished, unit_files
+from shardrank.jobs.outputs.status import find_remaining, has_failed, is_marked_finished, unit_files
 from shardrank.jobs.outputs.verify import check_strays
-from shardrank.jobs.remaining import find_remaining, has_failed
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location, delete_file, write_atomically
 from shardrank.jobs.units.order import WantedOrder

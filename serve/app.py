@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException
 
 from shardrank.actors.data import CandidateSet
 from shardrank.serve.dialects import answers, openapi
+from shardrank.serve.dialects.answers import DASHSCOPE_PATH, body_of, is_tei
 from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
 from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
-from shardrank.serve.failures import DASHSCOPE_PATH, body_of, is_tei
 from shardrank.serve.gate.gate import Gate
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.metrics import CONTENT_TYPE, Metrics

@@ -24,8 +24,8 @@ from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.rerank import JobOptions, Summary
 from shardrank.jobs.rerank import rerank as run_rerank
 from shardrank.jobs.run.progress import duration
-from shardrank.jobs.secrets import redacted
 from shardrank.jobs.status_cli import status_command, verify_command
+from shardrank.jobs.storage import redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.serve.cli import new_key_command, serve_command
 

@@ -7,7 +7,6 @@ memory than the policy says. Knows nothing about what the bytes mean.
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from shardrank.actors.deadline import Deadline
 from shardrank.actors.errors import MediaError, MediaForbidden, MediaUnreachable
 from shardrank.actors.fetch.addresses import Resolve, resolve_host
 from shardrank.actors.fetch.web_url import DEFAULT_PORTS, WebUrl, shown
@@ -64,9 +63,8 @@ class WebReader:
     """Fetches media as `policy` allows; safe to call from several threads."""
 
     def __init__(self, policy: WebMedia, resolve: Resolve = resolve_host) -> None:
-        from shardrank.actors.fetch.web_connection import (
-            WebConnector,  # httpcore, for those who allow web media
-        )
+        # Here, because httpcore is only for those who allow web media.
+        from shardrank.actors.fetch.web_connection import WebConnector
 
         networks = [ip_network(each) for each in policy.allowed_networks]
         self._policy = policy
@@ -83,7 +81,7 @@ class WebReader:
 
     def _follow(self, url: WebUrl) -> bytes:
         """Messages do not say where a redirect leads: a private server may have named the place."""
-        deadline = Deadline.after(self._policy.timeout_s)
+        deadline = self._connector.deadline(self._policy.timeout_s)
         answer = self._connector.get(url, deadline)
         try:
             for _ in range(self._policy.max_redirects):

@@ -6,13 +6,15 @@ takes no proxy from the environment.
 """
 
 import ssl
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 
-from shardrank.actors.deadline import Deadline
 from shardrank.actors.errors import MediaNotFound, MediaTooLarge, MediaUnreachable
 from shardrank.actors.fetch.addresses import Network, Resolve, allowed_addresses
 from shardrank.actors.fetch.web_url import WebUrl
@@ -26,6 +28,42 @@ _HEADERS = (
     (b"Accept-Encoding", b"identity"),  # a small body could unpack to any size
     (b"Connection", b"close"),
 )
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Unlike a limit for each step, it cannot be moved by who does a small step now and then."""
+
+    ends: float  # of time.monotonic()
+
+    @classmethod
+    def after(cls, seconds: float) -> "Deadline":
+        return cls(time.monotonic() + seconds)
+
+    def left_s(self) -> float:
+        """Raises TimeoutError where nothing is left."""
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def bound(self, work: Callable[[], T]) -> T:
+        """What `work` gives, by a thread that is left behind where it is too slow: a name's look-up
+        cannot be stopped, and ends with the resolver's own patience.
+        """
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # raised again by result()
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="resolve", daemon=True).start()
+        return future.result(self.left_s())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +80,9 @@ class WebConnector:
         self._max_bytes = max_bytes
         self._tls = httpcore.default_ssl_context()  # tens of milliseconds
         self._tls.set_alpn_protocols(_ALPN)
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline.after(seconds)
 
     def get(self, url: WebUrl, deadline: Deadline) -> bytes | Redirect:
         """Raises MediaForbidden, MediaNotFound, MediaUnreachable or MediaTooLarge.

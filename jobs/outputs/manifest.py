@@ -20,8 +20,7 @@ from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
 from shardrank.jobs.inputs.tables import DataFile, data_files
 from shardrank.jobs.outputs.files import MANIFEST, Output
-from shardrank.jobs.secrets import redacted
-from shardrank.jobs.storage import Location, list_directory, read_bytes, write_atomically
+from shardrank.jobs.storage import Location, list_directory, read_bytes, redacted, write_atomically
 from shardrank.jobs.units.plan import Plan
 
 _PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow")

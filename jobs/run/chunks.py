@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from shardrank.jobs.ipc import to_ipc
+from shardrank.jobs.inputs.parquet import to_ipc
 from shardrank.jobs.run.attempts import Attempt
 from shardrank.jobs.run.engine import PreparedPairs
 

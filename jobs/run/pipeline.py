@@ -19,7 +19,7 @@ from shardrank.actors.data import PairScore
 from shardrank.actors.errors import Crashed, TimedOut, Unexpected
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.inputs.forms import JobInput
-from shardrank.jobs.ipc import from_ipc
+from shardrank.jobs.inputs.parquet import from_ipc
 from shardrank.jobs.outputs.scores import with_figures, with_scores
 from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
 from shardrank.jobs.run.engine import (

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from shardrank.jobs.inputs.joins import id_codes
+from shardrank.jobs.inputs.parquet import from_ipc, to_ipc
 from shardrank.jobs.inputs.tables import OpenedTable
-from shardrank.jobs.ipc import from_ipc, to_ipc
 
 BUCKET_PAIRS = 1 << 20
 """Pairs that one regrouping task holds, as small rows: tens of megabytes."""

@@ -14,9 +14,8 @@ import pyarrow as pa
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import JobInput, OpenedInput, job_input
 from shardrank.jobs.inputs.joins import list_pairs
-from shardrank.jobs.inputs.parquet import Footer, leaf_path
+from shardrank.jobs.inputs.parquet import Footer, from_ipc, leaf_path, to_ipc
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
-from shardrank.jobs.ipc import from_ipc, to_ipc
 from shardrank.jobs.units.documents import (
     BUCKET_PAIRS,
     DocumentPlan,

@@ -1,4 +1,7 @@
-"""Scores in each dialect's own words. Plain data in, JSON-ready data out."""
+"""Scores and errors in each dialect's own words. Plain data in, JSON-ready data out.
+
+How an error looks is chosen by the path and, for TEI, by the body's shape.
+"""
 
 import time
 import uuid
@@ -10,6 +13,7 @@ from typing import Any
 from shardrank.actors.data import PairScore
 from shardrank.serve.dialects.contents import echo_of
 from shardrank.serve.dialects.requests import RerankRequest
+from shardrank.serve.errors import ApiError
 from shardrank.serve.service import Scored
 
 _DOCUMENTS_OF_A_SEARCH_UNIT = 100
@@ -177,3 +181,45 @@ def _meta(scored: Scored, naming: Naming) -> dict[str, Any]:
         "tokens": {"input_tokens": tokens, "output_tokens": 0},
         "warnings": scored.warnings,
     } | naming.cost(scored)
+
+
+_TEI_TYPES = {
+    400: "Empty",
+    401: "Validation",
+    413: "Validation",
+    422: "Validation",
+    429: "Overloaded",
+    503: "Unhealthy",
+}
+DASHSCOPE_PATH = "/api/v1/services/rerank/text-rerank/text-rerank"
+
+
+def body_of(error: ApiError, path: str, request_id: str, is_tei: bool = False) -> dict[str, Any]:
+    """One body serves the readers of `error`, `message` and `detail`."""
+    message = str(error)
+    if is_tei:
+        return {"error": message, "error_type": _tei_type(error)}
+    if path == DASHSCOPE_PATH:
+        return {"code": error.code, "message": message, "request_id": request_id}
+    return {
+        "error": {
+            "message": message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        },
+        "message": message,
+        "detail": message,
+        "request_id": request_id,
+    }
+
+
+def _tei_type(error: ApiError) -> str:
+    if error.status == 400 and error.code != "empty":
+        return "Validation"
+    return _TEI_TYPES.get(error.status, "Backend")
+
+
+def is_tei(path: str, body: Any) -> bool:
+    """TEI shares its path with others; its requests have `texts`."""
+    return path == "/rerank" and isinstance(body, dict) and "texts" in body

@@ -14,8 +14,8 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from shardrank.serve.dialects.answers import body_of, is_tei
 from shardrank.serve.errors import ApiError, BodyTooLarge, DeadlineExceeded, Unauthorized
-from shardrank.serve.failures import body_of, is_tei
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.gate.rate import RateLimiter
 from shardrank.serve.metrics import Metrics

@@ -4,8 +4,8 @@ A text says who dies of it and how: `prepare:segfault`, `prepare:kill`, `prepare
 `prepare:raise`, `prepare:grow`, `score:kill`, `score:raise`, `score:hang`. As a query it is the
 same.
 
-`python -m tests.faults.poison LOG SETS OUTPUT MODEL [ADDRESS]` is a job of its own with these, on a Ray of its
-own or that one.
+`-m tests.faults.poison LOG SETS OUTPUT MODEL [ADDRESS]` is a job of its own with these, on a Ray of
+its own or that one.
 """
 
 import functools

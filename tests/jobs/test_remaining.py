@@ -10,8 +10,7 @@ from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.files import Output, read_scores
 from shardrank.jobs.outputs.parts import rows_of
-from shardrank.jobs.outputs.status import unit_files
-from shardrank.jobs.remaining import Remaining, find_remaining, id_errors
+from shardrank.jobs.outputs.status import Remaining, find_remaining, id_errors, unit_files
 from shardrank.jobs.units.plan import PairsUnit, Plan, unit_name
 from shardrank.jobs.units.reading import read_ids
 from tests.jobs.test_document_major import everything_wrong

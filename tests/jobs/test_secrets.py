@@ -1,6 +1,6 @@
 import pytest
 
-from shardrank.jobs.secrets import redacted
+from shardrank.jobs.storage import redacted
 
 PLAIN = "s3://bucket/in?region=us-east-1&endpoint_override=127.0.0.1:9000"
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.failures import DASHSCOPE_PATH
+from shardrank.serve.dialects.answers import DASHSCOPE_PATH
 from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
 from shardrank.serve.settings import Limits
 from tests.support.serve_app import TINY, running

@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.jobs.document_preparing import prepare_documents
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.outputs.files import Output, UnitCollector, read_scores, write_unit
 from shardrank.jobs.outputs.parts import regroup, write_part
 from shardrank.jobs.outputs.verify import Counts, verify_units
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.run.pipeline import Pool, Score
-from shardrank.jobs.run.preparing import prepare_chunks
+from shardrank.jobs.run.preparing import prepare_chunks, prepare_documents
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.documents import DocumentPlan
 from shardrank.jobs.units.plan import Plan, plan_units
