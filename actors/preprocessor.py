@@ -4,11 +4,9 @@ Decodes and resizes media, builds and tokenises prompts. Bad data becomes that d
 knows nothing about the model.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import nullcontext
 from hashlib import blake2b
-from threading import Lock
 
 import numpy as np
 
@@ -16,6 +14,7 @@ from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, ImageSource, Video
 from shardrank.actors.errors import InvalidContent, RerankError, TextTooLarge, Unexpected
 from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.lru import LRU
 from shardrank.actors.media.images import load_frames, load_image
 from shardrank.actors.media.pixels import (
     frame_list_pixels,
@@ -49,7 +48,7 @@ class Preprocessor:
         )
         self._reader = MediaReader(config.media_root, config.web_media, config.local_media)
         self._videos = VideoProcesses()
-        self._cache = _PixelCache(_PIXEL_CACHE_BYTES)
+        self._pixels: LRU[tuple[bytes, QueryOptions], np.ndarray] = LRU(_PIXEL_CACHE_BYTES)
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
         """Never raises for bad data: a document that cannot be scored holds its RerankError."""
@@ -170,11 +169,11 @@ class Preprocessor:
             )
         source = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
         key = blake2b(source, key=type(image).__name__.encode()).digest(), options
-        pixels = self._cache.get(key)
+        pixels = self._pixels.get(key)
         if pixels is None:
             decoded = load_image(image, self._reader, self.config.max_decoded_pixels)
             pixels = image_pixels(decoded, options)
-            self._cache.put(key, pixels)
+            self._pixels.put(key, pixels)
         return pixels
 
     def _video_frames(self, video: Video, options: QueryOptions) -> tuple[np.ndarray, list[float]]:
@@ -188,32 +187,3 @@ class Preprocessor:
         frames = frame_list_pixels(decoded, options)
         rate = video.fps or FRAME_LIST_FPS
         return frames, [index / rate for index in range(len(frames))]
-
-
-class _PixelCache:
-    """Decoded and resized images by source and options, the least recently used dropped first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._size_bytes = 0
-        self._pixels: OrderedDict[tuple[bytes, QueryOptions], np.ndarray] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: tuple[bytes, QueryOptions]) -> np.ndarray | None:
-        with self._lock:
-            pixels = self._pixels.get(key)
-            if pixels is not None:
-                self._pixels.move_to_end(key)
-            return pixels
-
-    def put(self, key: tuple[bytes, QueryOptions], pixels: np.ndarray) -> None:
-        if pixels.nbytes > self._max_bytes:
-            return
-        with self._lock:
-            if key in self._pixels:  # two threads decoded it at the same time
-                return
-            self._pixels[key] = pixels
-            self._size_bytes += pixels.nbytes
-            while self._size_bytes > self._max_bytes:
-                _, dropped = self._pixels.popitem(last=False)
-                self._size_bytes -= dropped.nbytes

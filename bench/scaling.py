@@ -98,10 +98,11 @@ def _run(text: str, chunk_s: float) -> None:
     """The driver and its cluster, in a process of their own."""
     job = json.loads(text)
     directory = Path(job["directory"])
+    import shardrank.cluster  # noqa: F401  its variables come before Ray's start
+
+    # isort: split
     import ray
     from ray.cluster_utils import Cluster
-
-    from shardrank.jobs.cluster import choose_pool  # noqa: F401  its variables come before Ray's start
 
     arguments = {"num_cpus": _HEAD_CPUS, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=arguments)

@@ -4,6 +4,7 @@
 """
 
 import logging
+import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from shardrank.jobs.units.order import WantedOrder
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS, Plan, plan_units
 
 if TYPE_CHECKING:  # Ray takes seconds to import, and a refusal needs none of it
-    from shardrank.jobs.run.pipeline import Pool
+    from shardrank.jobs.run.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +290,7 @@ def _pool(
     """Raises UsageError, of which a job that has just begun leaves nothing behind."""
     import ray
 
-    from shardrank.jobs.cluster import choose_pool, settled_dtype
+    from shardrank.jobs.run.pool import choose_pool, settled_dtype
 
     try:
         pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
@@ -338,6 +339,5 @@ def _finish(output: Output, manifest: Manifest) -> None:
 
 
 if __name__ == "__main__":
-    from shardrank.cli import main
-
-    sys.exit(main(["rerank", *sys.argv[1:]]))
+    sys.argv.insert(1, "rerank")
+    runpy.run_module("shardrank.cli", run_name="__main__")  # by its name: it stands above the job

@@ -1,6 +1,5 @@
 """`shardrank serve` and `shardrank new-key`."""
 
-import logging
 import os
 import re
 import shutil
@@ -8,7 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -135,6 +134,9 @@ def _run(
 ) -> None:
     """Until it is interrupted."""
     os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)  # before Ray starts
+    from shardrank.cluster import start_ray
+
+    # isort: split
     import ray
     from ray import serve
 
@@ -142,7 +144,7 @@ def _run(
 
     if address is None:
         shutil.rmtree(metrics_directory(), ignore_errors=True)  # counters of an earlier server
-    _join(address)
+    start_ray(address)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own in their place
         signal.signal(number, lambda *_: stopped.set())
@@ -183,21 +185,3 @@ def _cause() -> str:
     lines = [line for each in deployments for line in each.message.strip().splitlines()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (errors or lines or [""])[-1]
-
-
-def _join(address: str | None) -> None:
-    """A cluster, or a Ray of our own that sends nothing home."""
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        if address is not None:
-            ray.init(address=address, **quiet)
-        else:
-            cpus = max(2, os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        print(f"error: cannot {where}: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error

@@ -15,6 +15,7 @@ from ray.serve import Application
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
+from shardrank.cluster import worker_environment
 from shardrank.serve.app import check_health, create_app
 from shardrank.serve.errors import NotReady
 from shardrank.serve.gate.keys import ApiKeys
@@ -62,21 +63,10 @@ class RerankEndpoint:
 
 def application(settings: ServeSettings, num_replicas: int = 1, num_gpus: float = 0) -> Application:
     """num_gpus: of one replica."""
-    environment = {"PROMETHEUS_MULTIPROC_DIR": metrics_directory()}
-    for name in ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        environment[name] = os.environ.get(name, _DEFAULTS[name])
+    environment = {"PROMETHEUS_MULTIPROC_DIR": metrics_directory(), **worker_environment()}
     actor = {"num_gpus": num_gpus, "num_cpus": 1, "runtime_env": {"env_vars": environment}}
     endpoint: Any = RerankEndpoint  # a Deployment, by the decorator
     return endpoint.options(num_replicas=num_replicas, ray_actor_options=actor).bind(settings)
-
-
-_DEFAULTS = {
-    # Threads that wait must not spin beside others; and few of oneDNN's primitives, of which
-    # every number of rows makes new ones.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
-    "LRU_CACHE_CAPACITY": "16",
-}
 
 
 def metrics_directory() -> str:

@@ -4,10 +4,15 @@ Exit codes: 0 done (rows may have errors, the summary counts them), 1 failed, 2 
 wrong, 130 interrupted.
 """
 
+import json
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -21,10 +26,11 @@ from shardrank.jobs.evaluate.cli import evaluate, roots_of
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.interruption import how_to_go_on
 from shardrank.jobs.outputs.budget import MaxErrors
+from shardrank.jobs.outputs.status import Status, read_status
+from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions, Summary
 from shardrank.jobs.rerank import rerank as run_rerank
 from shardrank.jobs.run.progress import duration
-from shardrank.jobs.status_cli import status_command, verify_command
 from shardrank.jobs.storage import redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.serve.cli import new_key_command, serve_command
@@ -39,8 +45,6 @@ app = typer.Typer(
 
 
 app.command()(evaluate)
-app.command("status")(status_command)
-app.command("verify")(verify_command)
 app.command("serve")(serve_command)
 app.command("new-key")(new_key_command)
 
@@ -50,10 +54,17 @@ app.command("new-key")(new_key_command)
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 def bench(context: typer.Context) -> None:
-    """Time this engine beside every other one that is installed; `bench --help` says how."""
-    from bench.__main__ import main as run_bench  # it runs without typer too
-
-    raise typer.Exit(run_bench(context.args))
+    """Time this engine beside every other one that is installed, from a checkout; `bench --help`
+    says how.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "bench" / "peers" / "ours.py").is_file():
+        raise UsageError(
+            "the benchmark is not part of the installed package: "
+            "run `python -m bench` in a checkout of ShardRank"
+        )
+    sys.path.insert(0, str(checkout))
+    raise typer.Exit(import_module("bench.__main__").main(context.args))
 
 
 @app.command()
@@ -265,6 +276,104 @@ def _lookups(manifest: Mapping[str, Any]) -> str:
         f"{hits:,} of {hits + misses:,} lookups hit ({manifest['vision_cache_hit_rate']:.1%}), "
         f"{misses:,} visuals encoded"
     )
+
+
+_OUTPUT = Annotated[str, typer.Argument(help="A job's --output directory")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object only")]
+
+
+@app.command("status")
+def status_command(output: _OUTPUT, as_json: _JSON = False) -> None:
+    """Show what a finished, a running or a stopped job did, and how to go on with it."""
+    found = read_status(output)
+    if as_json:
+        print(json.dumps(_as_json(found)))
+        return
+    _print(found, Console())
+
+
+@app.command("verify")
+def verify_command(output: _OUTPUT, as_json: _JSON = False) -> None:
+    """Prove that every input pair has exactly one row: ids are read again from the input and from
+    the score files, and compared.
+    """
+    counts = verify_output(output)
+    if as_json:
+        print(json.dumps(asdict(counts)))
+        return
+    print(
+        f"{counts.num_pairs:,} pairs of {counts.num_queries:,} queries: each has exactly one row "
+        f"({counts.num_pairs - counts.num_failed:,} with a score, {counts.num_failed:,} with an "
+        "error)"
+    )
+    for code, num in counts.errors.items():
+        print(f"  {num:,} x {code}")
+
+
+def _as_json(status: Status) -> dict[str, object]:
+    return {
+        "output": status.output,
+        "state": status.state,
+        "lease_age_s": status.lease_age_s,
+        "num_units": status.num_units,
+        "num_units_done": len(status.units),
+        "num_parts": len(status.parts),
+        "num_pairs": status.num_pairs,
+        "errors": status.errors,
+        "seconds": status.manifest["seconds"],
+        "num_runs": status.manifest["num_runs"],
+        "slowest": [asdict(unit) for unit in status.slowest],
+        "resume": _resume(status),
+    }
+
+
+def _print(status: Status, console: Console) -> None:
+    manifest = status.manifest
+    table = Table(show_header=False, box=None)
+    table.add_row("state", _state(status))
+    table.add_row("units", f"{len(status.units):,} of {status.num_units:,} done")
+    if status.parts:
+        pairs = sum(unit.num_pairs for unit in status.parts)
+        table.add_row("parts", f"{len(status.parts):,} by document, {pairs:,} pairs")
+    table.add_row("rows", f"{status.num_pairs:,}")
+    table.add_row("errors", f"{sum(status.errors.values()):,}")
+    table.add_row("time", f"{duration(manifest['seconds'])} in {manifest['num_runs']} runs")
+    table.add_row("model", manifest["model"]["name"])
+    console.print(table, highlight=False)
+    for code, num in status.errors.items():
+        console.print(f"  {num:,} x {code}", style="yellow", highlight=False)
+    if status.slowest:
+        console.print("slowest units (preparing and scoring):", highlight=False)
+    for unit in status.slowest:
+        rate = unit.num_pairs / max(unit.seconds or 0, 1e-9)
+        console.print(
+            f"  {unit.name}: {unit.seconds:,.1f} s, {unit.num_pairs:,} pairs ({rate:,.1f} pairs/s)",
+            highlight=False,
+        )
+    if (command := _resume(status)) is not None:
+        console.print("go on with:\n  " + command, highlight=False, soft_wrap=True)
+
+
+def _state(status: Status) -> str:
+    holder = status.holder
+    if status.state == "finished" or holder is None:
+        return status.state
+    who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+    if status.is_silent:
+        age = duration(status.lease_age_s or 0)
+        return (
+            f"running ({who}; its lease is {age} old: probably dead, which the next run finds out)"
+        )
+    if status.state == "running":
+        return f"running ({who})"
+    return f"stopped without a word ({who})"
+
+
+def _resume(status: Status) -> str | None:
+    if (status.state != "stopped" and not status.is_silent) or status.command is None:
+        return None
+    directory, arguments = status.command
+    return f"cd {shlex.quote(directory)} && {shlex.join(['shardrank', *arguments])}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

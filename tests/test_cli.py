@@ -9,11 +9,9 @@ import pytest
 from shardrank import cli
 from shardrank.actors.config import RerankerConfig
 from shardrank.cli import main
-from shardrank.jobs import status_cli
-from shardrank.jobs.cluster import choose_pool
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.rerank import JobOptions
-from shardrank.jobs.run.pipeline import Pool
+from shardrank.jobs.run.pool import Pool, choose_pool
 from shardrank.jobs.run.progress import Meter, duration
 from tests.support.engine import TINY
 from tests.support.job_cases import text_rows, write_sets, write_text
@@ -170,8 +168,8 @@ def test_only_a_job_that_failed_says_how_to_go_on(
         raise JobError("it broke")
 
     monkeypatch.setattr(cli, "run_rerank", failed)
-    monkeypatch.setattr(status_cli, "read_status", failed)
-    monkeypatch.setattr(status_cli, "verify_output", failed)
+    monkeypatch.setattr(cli, "read_status", failed)
+    monkeypatch.setattr(cli, "verify_output", failed)
     given = ["x.parquet", f"--output={tmp_path}", f"--model={TINY}"]
     assert main([command, *(given if command == "rerank" else [str(tmp_path)])]) == 1
     stderr = capsys.readouterr().err

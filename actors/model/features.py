@@ -1,10 +1,11 @@
 """Vision features by content, so that a page is encoded once while it stays in the cache."""
 
-from collections import OrderedDict
-
 import torch
 
+from shardrank.actors.lru import LRU
 from shardrank.actors.model.device import to_host
+
+_Tier = LRU[bytes, torch.Tensor]
 
 
 class FeatureCache:
@@ -14,9 +15,14 @@ class FeatureCache:
     """
 
     def __init__(self, max_bytes: int, host_bytes: int = 0) -> None:
-        self._tiers = _Tier(max_bytes), _Tier(host_bytes)
+        self._tiers: tuple[_Tier, _Tier] = LRU(max_bytes), LRU(host_bytes)
         self.num_hits = 0
         self.num_misses = 0
+
+    def emptied(self) -> "FeatureCache":
+        """Another one of the same size, in which nothing is yet."""
+        on_device, on_host = self._tiers
+        return FeatureCache(on_device.max_bytes, on_host.max_bytes)
 
     @property
     def size_bytes(self) -> int:
@@ -41,35 +47,3 @@ class FeatureCache:
         for dropped_key, dropped in on_device.put(key, features):
             if dropped.nbytes <= on_host.max_bytes:
                 on_host.put(dropped_key, to_host(dropped))
-
-
-class _Tier:
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.size_bytes = 0
-        self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
-
-    def get(self, key: bytes) -> torch.Tensor | None:
-        if key not in self._features:
-            return None
-        self._features.move_to_end(key)
-        return self._features[key]
-
-    def pop(self, key: bytes) -> torch.Tensor | None:
-        features = self._features.pop(key, None)
-        self.size_bytes -= features.nbytes if features is not None else 0
-        return features
-
-    def put(self, key: bytes, features: torch.Tensor) -> list[tuple[bytes, torch.Tensor]]:
-        """What had to leave: this one alone where it is larger than the whole tier."""
-        if features.nbytes > self.max_bytes:
-            return [(key, features)]
-        self.pop(key)
-        self._features[key] = features
-        self.size_bytes += features.nbytes
-        dropped = []
-        while self.size_bytes > self.max_bytes:
-            oldest = next(iter(self._features))
-            dropped.append((oldest, self._features[oldest]))
-            self.pop(oldest)
-        return dropped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from bench.peers.protocol import CandidateSet, PeerSettings, serve
@@ -17,12 +16,12 @@ class Ours:
 
     def __init__(self, settings: PeerSettings) -> None:
         self.reranker = make_reranker(settings)
-        self._empty = deepcopy(self.reranker.scorer.vision_cache)
         self.versions = versions()
 
     def forget(self) -> None:
         """Drops vision features, decoded pixels and tokenised texts."""
-        self.reranker.scorer.vision_cache = deepcopy(self._empty)
+        scorer = self.reranker.scorer
+        scorer.vision_cache = scorer.vision_cache.emptied()
         forget_inputs(self.reranker)
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:

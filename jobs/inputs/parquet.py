@@ -1,6 +1,5 @@
 """Parquet files by footer, by row position and by row range; knows nothing about queries."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardrank.actors.lru import LRU
 from shardrank.jobs.errors import UnreadableInput
 from shardrank.jobs.storage import Location, open_input
 
@@ -193,29 +193,10 @@ def _cached_batches(
     yield 0, table
 
 
-class RowGroupCache:
-    """Decoded row groups of this worker process, the longest unused dropped first."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity_bytes = capacity_bytes
-        self._size_bytes = 0
-        self._tables: OrderedDict[Any, pa.Table] = OrderedDict()
-
-    def get(self, key: Any) -> pa.Table | None:
-        if key in self._tables:
-            self._tables.move_to_end(key)
-        return self._tables.get(key)
-
-    def put(self, key: Any, table: pa.Table) -> None:
-        self._tables[key] = table
-        self._size_bytes += table.nbytes
-        while self._size_bytes > self._capacity_bytes and len(self._tables) > 1:
-            self._size_bytes -= self._tables.popitem(last=False)[1].nbytes
-
-
 @lru_cache(maxsize=1)
-def _row_group_cache() -> RowGroupCache:
-    return RowGroupCache(_CACHE_BYTES)
+def _row_group_cache() -> LRU[Any, pa.Table]:
+    """Decoded row groups of this worker process."""
+    return LRU(_CACHE_BYTES)
 
 
 def to_ipc(table: pa.Table) -> bytes:

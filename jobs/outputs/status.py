@@ -1,5 +1,5 @@
-"""What a job did so far, whatever became of it, and what is left of it to do, as its output directory
-has it.
+"""What a job did so far, whatever became of it, and what is left of it for a run to do: both as the
+output directory has them.
 """
 
 import json

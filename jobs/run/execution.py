@@ -15,11 +15,11 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from shardrank.jobs.cluster import own_errors
 from shardrank.jobs.errors import JobError, UnitsFailed
 from shardrank.jobs.outputs.files import Output, UnitCollector, write_unit
 from shardrank.jobs.outputs.parts import regroup, rows_of, write_part
 from shardrank.jobs.outputs.verify import Counts, verify_units
-from shardrank.jobs.ray_errors import own_errors
 from shardrank.jobs.run.attempts import AttemptLog, RemoteLog
 from shardrank.jobs.run.pipeline import Workers, score_units
 from shardrank.jobs.run.progress import LOG_EVERY_S, Meter, display

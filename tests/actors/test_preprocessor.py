@@ -21,7 +21,7 @@ from shardrank.actors.errors import (
     VideoDecodeError,
 )
 from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
-from shardrank.actors.preprocessor import Preprocessor, _PixelCache
+from shardrank.actors.preprocessor import Preprocessor
 
 torch.set_num_threads(1)
 
@@ -251,22 +251,6 @@ def test_a_path_and_bytes_that_spell_it_are_not_mistaken() -> None:
     path = "media/sq_64x64.png"
     pairs = prepare("q", {"image": path}, {"image": path.encode()}).pairs
     assert [type(pair) for pair in pairs] == [PreparedPair, ImageDecodeError]
-
-
-def test_the_pixel_cache_drops_the_least_recently_used() -> None:
-    cache, pixels = _PixelCache(250), np.zeros(100, dtype=np.uint8)
-    keys = [(bytes([number]), QueryOptions()) for number in range(3)]
-    cache.put(keys[0], pixels)
-    cache.put(keys[1], pixels)
-    assert cache.get(keys[0]) is pixels
-    cache.put(keys[2], pixels)
-    assert [cache.get(key) is not None for key in keys] == [True, False, True]
-
-
-def test_the_pixel_cache_takes_nothing_larger_than_itself() -> None:
-    cache, key = _PixelCache(50), (b"a", QueryOptions())
-    cache.put(key, np.zeros(100, dtype=np.uint8))
-    assert cache.get(key) is None
 
 
 def test_pairs_of_one_document_are_those_of_candidate_sets() -> None:

@@ -431,7 +431,8 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
     tmp_path: Path, ray_address: str
 ) -> None:
     from shardrank.jobs.run.execution import score_remaining, verify_all
-    from shardrank.jobs.run.pipeline import Pool, Workers
+    from shardrank.jobs.run.pipeline import Workers
+    from shardrank.jobs.run.pool import Pool
 
     plan = plan_of(pages_and_queries(tmp_path, 20, 24, 5), 12)
     assert plan.documents is not None and len(plan.documents.units) > 5

@@ -7,7 +7,6 @@ import pytest
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
-from shardrank.jobs.cluster import settled_dtype
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.outputs.files import Output
@@ -17,7 +16,7 @@ from shardrank.jobs.outputs.manifest import (
     check_same_job,
     job_fingerprint,
 )
-from shardrank.jobs.run.pipeline import Pool
+from shardrank.jobs.run.pool import Pool, settled_dtype
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.plan import plan_units
 from tests.support.job_cases import CONFIG, text_rows, write_sets

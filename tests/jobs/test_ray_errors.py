@@ -3,8 +3,8 @@ from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError, UserCodeException
 
+from shardrank.jobs.cluster import own_error, own_errors
 from shardrank.jobs.errors import JobError
-from shardrank.jobs.ray_errors import own_error, own_errors
 
 TRACEBACK = """Traceback (most recent call last):
   File "scorer.py", line 7, in score

@@ -18,10 +18,10 @@ from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions
 from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import RerankError
 from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.lru import LRU
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.actors.planner import PairCost, plan, set_costs
 from shardrank.actors.prepared import PreparedPair, PreparedSet
-from shardrank.actors.preprocessor import _PixelCache
 from shardrank.actors.prompt import Side
 from shardrank.actors.sides import OpenSide, ReadSide
 from shardrank.serve.queue.slices import Piece, Slice, estimated_tokens, prepare, slices
@@ -81,7 +81,7 @@ def test_eight_threads_prepare_what_one_prepares() -> None:
     sets = mixed_sets(0)
     expected = [preprocessor().prepare(each) for each in sets]
     shared = preprocessor()
-    shared._cache = _PixelCache(3 * 64 * 96 * 3)  # drops something all the time
+    shared._pixels = LRU(3 * 64 * 96 * 3)  # drops something all the time
     with ThreadPoolExecutor(8) as threads:
         tasks = [
             (number, threads.submit(shared.prepare, sets[number]))
@@ -105,19 +105,19 @@ def test_threads_share_one_open_query() -> None:
 
 
 @pytest.mark.usefixtures("hasty_threads")
-def test_the_pixel_cache_counts_right_under_eight_threads() -> None:
-    cache = _PixelCache(250)
+def test_a_cache_counts_right_under_eight_threads() -> None:
+    cache: LRU[int, np.ndarray] = LRU(250)
 
     def use(seed: int) -> None:
         numbers = random.Random(seed)
         for _ in range(3_000):
-            key = (bytes([numbers.randrange(6)]), QueryOptions())
+            key = numbers.randrange(6)
             if cache.get(key) is None:
                 cache.put(key, np.zeros(100, dtype=np.uint8))
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(use, range(8)))
-    assert cache._size_bytes == sum(pixels.nbytes for pixels in cache._pixels.values()) <= 250
+    assert cache.size_bytes == sum(pixels.nbytes for pixels in cache._values.values()) <= 250
 
 
 def test_a_side_is_read_once_by_two_threads() -> None:

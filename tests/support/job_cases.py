@@ -14,8 +14,9 @@ from shardrank.jobs.outputs.files import Output, UnitCollector, read_scores, wri
 from shardrank.jobs.outputs.parts import regroup, write_part
 from shardrank.jobs.outputs.verify import Counts, verify_units
 from shardrank.jobs.run.engine import Engine
-from shardrank.jobs.run.pipeline import Pool, Score
+from shardrank.jobs.run.pool import Pool
 from shardrank.jobs.run.preparing import prepare_chunks, prepare_documents
+from shardrank.jobs.run.scoring import Score
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.documents import DocumentPlan
 from shardrank.jobs.units.plan import Plan, plan_units

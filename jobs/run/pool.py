@@ -1,0 +1,53 @@
+"""The scoring actors that fit a cluster: how many, and what each has of it. Knows no Ray."""
+
+import os
+from dataclasses import dataclass
+
+from shardrank.jobs.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The scoring actors; `num_cpus` and `num_gpus` are of one actor."""
+
+    num_actors: int
+    num_cpus: float
+    num_gpus: float
+
+
+def choose_pool(resources: dict[str, float], device: str, num_actors: int | None) -> Pool:
+    """One actor a GPU, or on a cluster without any, one on a CPU.
+
+    A CUDA pool larger than the cluster waits for its autoscaler. Raises UsageError otherwise.
+    """
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if device.startswith("cuda") or (device == "auto" and gpus):
+        if not gpus and not num_actors:
+            raise UsageError(
+                "the cluster has no GPU; with an autoscaler say how many with --num-actors"
+            )
+        return _checked(Pool(num_actors or gpus, num_cpus=0, num_gpus=1), cpus)
+    return _checked(Pool(num_actors or 1, num_cpus=1, num_gpus=0), cpus)
+
+
+def settled_dtype(dtype: str, pool: Pool) -> str:
+    """What the pool's actors make of it, as actors/model/device.py has it."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if pool.num_gpus else "float32"
+
+
+def _checked(pool: Pool, cpus: int) -> Pool:
+    """Ray would wait without end for CPUs that the pool itself holds."""
+    needed = int(pool.num_actors * pool.num_cpus) + 1
+    if cpus < needed:
+        raise UsageError(
+            f"too few CPUs: {pool.num_actors} scoring actors and one reading task need {needed}, "
+            f"the cluster has {cpus}; lower --num-actors or add CPUs"
+        )
+    return pool
+
+
+def fair_threads(pool: Pool) -> int:
+    """This node's cores over the actors, as if all were here; Ray itself would leave one."""
+    return max(1, (os.cpu_count() or 1) // pool.num_actors)

@@ -1,0 +1,163 @@
+"""What a scoring actor does: a chunk of prepared pairs in, its score rows out.
+
+A chunk that raises, or that killed its actor twice, is scored pair by pair, so that what is to
+blame is one row's error.
+"""
+
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import ray
+
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.data import PairScore
+from shardrank.actors.errors import Crashed, TimedOut, Unexpected
+from shardrank.jobs.errors import JobError
+from shardrank.jobs.inputs.parquet import from_ipc
+from shardrank.jobs.outputs.scores import with_figures, with_scores
+from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
+from shardrank.jobs.run.engine import PackedEngine, PreparedPairs, ScorerLike, check_outline
+from shardrank.jobs.run.pool import Pool, fair_threads
+
+logger = logging.getLogger(__name__)
+
+FIRST_TIMEOUT_FACTOR = 10
+"""An actor's first forward may take so many times longer: torch.compile is at work in it."""
+
+
+class Score:
+    """One actor: a scorer on its device. A chunk in, its score rows out."""
+
+    def __init__(
+        self,
+        engine: PackedEngine,
+        config: RerankerConfig,
+        pool: Pool,
+        log: Attempts | None = None,
+        timeout_s: float | None = None,
+        outline: str | None = None,
+    ) -> None:
+        self._log = log or AttemptLog()
+        # A CPU is slow, and does not hang.
+        self._timeout_s = timeout_s if pool.num_gpus else None
+        self._first_timeout_s = self._timeout_s and FIRST_TIMEOUT_FACTOR * self._timeout_s
+        if config.num_threads is None and not pool.num_gpus:
+            config = replace(config, num_threads=fair_threads(pool))
+        start = Attempt(self._log, ("start", _actor_id()))
+        if start.num_deaths >= MAX_DEATHS:
+            raise JobError(
+                f"a scoring actor died {start.num_deaths} times while it loaded {config.model}: "
+                "too little memory, or a library that crashes; Ray's worker logs say more"
+            )
+        check_outline(config, outline)
+        self._scorer = engine.unpacked().scorer(config)
+        start.end()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.concat_tables([self._score(batch, i) for i in range(batch.num_rows)])
+
+    def _score(self, batch: pa.Table, index: int) -> pa.Table:
+        work = "score", batch["unit"][index].as_py(), batch["chunk"][index].as_py()
+        attempt = Attempt(self._log, work, self._timeout_s, self._first_timeout_s)
+        started = time.monotonic()
+        rows = from_ipc(batch["rows"][index].as_buffer())
+        before = self._lookups()
+        failure = attempt.hopeless()
+        if failure is not None:  # of unpacking it, say: then nothing of it can be scored
+            scores = [PairScore(error=failure)] * rows["error_code"].null_count
+        else:
+            prepared = pickle.loads(batch["prepared"][index].as_buffer())
+            scores = score_pairs(self._scorer, prepared, attempt)
+        scored = with_scores(rows, scores)
+        seconds = batch["seconds"][index].as_py() + time.monotonic() - started
+        scored = with_figures(scored, [*_since(before, self._lookups()), seconds])
+        for name in ("unit", "chunk", "is_last"):
+            value = batch[name][index]
+            column = pa.array([value.as_py()] * scored.num_rows, value.type)
+            scored = scored.append_column(name, column)
+        attempt.end()
+        self._first_timeout_s = None
+        return scored
+
+    def _lookups(self) -> list[int | None]:
+        """The vision cache's hits and misses so far; of a scorer without one, nothing."""
+        cache = getattr(self._scorer, "vision_cache", None)
+        return [getattr(cache, "num_hits", None), getattr(cache, "num_misses", None)]
+
+
+def score_pairs(
+    scorer: ScorerLike, prepared: Sequence[PreparedPairs], attempt: Attempt
+) -> list[PairScore]:
+    """All pairs' scores, in order. Together, unless that raised, or killed its process twice: then
+    pair by pair, so that what is to blame is one row's error.
+
+    If none is, its process was killed by something else. So they are scored together once more:
+    alone a pair's last bits may differ, and the rows are to be those of an undisturbed run.
+    """
+    is_suspect = attempt.num_deaths >= MAX_DEATHS
+    if not is_suspect and (scores := _score_together(scorer, prepared, attempt)) is not None:
+        return scores
+    pairs = [each.only(index) for each in prepared for index in range(each.num_pairs)]
+    alone = [_score_one(scorer, pair, attempt, number) for number, pair in enumerate(pairs)]
+    is_innocent = not any(
+        isinstance(score.error, Crashed | TimedOut | Unexpected) for score in alone
+    )
+    if is_suspect and is_innocent and attempt.failure("together") is None:
+        return _score_together(scorer, prepared, attempt) or alone
+    return alone
+
+
+def _score_together(
+    scorer: ScorerLike, prepared: Sequence[PreparedPairs], attempt: Attempt
+) -> list[PairScore] | None:
+    """None where it raised."""
+    try:
+        with attempt.step("together"):
+            scores = scorer.score(list(prepared), attempt.progress)
+        return [score for each in scores for score in each]
+    except Exception as error:
+        _die_with_device(error)
+        logger.warning("scoring pair by pair what failed together: %r", error)
+        return None
+
+
+def _score_one(scorer: ScorerLike, pair: PreparedPairs, attempt: Attempt, number: int) -> PairScore:
+    failure = attempt.failure("pair", number)
+    if failure is not None:
+        return PairScore(error=failure)
+    try:
+        with attempt.step("pair", number):
+            ((score,),) = scorer.score([pair], attempt.progress)
+            return score
+    except Exception as error:
+        _die_with_device(error)
+        return PairScore(error=Unexpected.of(error, "scoring"))
+
+
+def _die_with_device(error: Exception) -> None:
+    """After an error of the device itself nothing works in this process: a new one is needed, and
+    learns from the log that this one died.
+    """
+    torch = sys.modules.get("torch")
+    lost = getattr(torch, "AcceleratorError", None)
+    if lost is not None and isinstance(error, lost):
+        logger.error("the device failed: %r", error)
+        os._exit(1)
+
+
+def _actor_id() -> str:
+    """The same after a restart."""
+    return ray.get_runtime_context().get_actor_id() or "" if ray.is_initialized() else ""
+
+
+def _since(before: list[int | None], now: list[int | None]) -> list[int | None]:
+    return [
+        None if then is None or later is None else later - then
+        for then, later in zip(before, now, strict=True)
+    ]
