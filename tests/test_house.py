@@ -29,36 +29,110 @@ def requirements() -> list[Requirement]:
     return [each for each in map(Requirement, texts) if each.name != PROJECT["name"]]
 
 
-def imported(path: Path) -> set[str]:
-    """What a file imports, anywhere in it: top-level names, and of our own package its layers."""
+def module_of(path: Path) -> str:
+    """Its dotted name as it is imported: the three layers are links inside the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("shardrank", *parts) if parts[0] in LAYERS else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_of(path): path
+    for folder in (*LAYERS, "bench", "demo", "shardrank")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if folder != "shardrank" or path.parent == ROOT / "shardrank"
+}
+
+
+def imported(path: Path, *, with_types: bool = True) -> set[str]:
+    """What a file imports, anywhere in it: a module of ours, or the full name that it asks for."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    unread: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    while unread:
+        node = unread.pop()
         if isinstance(node, ast.Import):
-            names |= {_layer(alias.name) for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {_layer(f"{node.module}.{alias.name}") for alias in node.names}
+            asked = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in asked}
+        elif with_types or not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
+            unread += ast.iter_child_nodes(node)
     return names
 
 
-def _layer(name: str) -> str:
-    parts = name.split(".")
-    return ".".join(parts[: 2 if parts[0] == "shardrank" else 1])
+def is_within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+ABOVE_THE_ENGINE = ("shardrank.jobs", "shardrank.serve", "shardrank.cluster", "ray", "fastapi")
 
 
 @pytest.mark.parametrize(
     ("layer", "forbidden"),
     [
-        ("actors", {"shardrank.jobs", "shardrank.serve", "ray", "fastapi", "demo"}),
-        ("jobs", {"shardrank.serve", "demo"}),
-        ("serve", {"shardrank.jobs", "demo"}),
+        ("shardrank.actors", ABOVE_THE_ENGINE),
+        ("shardrank.cluster", ("shardrank",)),
+        ("shardrank.jobs", ("shardrank.serve", "fastapi")),
+        ("shardrank.serve", ("shardrank.jobs",)),
     ],
 )
 def test_imports_go_down_only(layer, forbidden):
-    for path in sorted((ROOT / layer).rglob("*.py")):
-        allowed = (
-            {"shardrank.serve"} if path == ROOT / "jobs" / "cli.py" else set()
-        )  # one command for both
-        assert not imported(path) & (forbidden - allowed), path
+    """The command line is above all; what is no part of the package is named by none of it."""
+    for name, path in MODULES.items():
+        if is_within(name, (layer,)):
+            wrong = (*forbidden, "shardrank.cli", "demo", "bench")
+            assert [each for each in imported(path) if is_within(each, wrong)] == [], path
+
+
+@pytest.mark.parametrize(
+    "rooms",
+    [
+        ("actors.fetch", "actors.media", "actors.model"),
+        ("jobs.inputs", "jobs.units", "jobs.outputs", "jobs.run"),
+        ("jobs.inputs", "jobs.units", "jobs.evaluate"),
+        ("serve.dialects", "serve.gate"),
+        ("serve.dialects", "serve.queue"),
+    ],
+)
+def test_a_room_imports_none_above_it(rooms):
+    """Each list from the ground floor up."""
+    names = [f"shardrank.{room}" for room in rooms]
+    for floor, room in enumerate(names):
+        above = tuple(names[floor + 1 :])
+        for name, path in MODULES.items():
+            if is_within(name, (room,)):
+                assert [each for each in imported(path) if is_within(each, above)] == [], path
+
+
+def test_no_import_goes_in_a_circle():
+    """Names that only a type checker reads are no imports."""
+    left = {name: imported(path, with_types=False) for name, path in MODULES.items()}
+    while free := {name for name, needed in left.items() if not needed & (left.keys() - {name})}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert left == {}
+
+
+def test_no_folder_of_the_product_is_too_wide_to_walk():
+    folders = [path.parent for name, path in MODULES.items() if name.startswith("shardrank")]
+    assert {folder: n for folder in folders if (n := folders.count(folder)) > 14} == {}
+
+
+OLD_NAMES = re.compile(
+    r"""(-m\ |import_path:\ |IMPORT_PATH=|["'])(actors|jobs|serve)(\.[a-z_]+)+\b
+    |^\s*(from|import)\ (actors|jobs|serve)\b""",
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def test_the_package_has_one_import_name():
+    """A user's own jobs/ or serve.py comes first on the path of every worker of Ray."""
+    texts = [*ROOT.glob("*.*"), *ROOT.glob("serve/*.yaml"), *ROOT.glob("tests/**/*.py")]
+    for path in (*MODULES.values(), *texts):
+        if path.is_file():
+            found = OLD_NAMES.search(path.read_text("utf-8"))
+            assert found is None, f"{path}: {found}"
 
 
 def test_the_engine_imports_without_ray_and_without_the_job():
@@ -136,6 +210,7 @@ def test_the_licence_is_apache_2_in_full():
 def test_the_packages_are_those_of_the_repository():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
     assert tool["setuptools"]["packages"]["find"]["include"] == ["shardrank", "shardrank.*"]
-    folders = {path.parent for name in LAYERS for path in (ROOT / name).rglob("*.py")}
+    folders = {path.parent for path in MODULES.values()} - {ROOT / "demo"}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    assert all((ROOT / "shardrank" / name).resolve() == ROOT / name for name in LAYERS)
     assert re.fullmatch(r"shardrank\.cli:main", PROJECT["scripts"]["shardrank"])
