@@ -3,8 +3,8 @@
 Knows which tables a form needs; how well-known data sets name their files and columns.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -115,6 +115,13 @@ class OpenedInput:
     run: str | None = None
     run_mapping: Mapped = field(default_factory=dict)
     instructions: OpenedTable | None = None
+
+    def ordered_as(self, paths: Mapping[str, Sequence[str]]) -> "OpenedInput":
+        """Each table's files as in `paths`, and those that are not there after them."""
+        queries = self.queries.ordered_as(paths.get(self.queries.table.name, ()))
+        is_one = self.corpus is self.queries
+        corpus = queries if is_one else self.corpus.ordered_as(paths.get("corpus", ()))
+        return replace(self, queries=queries, corpus=corpus)
 
     @property
     def tables(self) -> list[OpenedTable]:

@@ -26,7 +26,7 @@ from shardrank.jobs.errors import UnreadableInput
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.inputs.parquet import leaf_path, read_footer, read_range, to_rows
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, OPTION_COLUMNS, QUERY_COLUMNS, Table
-from shardrank.jobs.units.plan import PairsUnit, SetsUnit, Unit
+from shardrank.jobs.units.plan import KEPT, PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
 Row = dict[str, Any]
@@ -188,11 +188,18 @@ def _checked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(checked)
 
 
+class Kept(RerankError):
+    """No error: the unit's earlier file has the result of this pair, and it is not scored again."""
+
+    code = KEPT
+
+
 def _read_pairs(job_input: JobInput, unit: PairsUnit, reads: Reads) -> Iterator[QueryRow]:
-    pairs = unit.pairs()
-    queries = read_queries(job_input.queries, pairs, reads=reads)
-    fetched = _fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS)
-    return _paired_rows(pairs, queries, dict(reads(fetched, "documents")))
+    pairs, is_kept = unit.pairs(), unit.is_kept()
+    unscored = pairs.filter(pa.array(~is_kept))
+    queries = read_queries(job_input.queries, unscored, reads=reads)
+    fetched = _fetch(job_input.corpus, unscored, "doc", DOCUMENT_COLUMNS)
+    return _paired_rows(pairs, is_kept, queries, dict(reads(fetched, "documents")))
 
 
 def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
@@ -202,7 +209,7 @@ def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
     pairs = unit.pairs()
     options = [name for name in OPTION_COLUMNS if job_input.queries.has(name)]
     queries = read_queries(job_input.queries, pairs, options) if options else {}
-    return _paired_rows(pairs, queries, {})
+    return _paired_rows(pairs, unit.is_kept(), queries, {})
 
 
 def read_queries(
@@ -236,8 +243,12 @@ def read_documents(corpus: Table, pairs: pa.Table) -> Iterator[tuple[Any, list[R
 
 
 def _paired_rows(
-    pairs: pa.Table, queries: Mapping[tuple[int, int], Row], documents: Mapping[Any, Row]
+    pairs: pa.Table,
+    is_kept: np.ndarray,
+    queries: Mapping[tuple[int, int], Row],
+    documents: Mapping[Any, Row],
 ) -> Iterator[QueryRow]:
+    pairs = pairs.append_column("is_kept", pa.array(is_kept))
     groups = groupby(pairs.to_pylist(), key=lambda pair: pair["query_index"])
     for index, (_, group) in enumerate(groups):
         rows = list(group)
@@ -259,7 +270,7 @@ def _paired_row(index: int, pair: Row, query: Row, candidates: tuple[Candidate, 
 def _paired_candidate(pair: Row, documents: Mapping[tuple[int, int], Row]) -> Candidate:
     doc_id = pair["doc_id"]
     row = documents.get((pair["doc_file"], pair["doc_position"]))
-    error = None
+    error: RerankError | None = Kept("") if pair["is_kept"] else None
     if pair["doc_file"] < 0 and doc_id is not None:
         error = DocumentNotFound(f"doc_id {doc_id!r} is not in the corpus")
     document = None if row is None else document_value(row)
