@@ -45,7 +45,12 @@ _NOT_IN_SCORES = (
 """Config that may differ between the runs of one job; the model is there by its weights' hash, and
 what may be fetched decides on what is still to do alone.
 """
-_CAME_LATER = {"local_media": True, "max_video_s": None}
+_CAME_LATER = {
+    "local_media": True,
+    "max_video_s": None,
+    "empty": "official",
+    "image_depth": "official",
+}
 """Left out at the value that had been the rule, so that a job of that time can be gone on with."""
 
 _NUM_READERS = 8

@@ -747,7 +747,7 @@ def opened_pictures() -> Iterator[Hostile]:
         ("at its last frame", beyond, SCORE),
         ("eps", Image.open(io.BytesIO(SCRIPT)), "image_decode"),
         ("of no width", Image.new("RGB", (0, 5)), "image_decode"),
-        ("of no numbers", strange, SCORE),
+        ("of no numbers", strange, "image_decode"),
         ("of whole numbers", Image.new("I", (9, 9), 2**31 - 1), SCORE),
         ("of CMYK", Image.new("CMYK", (9, 9)), SCORE),
         ("of Lab", Image.new("LAB", (9, 9)), None),
@@ -928,12 +928,15 @@ def frame_lists() -> Iterator[Hostile]:
     yield movie("frames and a file", {"frames": [one], "path": "a.mp4"}, bad)
 
 
+_BLANKS = (9, 11, 12, 0x85, 0xA0, 0x2028, 0x3000)
+
+
 def texts() -> Iterator[Hostile]:
     for name, text, outcome in [
-        ("nothing", "", SCORE),
-        ("a space", " ", SCORE),
-        ("spaces of all kinds", "".join(map(chr, [9, 11, 12, 0x85, 0xA0, 0x2028, 0x3000])), SCORE),
-        ("newlines", "\n" * 5_000, SCORE),
+        ("nothing", "", "empty_document"),
+        ("a space", " ", "empty_document"),
+        ("spaces of all kinds", "".join(map(chr, _BLANKS)), "empty_document"),
+        ("newlines", "\n" * 5_000, "empty_document"),
         ("a lone high surrogate", "a \ud800 b", "invalid_content"),
         ("a lone low surrogate", "\udfff", "invalid_content"),
         ("surrogates in the wrong order", "\udc00\ud800", "invalid_content"),
@@ -966,7 +969,7 @@ def texts() -> Iterator[Hostile]:
         text = f"a{chr(number)}b{chr(number)}"
         yield Hostile(f"the character {number:04x}", {"text": [text, text]}, SCORE, query=text)
     yield Hostile("10,000 texts", {"text": ["ab"] * 10_000}, SCORE)
-    yield Hostile("empty texts", {"text": [""] * 1_000}, SCORE)
+    yield Hostile("empty texts", {"text": [""] * 1_000}, "empty_document")
     yield Hostile("no texts", {"text": []}, SCORE)
 
 
@@ -1016,7 +1019,7 @@ def _levels(depth: int, wrap: Callable[[Any], Any]) -> Any:
 
 def structs() -> Iterator[Hostile]:
     """Values of the wrong type in every field, and deep ones."""
-    bad = "invalid_content"
+    bad, empty = "invalid_content", "empty_document"
     values: dict[str, Any] = {
         "a number": 7,
         "a fraction": 1.5,
@@ -1057,20 +1060,21 @@ def structs() -> Iterator[Hostile]:
         for name, value in values.items():
             if field == "fps" and name in ("a number", "a fraction"):
                 continue
-            yield Hostile(f"{name} for {field}", place(value), bad)
+            is_nothing = name == "a list of null" and field in ("text", "image", "video")
+            yield Hostile(f"{name} for {field}", place(value), empty if is_nothing else bad)
     for name, value, outcome in [
-        ("null", None, bad),
-        ("{}", {}, SCORE),
-        ("nulls", {"text": None, "image": None, "video": None}, SCORE),
+        ("null", None, empty),
+        ("{}", {}, empty),
+        ("nulls", {"text": None, "image": None, "video": None}, empty),
         ("an unknown field", {"text": "a", "audio": b"x"}, bad),
         ("a field with a null", {"te\0xt": "a"}, bad),
         ("a field with a surrogate", {"\ud800": "a"}, bad),
         ("a field of 10^6 characters", {"x" * 1_000_000: "a"}, bad),
         ("10^5 fields", {str(number): None for number in range(100_000)}, bad),
-        ("an image of nothing", {"image": {}}, bad),
-        ("an image of nulls", {"image": {"bytes": None, "path": None}}, bad),
+        ("an image of nothing", {"image": {}}, empty),
+        ("an image of nulls", {"image": {"bytes": None, "path": None}}, empty),
         ("an image of other keys", {"image": {"bytes": b"x", "url": "y"}}, bad),
-        ("a video of nulls", {"video": {"bytes": None, "path": None, "frames": None}}, bad),
+        ("a video of nulls", {"video": {"bytes": None, "path": None, "frames": None}}, empty),
         ("numbers for keys", {1: 2}, bad),
         ("bytes", b"text", "image_decode"),
         ("a view of bytes", memoryview(b"text")[::2], "image_decode"),
