@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from hashlib import blake2b
 
 import numpy as np
-from PIL import Image as PILImage
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, ImageSource, Video
@@ -182,19 +181,18 @@ class Preprocessor:
 
     def _image_pixels(self, image: ImageSource, options: QueryOptions) -> np.ndarray:
         if not isinstance(image, bytes | str):
-            return image_pixels(self._decoded(image), options)
+            return self._decoded(image, options)
         source = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
         key = blake2b(source, key=type(image).__name__.encode()).digest(), options
         pixels = self._pixels.get(key)
         if pixels is None:
-            pixels = image_pixels(self._decoded(image), options)
+            pixels = self._decoded(image, options)
             self._pixels.put(key, pixels)
         return pixels
 
-    def _decoded(self, image: ImageSource) -> PILImage.Image:
-        return load_image(
-            image, self._reader, self.config.max_decoded_pixels, self.config.image_depth
-        )
+    def _decoded(self, image: ImageSource, options: QueryOptions) -> np.ndarray:
+        limit, depth = self.config.max_decoded_pixels, self.config.image_depth
+        return image_pixels(load_image(image, self._reader, limit, depth), options)
 
     def _video_frames(self, video: Video, options: QueryOptions) -> tuple[np.ndarray, list[float]]:
         """Resized frames, an even number of them, and the time of each in seconds."""
