@@ -1,9 +1,10 @@
 """The list of pairs with the place of every query and document: ids are joined, payloads stay.
 
 All of it happens in the driver, on id columns alone. A pair's place is (file index, position);
--1 as file index means that the table has no such id.
+-1 as file index means that the table has no such id, NO_CANDIDATES that the query has no documents.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,18 +15,31 @@ import pyarrow.compute as pc
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines, parquet
 from shardrank.jobs.inputs.forms import OpenedInput
+from shardrank.jobs.inputs.paths import column_at, value_at
+from shardrank.jobs.inputs.runs import (
+    count_tied,
+    is_text_run,
+    read_text_run,
+    run_files,
+    settled_ranks,
+)
+from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.inputs.tables import (
+    DataFile,
+    Mapped,
     OpenedTable,
     Table,
     check_types,
-    data_files,
     id_type,
     open_table,
     require,
 )
 from shardrank.jobs.storage import Location
 
+logger = logging.getLogger(__name__)
+
 PLACE_COLUMNS = ("query_file", "query_position", "doc_file", "doc_position")
+NO_CANDIDATES = -2
 
 
 def list_pairs(opened: OpenedInput) -> pa.Table:
@@ -34,7 +48,7 @@ def list_pairs(opened: OpenedInput) -> pa.Table:
     The pairs of a query are neighbours, in their own order; queries come as they first appear.
     """
     pairs = _own_pairs(opened) if opened.form == "pairs" else _joined_pairs(opened)
-    return _grouped_by_query(pairs)
+    return _with_settled_ranks(_grouped_by_query(pairs))
 
 
 def _own_pairs(opened: OpenedInput) -> pa.Table:
@@ -52,13 +66,11 @@ def _joined_pairs(opened: OpenedInput) -> pa.Table:
     documents = scan_columns(opened.corpus, ["doc_id"])
     if opened.instructions is not None:
         run = _with_instructions(run, opened.instructions)
-    return _with_places(
-        run,
-        queries,
-        _index_in(run["query_id"], queries["query_id"]),
-        documents,
-        _index_in(run["doc_id"], documents["doc_id"]),
-    )
+    document_rows = _index_in(run["doc_id"], documents["doc_id"])
+    if "is_empty" in run.schema.names:
+        document_rows = np.where(run["is_empty"].to_numpy(), NO_CANDIDATES, document_rows)
+    query_rows = _index_in(run["query_id"], queries["query_id"])
+    return _with_places(run, queries, query_rows, documents, document_rows)
 
 
 def scan_columns(opened: OpenedTable, columns: list[str]) -> pa.Table:
@@ -79,10 +91,11 @@ def _scan_file(table: Table, index: int, columns: list[str]) -> pa.Table:
     names = [table.columns[column] for column in columns]
     if file.is_parquet:
         with parquet.open_parquet(file.location) as opened:
-            scanned = opened.read(columns=names).select(names).rename_columns(columns)
+            read = opened.read(columns=names)
+            scanned = pa.table([column_at(read, name) for name in names], names=columns)
         positions = pa.array(np.arange(scanned.num_rows))
     else:
-        scanned, positions = _scan_lines(file.location, names, columns)
+        scanned, positions = _scan_lines(file, names, columns)
     for place, column in enumerate(columns):
         if column in ("query_id", "doc_id"):
             ids = scanned[column].cast(id_type(scanned[column].type))
@@ -91,19 +104,17 @@ def _scan_file(table: Table, index: int, columns: list[str]) -> pa.Table:
     return scanned.append_column("position", positions)
 
 
-def _scan_lines(
-    location: Location, names: list[str], columns: list[str]
-) -> tuple[pa.Table, pa.Array]:
+def _scan_lines(file: DataFile, names: list[str], columns: list[str]) -> tuple[pa.Table, pa.Array]:
     positions: list[int] = []
     values: list[list[Any]] = [[] for _ in names]
-    for position, row in lines.scan_rows(location):
+    for position, row in lines.scan_rows(file.location, file.tsv_columns):
         positions.append(position)
         for name, column in zip(names, values, strict=True):
-            column.append(row.get(name))
+            column.append(value_at(row, name))
     try:
         arrays = [pa.array(column) for column in values]
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UsageError(f"{location}: ids of different types: {error}") from error
+        raise UsageError(f"{file.location}: ids of different types: {error}") from error
     return pa.table(arrays, names=columns), pa.array(positions, pa.int64())
 
 
@@ -114,11 +125,20 @@ def _with_missing(pairs: pa.Table, columns: list[str]) -> pa.Table:
     return pairs
 
 
-def read_run(uri: str, mapping: Any) -> pa.Table:
-    """query_id, doc_id, rank, score of a TREC run file (plain or gzip), or of a Parquet table."""
-    location = Location.parse(uri)
-    if all(not file.location.name.endswith(".parquet") for file in data_files(location)):
-        return _read_trec(location)
+def read_run(uri: str, mapping: Mapped) -> pa.Table:
+    """query_id, doc_id, rank, score of a run: text files, or a Parquet or JSON lines table.
+
+    A row with `is_empty` is a query that has no candidates. Raises UsageError for an empty run.
+    """
+    files = run_files(Location.parse(uri))
+    run = read_text_run(files, mapping) if is_text_run(files) else _read_table(uri, mapping)
+    if not run.num_rows:
+        raise UsageError(f"run: {uri} is empty: it names no pair")
+    return run
+
+
+def _read_table(uri: str, mapping: Mapped) -> pa.Table:
+    check_one_split("run", run_files(Location.parse(uri)))
     opened = open_table("run", uri, mapping)
     check_types(opened)
     require(opened, ["query_id"])
@@ -129,47 +149,26 @@ def read_run(uri: str, mapping: Any) -> pa.Table:
 
 
 def _explode(ranked: pa.Table) -> pa.Table:
-    """mteb's top_ranked: a list of document ids a query, the best first."""
+    """mteb's top_ranked: a list of document ids a query, the best first. An empty or null list
+    keeps its query, in a row of its own.
+    """
     lists = ranked["doc_ids"].combine_chunks()
-    parents = pc.list_parent_indices(lists).to_numpy()
-    starts = np.flatnonzero(np.diff(parents, prepend=-1))
-    lengths = np.diff(np.append(starts, len(parents))).astype(np.int64)
-    ranks = np.arange(len(parents)) - np.repeat(starts, lengths) + 1
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    rows = np.repeat(np.arange(len(lists)), np.maximum(lengths, 1))
+    is_empty = (lengths == 0)[rows]
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    ranks = np.arange(len(rows)) - np.repeat(starts, np.maximum(lengths, 1)) + 1
     flat = pc.list_flatten(lists)
+    places = np.cumsum(~is_empty) - 1
     return pa.table(
         {
-            "query_id": ranked["query_id"].take(pa.array(parents)),
-            "doc_id": flat.cast(id_type(flat.type)),
-            "rank": pa.array(ranks.astype(np.int32)),
-            "score": pa.nulls(len(parents), pa.float64()),
+            "query_id": ranked["query_id"].take(pa.array(rows)),
+            "doc_id": flat.cast(id_type(flat.type)).take(pa.array(places, mask=is_empty)),
+            "rank": pa.array(ranks.astype(np.int32), mask=is_empty),
+            "score": pa.nulls(len(rows), pa.float64()),
+            "is_empty": pa.array(is_empty),
         }
     )
-
-
-def _read_trec(location: Location) -> pa.Table:
-    columns: list[list[Any]] = [[], [], [], []]
-    for number, line in lines.text_lines(location):
-        values = line.split()
-        if len(values) != 6:
-            raise UsageError(
-                f"run: {location}, line {number}: expected "
-                f"`query_id Q0 doc_id rank score tag`, got {len(values)} columns"
-            )
-        row = (values[0], values[2], _number(location, number, values[3]))
-        for column, value in zip(
-            columns, (*row, _number(location, number, values[4])), strict=True
-        ):
-            column.append(value)
-    kinds = (pa.large_string(), pa.large_string(), pa.float64(), pa.float64())
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    return pa.table(arrays, names=["query_id", "doc_id", "rank", "score"])
-
-
-def _number(location: Location, number: int, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"run: {location}, line {number}: {text!r} is not a number") from None
 
 
 def _index_in(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
@@ -213,9 +212,9 @@ def _places(table: pa.Table, rows: np.ndarray) -> Iterator[np.ndarray]:
     for name in ("file", "position"):
         values = table[name].to_numpy()
         if not len(values):
-            yield np.full(len(rows), -1, values.dtype)
+            yield np.minimum(rows, -1).astype(values.dtype)
         else:
-            yield np.where(rows >= 0, values[np.maximum(rows, 0)], -1)
+            yield np.where(rows >= 0, values[np.maximum(rows, 0)], rows)
 
 
 def id_codes(ids: pa.ChunkedArray) -> np.ndarray:
@@ -229,3 +228,17 @@ def _grouped_by_query(pairs: pa.Table) -> pa.Table:
     return pairs.take(pa.array(np.argsort(codes, kind="stable"))).append_column(
         "query_index", pa.array(np.sort(codes))
     )
+
+
+def _with_settled_ranks(pairs: pa.Table) -> pa.Table:
+    queries = pairs["query_index"].to_numpy()
+    ranks, scores = (pairs[name].to_numpy() for name in ("rank", "score"))
+    settled = settled_ranks(queries, ranks, scores)
+    num_tied = count_tied(queries, ranks, settled)
+    if num_tied:
+        logger.info(
+            f"first stage: the ranks of {num_tied:,} queries tie: their documents are ranked by "
+            "score, and where that ties too as the input has them"
+        )
+    column = pairs.schema.get_field_index("rank")
+    return pairs.set_column(column, "rank", pa.array(settled, from_pandas=True))

@@ -1,5 +1,6 @@
 """Parquet files by footer, by row position and by row range; knows nothing about queries."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from shardrank.actors.lru import LRU
 from shardrank.jobs.errors import UnreadableInput
+from shardrank.jobs.inputs.paths import type_at
 from shardrank.jobs.storage import Location, open_input
 
 _BATCH_BYTES = 16 << 20
@@ -27,8 +29,11 @@ class RowGroup:
     columns: dict[str, tuple[int, int]]
 
     def size_bytes(self, names: Sequence[str]) -> int:
-        wanted = set(names)
-        return sum(n for path, (_, n) in self.columns.items() if path.split(".")[0] in wanted)
+        return sum(
+            size
+            for path, (_, size) in self.columns.items()
+            if any(path == name or path.startswith(f"{name}.") for name in names)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,11 @@ class Footer:
     @property
     def num_rows(self) -> int:
         return sum(group.num_rows for group in self.row_groups)
+
+    def type_of(self, path: str) -> pa.DataType:
+        kind = type_at(self.schema, path)
+        assert kind is not None, path
+        return kind
 
     def size_bytes(self, names: Sequence[str]) -> int:
         return sum(group.size_bytes(names) for group in self.row_groups)
@@ -70,12 +80,9 @@ def _row_group(group: Any) -> RowGroup:
 
 def leaf_path(footer: Footer, column: str, field: str) -> str | None:
     """The path of `field` inside a list of structs, however the writer named the list's items."""
-    for group in footer.row_groups[:1]:
-        for path in group.columns:
-            parts = path.split(".")
-            if parts[0] == column and parts[-1] == field and len(parts) in (3, 4):
-                return path
-    return None
+    wanted = re.compile(rf"{re.escape(column)}(\.[^.]+){{1,2}}\.{re.escape(field)}")
+    paths = footer.row_groups[0].columns if footer.row_groups else ()
+    return next((path for path in paths if wanted.fullmatch(path)), None)
 
 
 def read_range(

@@ -5,7 +5,8 @@ Tables: `input` (candidate sets or pairs), or `queries`, `corpus` and `run`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,21 @@ from shardrank.actors.config import QueryOptions
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs import lines, parquet
 from shardrank.jobs.inputs.parquet import Footer
-from shardrank.jobs.storage import Location, list_files
+from shardrank.jobs.inputs.paths import names_near, type_at, value_at
+from shardrank.jobs.inputs.tsv import Layouts, tsv_columns
+from shardrank.jobs.storage import Location, list_files, open_input
 
-OPTION_COLUMNS = tuple(field.name for field in fields(QueryOptions))
+OPTION_COLUMNS = tuple(each.name for each in fields(QueryOptions))
 QUERY_COLUMNS = ("query", "text", "image", "video", "instruction", *OPTION_COLUMNS)
 DOCUMENT_COLUMNS = ("doc", "title", "text", "image", "video")
+CANDIDATES = "candidates."
+INPUT_QUERY_COLUMNS = ("query", "query_image", "query_video", "instruction", *OPTION_COLUMNS)
+"""What an `input` table has of a query; its `image` and `video` are a document's."""
+CANDIDATE_COLUMNS = ("doc_id", *DOCUMENT_COLUMNS, "rank", "score")
 
 TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
-    "input": ("query_id", "doc_id", "query", "doc", "candidates", "rank", "score")
-    + ("instruction", *OPTION_COLUMNS),
+    "input": ("query_id", "doc_id", "candidates", "rank", "score")
+    + (*INPUT_QUERY_COLUMNS, *DOCUMENT_COLUMNS),
     "queries": ("query_id", *QUERY_COLUMNS),
     "corpus": ("doc_id", *DOCUMENT_COLUMNS),
     "run": ("query_id", "doc_id", "rank", "score", "doc_ids"),
@@ -40,6 +47,7 @@ class DataFile:
     size_bytes: int
     mtime_ns: int
     is_parquet: bool
+    tsv_columns: tuple[str, ...] = ()
 
     def check_unchanged(self) -> None:
         """Raises UnreadableInput if it is no longer the file that the job was planned with.
@@ -60,14 +68,20 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`columns`: the job's name of a column -> its name in the files, for those that are there."""
+    """`columns`: the job's name of a column -> its path in the files, for those that are there;
+    candidate_fields: the same of a candidate's fields, for those of another name.
+    """
 
     name: str
     files: tuple[DataFile, ...]
     columns: dict[str, str]
+    candidate_fields: dict[str, str] = field(default_factory=dict)
 
     def has(self, column: str) -> bool:
         return column in self.columns
+
+    def candidate_path(self, field: str) -> str:
+        return self.candidate_fields.get(field, field)
 
     def fetch(
         self, file_index: int, positions: np.ndarray, columns: Sequence[str]
@@ -75,10 +89,14 @@ class Table:
         """(position, row under the job's names) of the wanted rows of one file, each once."""
         file = self.files[file_index]
         file.check_unchanged()
-        names = {self.columns[column]: column for column in columns if column in self.columns}
-        reader = parquet.fetch_rows if file.is_parquet else lines.fetch_rows
-        for position, row in reader(file.location, positions, list(names)):
-            yield position, {column: row[name] for name, column in names.items()}
+        paths = {column: self.columns[column] for column in columns if column in self.columns}
+        names = list(dict.fromkeys(paths.values()))
+        if file.is_parquet:
+            rows = parquet.fetch_rows(file.location, positions, names)
+        else:
+            rows = lines.fetch_rows(file.location, positions, names, file.tsv_columns)
+        for position, row in rows:
+            yield position, {column: value_at(row, path) for column, path in paths.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +120,40 @@ class OpenedTable:
 
 
 Mapped = Mapping[str, str | tuple[str, ...]]
-"""The job's name of a column -> its name in the files, or the first of several that is there."""
+"""The job's name of a column -> its path in the files, which must be there; or several, of which
+the first that is there counts, or else the job's name.
+"""
 
 
-def open_table(name: str, uri: str, mapping: Mapped) -> OpenedTable:
+def open_table(
+    name: str, uri: str, mapping: Mapped, layouts: Layouts = MappingProxyType({})
+) -> OpenedTable:
     """List the files, read the footers and find the columns; unmapped ones keep their name.
 
-    Raises UsageError that names the file or the column.
+    layouts: names of the columns of a tab-separated file without a header. Raises UsageError that
+    names the file or the column.
     """
     files = data_files(Location.parse(uri))
     if not files:
         raise UsageError(f"{name}: no Parquet or JSON lines files at {uri}")
     footers = _read_footers(files)
+    files = [_with_tsv_columns(name, file, mapping, layouts) for file in files]
     columns = _find_columns(name, files, footers, mapping)
     _check_same_types(name, files, footers, columns)
-    return OpenedTable(Table(name, tuple(files), columns), tuple(footers))
+    fields = _find_candidate_fields(files, footers, columns, mapping)
+    return OpenedTable(Table(name, tuple(files), columns, fields), tuple(footers))
+
+
+def _with_tsv_columns(name: str, file: DataFile, mapping: Mapped, layouts: Layouts) -> DataFile:
+    try:
+        if file.is_parquet or not lines.is_tsv(file.location):
+            return file
+        ids = [column for column in ("query_id", "doc_id") if column in TABLE_COLUMNS[name]]
+        known = [each for column in ids for each in _names_of(column, mapping)]
+        columns = tsv_columns(name, file.location, list(dict.fromkeys(known)), layouts)
+        return replace(file, tsv_columns=columns)
+    except UnreadableInput as error:
+        raise UsageError(str(error)) from error
 
 
 def data_files(location: Location) -> list[DataFile]:
@@ -126,13 +163,22 @@ def data_files(location: Location) -> list[DataFile]:
         for place, info in list_files(location)
     ]
     if len(found) == 1 and found[0].location == location:
-        return found
+        return [replace(found[0], is_parquet=_is_parquet(location))]
     parquet_files = [file for file in found if file.location.name.endswith(".parquet")]
     return parquet_files or [file for file in found if not file.is_parquet]
 
 
+def _is_parquet(location: Location) -> bool:
+    """Whether a file that was named itself is Parquet: by its ending, or else its first bytes."""
+    name = location.name.lower()
+    if name.endswith((".parquet", ".jsonl", ".tsv", ".gz")):
+        return name.endswith(".parquet")
+    with open_input(location) as stream:
+        return stream.read(4).startswith(b"PAR")
+
+
 def _is_text(name: str) -> bool:
-    return name.removesuffix(".gz").endswith((".jsonl", ".tsv"))
+    return name.endswith((".jsonl", ".tsv", ".gz"))
 
 
 def _read_footers(files: Sequence[DataFile]) -> list[Footer | None]:
@@ -146,14 +192,26 @@ def _read_footers(files: Sequence[DataFile]) -> list[Footer | None]:
         raise UsageError(str(error)) from error
 
 
-def _names(file: DataFile, footer: Footer | None) -> set[str]:
-    """Column names of one file; a line file is known by its first row."""
+def _fields(file: DataFile, footer: Footer | None) -> pa.Schema:
+    """A file's columns; those of a line file are its first row's."""
     if footer is not None:
-        return set(footer.schema.names)
+        return footer.schema
     try:
-        return set(next(lines.scan_rows(file.location), (0, {}))[1])
+        row = next(lines.scan_rows(file.location, file.tsv_columns), (0, {}))[1]
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
+    return pa.schema([(name, _kind_of(value)) for name, value in row.items()])
+
+
+def _kind_of(value: Any) -> pa.DataType:
+    if isinstance(value, dict):
+        return pa.struct([(name, _kind_of(each)) for name, each in value.items()])
+    return pa.null()
+
+
+def _names_of(column: str, mapping: Mapped) -> tuple[str, ...]:
+    wanted = mapping.get(column, column)
+    return (wanted,) if isinstance(wanted, str) else (*wanted, column)
 
 
 def _find_columns(
@@ -162,24 +220,55 @@ def _find_columns(
     footers: Sequence[Footer | None],
     mapping: Mapped,
 ) -> dict[str, str]:
-    first = _names(files[0], footers[0])
+    first = _fields(files[0], footers[0])
     present = {}
     for column in TABLE_COLUMNS[name]:
-        wanted = mapping.get(column, column)
-        names = (wanted,) if isinstance(wanted, str) else wanted
-        found = next((each for each in names if each in first), None)
+        names = _names_of(column, mapping)
+        found = next((each for each in names if type_at(first, each) is not None), None)
         if found:
             present[column] = found
-        elif column in mapping:
+        elif isinstance(mapping.get(column), str):
             raise UsageError(
                 f"{name}: no column {names[0]!r} (for {column}) in {files[0].location}; "
-                f"its columns: {', '.join(sorted(first))}"
+                f"its columns: {', '.join(names_near(first, names[0]))}"
             )
     for file, footer in zip(files[1:], footers[1:], strict=True):
-        missing = sorted(set(present.values()) - _names(file, footer)) if footer else []
+        fields = _fields(file, footer) if footer else None
+        missing = [
+            each for each in sorted(present.values()) if fields and not type_at(fields, each)
+        ]
         if missing:
             raise UsageError(f"{name}: no column {missing[0]!r} in {file.location}")
     return present
+
+
+def _find_candidate_fields(
+    files: Sequence[DataFile],
+    footers: Sequence[Footer | None],
+    columns: Mapping[str, str],
+    mapping: Mapped,
+) -> dict[str, str]:
+    """The mapped fields of a candidate, which every file must have."""
+    fields = {
+        column.removeprefix(CANDIDATES): str(path)
+        for column, path in mapping.items()
+        if column.startswith(CANDIDATES)
+    }
+    for file, footer in zip(files, footers, strict=True):
+        for field_, path in fields.items():
+            source = columns.get("candidates", "candidates")
+            kind = type_at(footer.schema, source) if footer else None
+            if kind is None or not _is_list(kind) or not pt.is_struct(kind.value_type):
+                raise UsageError(
+                    f"input: --map input.candidates.{field_}={path} needs a column {source!r} that "
+                    f"is a list of structs; {file.location} has none"
+                )
+            if type_at(kind.value_type, path) is None:
+                raise UsageError(
+                    f"input: no field {path!r} (for candidates.{field_}) in {source!r} of "
+                    f"{file.location}; its fields: {', '.join(names_near(kind.value_type, path))}"
+                )
+    return fields
 
 
 def _check_same_types(
@@ -191,7 +280,7 @@ def _check_same_types(
     """Ids must have one type over all files, or they could not keep it in the output."""
     for column in ("query_id", "doc_id"):
         types = {
-            id_type(footer.schema.field(columns[column]).type)
+            id_type(footer.type_of(columns[column]))
             for footer in footers
             if footer is not None and column in columns
         }
@@ -230,11 +319,24 @@ def check_types(opened: OpenedTable) -> None:
         if footer is None:
             continue
         for column, source in opened.table.columns.items():
-            kind = footer.schema.field(source).type
+            kind = footer.type_of(source)
             _check_type(opened.table.name, column, source, kind)
             if column == "candidates":
-                for each in kind.value_type:
-                    _check_type(opened.table.name, each.name, f"{source}.{each.name}", each.type)
+                _check_candidates(opened.table, source, kind.value_type)
+
+
+def _check_candidates(table: Table, source: str, candidate: pa.StructType) -> None:
+    paths = {each.name: each.name for each in candidate} | table.candidate_fields
+    if "doc_id" not in paths or not set(paths) & set(DOCUMENT_COLUMNS):
+        raise UsageError(
+            f"{table.name}: column {source!r} must be {_EXPECTED['candidates'][0]}; its fields: "
+            f"{', '.join(each.name for each in candidate)} "
+            "(name another with --map input.candidates.doc_id=NAME)"
+        )
+    for column, path in paths.items():
+        kind = type_at(candidate, path)
+        assert kind is not None
+        _check_type(table.name, column, f"{source}.{path}", kind)
 
 
 def _check_type(table: str, column: str, source: str, kind: pa.DataType) -> None:
@@ -277,10 +379,7 @@ def _is_text_or_list(kind: pa.DataType) -> bool:
 
 
 def _is_candidates(kind: pa.DataType) -> bool:
-    if not _is_list(kind) or not pt.is_struct(kind.value_type):
-        return False
-    names = {field.name for field in kind.value_type}
-    return "doc_id" in names and bool(names & set(DOCUMENT_COLUMNS))
+    return _is_list(kind) and pt.is_struct(kind.value_type)
 
 
 _EXPECTED: dict[str, tuple[str, Any]] = {
@@ -300,5 +399,7 @@ _EXPECTED: dict[str, tuple[str, Any]] = {
         "a list of structs with doc_id and doc (or text, image, video)",
         _is_candidates,
     ),
+    "query_image": ("bytes, a path, a struct of both, or a list of them", _is_media),
+    "query_video": ("bytes, a path, a struct, or a list of them", _is_media),
     **{name: ("a number", _is_number) for name in OPTION_COLUMNS},
 }

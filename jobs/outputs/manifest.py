@@ -18,9 +18,16 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prompt import NULL, SYSTEM
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
-from shardrank.jobs.inputs.tables import DataFile, data_files
+from shardrank.jobs.inputs.tables import CANDIDATES, DataFile, Table
 from shardrank.jobs.outputs.files import MANIFEST, Output
-from shardrank.jobs.storage import Location, list_directory, read_bytes, redacted, write_atomically
+from shardrank.jobs.storage import (
+    Location,
+    list_directory,
+    list_files,
+    read_bytes,
+    redacted,
+    write_atomically,
+)
 from shardrank.jobs.units.plan import Plan
 
 _PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow")
@@ -56,7 +63,7 @@ def job_fingerprint(
         "options": _options(config),
         "form": opened.form,
         "order": plan.choice.order,
-        "columns": {each.table.name: each.table.columns for each in opened.tables},
+        "columns": {each.table.name: _columns(each.table) for each in opened.tables},
         "input": _input_files(opened),
         "unit_pairs": unit_pairs,
         "rankings": with_rankings,
@@ -78,6 +85,11 @@ def _kept_roots(roots: str | tuple[str, ...] | None) -> str | tuple[str, ...] | 
     return tuple(map(_absolute, roots)) if isinstance(roots, tuple) else roots and _absolute(roots)
 
 
+def _columns(table: Table) -> dict[str, str]:
+    fields = table.candidate_fields.items()
+    return table.columns | {f"{CANDIDATES}{name}": path for name, path in fields}
+
+
 def _input_files(opened: OpenedInput) -> list[Manifest]:
     files = [
         _input_file(each.table.name, file, footer.num_rows if footer else None)
@@ -85,8 +97,11 @@ def _input_files(opened: OpenedInput) -> list[Manifest]:
         for file, footer in zip(each.table.files, each.footers, strict=True)
     ]
     if opened.run is not None:
-        run = data_files(Location.parse(opened.run))
-        files += [_input_file("run", file, None) for file in run]
+        run = list_files(Location.parse(opened.run))
+        files += [
+            _input_file("run", DataFile(file, info.size, info.mtime_ns or 0, False), None)
+            for file, info in run
+        ]
     return files
 
 

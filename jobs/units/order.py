@@ -8,6 +8,7 @@ import pyarrow.types as pt
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import OpenedInput
+from shardrank.jobs.inputs.paths import type_at
 
 Order = Literal["query", "document"]
 WantedOrder = Literal["auto", "query", "document"]
@@ -68,9 +69,9 @@ def has_media(opened: OpenedInput) -> bool:
     schema = corpus.schema()
     if schema is None:
         return corpus.table.has("image") or corpus.table.has("video")
-    columns = {name: schema.field(source).type for name, source in corpus.table.columns.items()}
-    if "doc" in columns:
-        return _is_media_content(columns["doc"])
+    columns = {name: type_at(schema, path) for name, path in corpus.table.columns.items()}
+    if "doc" in columns and _is_media_content(columns["doc"]):
+        return True
     return any(name in columns and not pt.is_null(columns[name]) for name in ("image", "video"))
 
 

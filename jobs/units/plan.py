@@ -15,6 +15,7 @@ from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import JobInput, OpenedInput, job_input
 from shardrank.jobs.inputs.joins import list_pairs
 from shardrank.jobs.inputs.parquet import Footer, from_ipc, leaf_path, to_ipc
+from shardrank.jobs.inputs.paths import type_at
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
 from shardrank.jobs.units.documents import (
     BUCKET_PAIRS,
@@ -129,17 +130,18 @@ def _set_units(opened: OpenedInput, unit_pairs: int) -> tuple[JobInput, tuple[Un
     table = opened.queries
     columns = list(table.table.columns.values())
     candidates = table.table.columns["candidates"]
+    doc_id = table.table.candidate_path("doc_id")
     units: list[Unit] = []
     for index, footer in enumerate(table.footers):
         assert footer is not None
-        leaf = leaf_path(footer, candidates, "doc_id")
+        leaf = leaf_path(footer, candidates, doc_id)
         for start, stop, num_pairs in _row_ranges(footer, columns, leaf, unit_pairs):
             units.append(SetsUnit(len(units), index, start, stop, num_pairs))
-    schema = table.schema()
-    assert schema is not None
-    document = schema.field(candidates).type.value_type
-    query_ids = schema.field(table.table.columns["query_id"]).type
-    return job_input(opened, query_ids, document.field("doc_id").type), tuple(units)
+    footer = table.footers[0]
+    assert footer is not None
+    doc_ids = type_at(footer.type_of(candidates).value_type, doc_id)
+    assert doc_ids is not None
+    return job_input(opened, footer.type_of(table.table.columns["query_id"]), doc_ids), tuple(units)
 
 
 def _row_ranges(
