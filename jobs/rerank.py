@@ -18,7 +18,14 @@ from shardrank.jobs.errors import JobError, UnreadableInput, UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.interruption import interruptible
 from shardrank.jobs.outputs.budget import Budget, MaxErrors
-from shardrank.jobs.outputs.files import MANIFEST, SCORES, SUCCESS, Output, write_trec_run
+from shardrank.jobs.outputs.files import (
+    MANIFEST,
+    SCORES,
+    SUCCESS,
+    Output,
+    check_trec_ids,
+    write_trec_run,
+)
 from shardrank.jobs.outputs.lease import holder_of, leased
 from shardrank.jobs.outputs.manifest import (
     Manifest,
@@ -163,6 +170,8 @@ def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:
     try:
         opened = open_job_input(options.input)
         plan = plan_units(opened, options.unit_pairs, options.order)
+        if options.with_trec_run:
+            check_trec_ids(plan)
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
     return plan, job_fingerprint(

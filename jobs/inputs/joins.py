@@ -4,8 +4,9 @@ All of it happens in the driver, on id columns alone. A pair's place is (file in
 -1 as file index means that the table has no such id, NO_CANDIDATES that the query has no documents.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from shardrank.jobs.inputs.runs import (
 )
 from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.inputs.tables import (
+    DOCUMENT_COLUMNS,
+    QUERY_COLUMNS,
     DataFile,
     Mapped,
     OpenedTable,
@@ -70,6 +73,8 @@ def _joined_pairs(opened: OpenedInput) -> pa.Table:
     if "is_empty" in run.schema.names:
         document_rows = np.where(run["is_empty"].to_numpy(), NO_CANDIDATES, document_rows)
     query_rows = _index_in(run["query_id"], queries["query_id"])
+    check_one_content(opened.queries, "query_id", queries, query_rows, QUERY_COLUMNS)
+    check_one_content(opened.corpus, "doc_id", documents, document_rows, DOCUMENT_COLUMNS)
     return _with_places(run, queries, query_rows, documents, document_rows)
 
 
@@ -179,10 +184,50 @@ def _index_in(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
     return found.fill_null(-1).combine_chunks().to_numpy(zero_copy_only=False)
 
 
+def check_one_content(
+    opened: OpenedTable, id_column: str, scanned: pa.Table, rows: np.ndarray, columns: Sequence[str]
+) -> None:
+    """Raises UsageError for an id that the run names and the table has twice, with two contents.
+
+    scanned: the table's ids with `file` and `position`; rows: of each pair, its row there or -1.
+    Only what has such an id is read.
+    """
+    codes = id_codes(scanned[id_column])
+    firsts = np.unique(codes, return_index=True)[1][codes] if len(codes) else codes
+    is_named = np.zeros(len(codes), bool)
+    is_named[rows[rows >= 0]] = True
+    again = np.flatnonzero((firsts != np.arange(len(firsts))) & is_named[firsts])
+    if not len(again):
+        return
+    table, found = opened.table, dict[int, tuple[bytes, str]]()
+    wanted = np.unique(np.concatenate([firsts[again], again]))
+    for row, place, content in _contents(table, scanned, wanted, columns):
+        other, first_place = found.setdefault(int(firsts[row]), (content, place))
+        if other != content:
+            raise UsageError(
+                f"{table.name}: {id_column} {scanned[id_column][row].as_py()!r} has two contents, "
+                f"in {first_place} and in {place}: an id must have one"
+            )
+
+
+def _contents(
+    table: Table, scanned: pa.Table, rows: np.ndarray, columns: Sequence[str]
+) -> Iterator[tuple[int, str, bytes]]:
+    """(row, where it is, a digest of its columns) of the wanted rows, in their order."""
+    files, positions = scanned["file"].to_numpy()[rows], scanned["position"].to_numpy()[rows]
+    for file in np.unique(files).tolist():
+        unit = "row" if table.files[file].is_parquet else "byte"
+        fetched = table.fetch(file, positions[files == file], columns)
+        for row, (position, value) in zip(rows[files == file].tolist(), fetched, strict=True):
+            digest = hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).digest()
+            yield row, f"{table.files[file].location}, {unit} {position}", digest
+
+
 def _with_instructions(run: pa.Table, opened: OpenedTable) -> pa.Table:
     require(opened, ["query_id", "instruction"])
     scanned = scan_columns(opened, ["query_id", "instruction"])
     rows = _index_in(run["query_id"], scanned["query_id"])
+    check_one_content(opened, "query_id", scanned, rows, ("instruction",))
     taken = scanned["instruction"].take(pa.array(rows, mask=rows < 0))
     return run.append_column("instruction", taken)
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _READ_AS = (
     "`query_id Q0 doc_id rank score tag` (TREC; without the tag, or with one more column), "
     "`query_id doc_id rank score` (a tag may follow), `query_id doc_id rank`, "
-    "`query_id doc_id score`, and what a header line names"
+    "`query_id doc_id score`, what a header line names, and tables in *.parquet or *.jsonl"
 )
 _ITERATIONS = frozenset(("Q0", "q0", "0"))
 _HEADER_NAMES = {
@@ -129,6 +129,8 @@ def _find_columns(place: str, line: str, names: Mapping[str, str | tuple[str, ..
     splits = [line.split()] + ([_by_tabs(line)] if "\t" in line else [])
     found = [(fields, _of_values(fields) or _of_header(fields, names)) for fields in splits]
     known = [(fields, columns) for fields, columns in found if columns is not None]
+    if not known and line.startswith(("{", "[")):
+        raise UsageError(f"{place}: {_shown(line)} is JSON; what is read is {_READ_AS}")
     if not known:
         num = " or ".join(dict.fromkeys(str(len(fields)) for fields in reversed(splits)))
         raise UsageError(f"{place}: {_shown(line)} has {num} columns; what is read is {_READ_AS}")

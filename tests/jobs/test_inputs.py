@@ -152,11 +152,9 @@ def test_options_and_instructions_of_a_query_are_read(tmp_path: Path) -> None:
     assert (query.instruction, query.options.max_frames, query.options.fps) == ("find", 8, 0.5)
 
 
-def test_duplicate_corpus_ids_take_the_first(tmp_path: Path) -> None:
+def test_an_id_that_the_corpus_has_twice_is_read_once_if_both_say_the_same(tmp_path: Path) -> None:
     queries, _ = write_corpus(tmp_path)
-    corpus = write_table(
-        tmp_path / "twice.parquet", [{"doc_id": "d", "text": "one"}, {"doc_id": "d", "text": "2"}]
-    )
+    corpus = write_table(tmp_path / "twice.parquet", [{"doc_id": "d", "text": "one"}] * 2)
     run = write_text(tmp_path / "run.trec", "q0 Q0 d 1 1 t\n")
     (query,) = read_all(InputOptions(run=run, queries=queries, corpus=corpus))
     assert query.candidates[0].document == {"text": "one"}
