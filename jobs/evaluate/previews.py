@@ -21,7 +21,7 @@ from shardrank.jobs.inputs.joins import scan_columns
 from shardrank.jobs.inputs.parquet import open_parquet
 from shardrank.jobs.inputs.paths import type_at, value_at
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
-from shardrank.jobs.units.reading import document_value, query_value
+from shardrank.jobs.units.contents import document_value, query_value
 
 _SIDE = 96  # pixels of a thumbnail's longer side
 _MAX_IMAGES = 3

@@ -3,6 +3,7 @@
 Knows which tables a form needs; how well-known data sets name their files and columns.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ from shardrank.jobs.inputs.tables import (
 )
 from shardrank.jobs.inputs.tsv import Layouts
 from shardrank.jobs.storage import Location, list_files
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["sets", "pairs", "run"]
 Mappings = dict[str, dict[str, str | tuple[str, ...]]]
@@ -120,15 +123,17 @@ def find_part(uri: str, names: Sequence[str]) -> str | None:
     return None
 
 
-def _subsets(directory: Location) -> list[str]:
-    """The subsets in a directory: `de` of `de/corpus`, `english` of `english-corpus`."""
-    found = set()
+def _subsets(directory: Location, parts: Sequence[str]) -> list[str]:
+    """The subsets in a directory that have all parts: `de` of `de/corpus`, `english` of
+    `english-corpus`.
+    """
+    found: dict[str, set[str]] = {}
     for file, _ in list_files(directory):
-        path = file.path.removeprefix(directory.path).strip("/")
-        match = re.match(r"([^/]+?)[-/]corpus(/|\.[a-z])", path)
+        path = file.path.removeprefix(f"{directory.path}/")
+        match = re.match(rf"([^/]+?)[-/]({'|'.join(parts)})(/|\.[a-z])", path)
         if match:
-            found.add(match[1])
-    return sorted(found)
+            found.setdefault(match[1], set()).add(match[2])
+    return sorted(name for name, has in found.items() if has == set(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +265,8 @@ def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]
             found[name] = part
     if found.keys() & {"queries", "corpus"} and {"queries", "corpus"} <= (found | given).keys():
         return found | given
-    subsets = [] if {"queries", "corpus"} <= given.keys() else _subsets(Location.parse(uri))
+    missing = [name for name in ("queries", "corpus") if name not in given]
+    subsets = _subsets(Location.parse(uri), missing) if missing else []
     if len(subsets) > 1:
         raise UsageError(
             f"{uri} holds the subsets {', '.join(subsets)}: name one, such as "
@@ -287,6 +293,9 @@ def _open_direct(
     if not opened.table.has("doc_id"):
         require(opened, ["candidates"])
     _require_content(opened, _DOCUMENT)
+    for name in ("image", "video"):
+        if opened.table.has(name):
+            logger.info(f"input: {name} is the document's; a query's would be query_{name}")
     return OpenedInput("pairs", opened, opened)
 
 

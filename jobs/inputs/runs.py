@@ -96,20 +96,22 @@ Row = tuple[int, str, str, float, float]  # line, query id, document id, rank, s
 def _rows(
     file: Location, columns: Columns, lined: Iterable[tuple[int, str]], is_tabbed: bool
 ) -> Iterator[Row]:
-    place, num_rows, are_q0 = "", 0, True
-    for number, line in lined:
-        place, num_rows = f"run: {file}, line {number}", num_rows + 1
-        fields = _fields(place, line, columns.num, is_tabbed)
-        are_q0 = are_q0 and fields[1] in _ITERATIONS
-        if columns.has_q0 and not are_q0:
-            raise UsageError(f"{place}: the second column is {fields[1]!r}, and Q0 or 0 before")
-        rank, score = _rank(place, fields, columns.rank), _score(place, fields, columns.score)
-        yield number, fields[columns.query_id], fields[columns.doc_id], rank, score
-    if are_q0 and num_rows > 1 and columns.doc_id == 1 and not columns.is_header:
-        raise UsageError(
-            f"{place}: the second of {columns.num} columns is Q0 or 0 in every line up to this, as "
-            f"in qrels; what is read is {_READ_AS}"
-        )
+    number, num_rows, are_q0 = 0, 0, True
+    try:
+        for number, line in lined:
+            fields = _fields(line, columns.num, is_tabbed)
+            num_rows, are_q0 = num_rows + 1, are_q0 and fields[1] in _ITERATIONS
+            if columns.has_q0 and not are_q0:
+                raise ValueError(f"the second column is {fields[1]!r}, and Q0 or 0 before")
+            rank, score = _rank(fields, columns.rank), _score(fields, columns.score)
+            yield number, fields[columns.query_id], fields[columns.doc_id], rank, score
+        if are_q0 and num_rows > 1 and columns.doc_id == 1 and not columns.is_header:
+            raise ValueError(
+                f"the second of {columns.num} columns is Q0 or 0 in every line up to this, as in "
+                f"qrels; what is read is {_READ_AS}"
+            )
+    except ValueError as error:
+        raise UsageError(f"run: {file}, line {number}: {error}") from error
 
 
 def _as_table(rows: Sequence[Row]) -> pa.Table:
@@ -161,8 +163,8 @@ def _of_values(fields: Sequence[str]) -> Columns | None:
 def _of_header(fields: Sequence[str], names: Mapping[str, str | tuple[str, ...]]) -> Columns | None:
     found = {}
     for column, known in _HEADER_NAMES.items():
-        mapped = names.get(column, known)
-        wanted = (mapped,) if isinstance(mapped, str) else mapped
+        mapped = names.get(column, ())
+        wanted = (mapped,) if isinstance(mapped, str) else (*mapped, *known)
         found[column] = next((fields.index(name) for name in wanted if name in fields), None)
     query_id, doc_id = found["query_id"], found["doc_id"]
     if query_id is None or doc_id is None:
@@ -170,16 +172,14 @@ def _of_header(fields: Sequence[str], names: Mapping[str, str | tuple[str, ...]]
     return Columns(len(fields), query_id, doc_id, found["rank"], found["score"], is_header=True)
 
 
-def _fields(place: str, line: str, num: int, is_tabbed: bool) -> list[str]:
+def _fields(line: str, num: int, is_tabbed: bool) -> list[str]:
     """A line as its file's first one was split, or else by the other separator."""
-    ways = (_by_tabs, str.split) if is_tabbed else (str.split, _by_tabs)
-    for split in ways:
+    for split in (_by_tabs, str.split) if is_tabbed else (str.split, _by_tabs):
         fields = split(line)
         if len(fields) == num:
             return fields
-    raise UsageError(
-        f"{place}: expected {num} columns as in the first line, got {len(line.split())}: "
-        f"{_shown(line)}"
+    raise ValueError(
+        f"expected {num} columns as in the first line, got {len(line.split())}: {_shown(line)}"
     )
 
 
@@ -187,24 +187,23 @@ def _by_tabs(line: str) -> list[str]:
     return [field.strip() for field in line.split("\t")]
 
 
-def _rank(place: str, fields: Sequence[str], column: int | None) -> float:
-    value = _score(place, fields, column)
-    if column is not None and not value.is_integer():
-        raise UsageError(
-            f"{place}: column {column + 1} is the rank and must be a whole number, "
-            f"got {fields[column]!r}"
+def _rank(fields: Sequence[str], column: int | None) -> float:
+    rank = _score(fields, column)
+    if column is not None and not rank.is_integer():
+        raise ValueError(
+            f"column {column + 1} is the rank and must be a whole number, got {fields[column]!r}"
         )
-    return value
+    return rank
 
 
-def _score(place: str, fields: Sequence[str], column: int | None) -> float:
+def _score(fields: Sequence[str], column: int | None) -> float:
     """NaN where there is no such column."""
     if column is None:
         return math.nan
-    value = _as_float(fields[column])
-    if math.isnan(value):
-        raise UsageError(f"{place}: {fields[column]!r} in column {column + 1} is not a number")
-    return value
+    score = _as_float(fields[column])
+    if math.isnan(score):
+        raise ValueError(f"{fields[column]!r} in column {column + 1} is not a number")
+    return score
 
 
 def _as_float(text: str) -> float:

@@ -36,6 +36,7 @@ from shardrank.jobs.inputs.tables import (
     QUERY_COLUMNS,
     Table,
 )
+from shardrank.jobs.units.contents import document_value, query_value
 from shardrank.jobs.units.plan import PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
@@ -135,52 +136,6 @@ def _with_settled_ranks(candidates: Sequence[Candidate]) -> tuple[Candidate, ...
     return tuple(
         replace(each, rank=_rank(rank)) for each, rank in zip(candidates, settled, strict=True)
     )
-
-
-def document_value(row: Mapping[str, Any]) -> Any:
-    """What the engine parses, or an error. A title goes before its text, joined by a space, as in
-    BEIR; `doc` is the whole text, and images and videos beside it are added.
-    """
-    if "doc" in row:
-        return _merged("doc", row["doc"], {name: row.get(name) for name in ("image", "video")})
-    content = {name: row[name] for name in ("text", "image", "video") if name in row}
-    if row.get("title") and isinstance(row.get("text"), str | None):
-        content["text"] = f"{row['title']} {row.get('text') or ''}".strip()
-    return content
-
-
-def query_value(row: Row) -> Any:
-    """As document_value; an input table has a query's media as `query_image` and `query_video`."""
-    media = {
-        name: row.get(name) if row.get(f"query_{name}") is None else row[f"query_{name}"]
-        for name in ("image", "video")
-    }
-    if "query" in row:
-        return _merged("query", row["query"], media)
-    if "text" in row:
-        media = {"text": row["text"], **media}
-    return {name: value for name, value in media.items() if name in row or f"query_{name}" in row}
-
-
-def _merged(name: str, whole: Any, media: Mapping[str, Any]) -> Any:
-    """The content of a column with what the columns for media beside it add. A medium that both
-    give is an error: two sources of one thing have no order.
-    """
-    added = {kind: value for kind, value in media.items() if value is not None and value != []}
-    if not added:
-        return whole
-    if isinstance(whole, Mapping) and not set(whole) <= {"bytes", "path"}:
-        own = {kind: value for kind, value in whole.items() if value is not None and value != []}
-    else:
-        kind = "text" if isinstance(whole, str) else "image"
-        own = {} if whole is None else {kind: whole}
-    twice = sorted(own.keys() & added.keys())
-    if twice:
-        return InvalidContent(f"{name} and the column beside it both give {_A[twice[0]]}")
-    return own | added
-
-
-_A = {"image": "an image", "video": "a video"}
 
 
 def _rank(value: float | None) -> int | None:
