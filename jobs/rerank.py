@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from shardrank.jobs.errors import JobError, UnreadableInput, UsageError
-from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.inputs.forms import InputOptions, OpenedInput, open_job_input
 from shardrank.jobs.interruption import interruptible
 from shardrank.jobs.outputs.budget import Budget, MaxErrors
 from shardrank.jobs.outputs.files import (
@@ -26,15 +26,19 @@ from shardrank.jobs.outputs.files import (
     check_trec_ids,
     write_trec_run,
 )
+from shardrank.jobs.outputs.growth import begin_growth, find_held, had_trec_run
 from shardrank.jobs.outputs.lease import holder_of, leased
 from shardrank.jobs.outputs.manifest import (
     Manifest,
     check_same_dtype,
     check_same_job,
+    has_new_input,
     job_fingerprint,
     kept_command,
     kept_input,
+    known_paths,
     new_manifest,
+    read_held,
     read_manifest,
     save_manifest,
 )
@@ -43,6 +47,7 @@ from shardrank.jobs.outputs.status import find_remaining, has_failed, is_marked_
 from shardrank.jobs.outputs.verify import check_strays
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location, delete_file, write_atomically
+from shardrank.jobs.units.growth import Held
 from shardrank.jobs.units.order import WantedOrder
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS, Plan, plan_units
 
@@ -70,6 +75,7 @@ class JobOptions:
     max_errors: MaxErrors = MaxErrors()
     pair_timeout_s: float = 300.0
     retry_errors: tuple[str, ...] = ()
+    add_new: bool = False
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -97,15 +103,28 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
         qrels = _load_qrels(options)
         output = Output(Location.parse(options.output), options.with_rankings)
         manifest = read_manifest(output)
-        plan, job = _plan(options, config)
-        if manifest is not None:
+        opened = _open_input(options, manifest)
+        held = read_held(output, manifest)
+        plan, job = _plan(options, config, opened, manifest, held)
+        is_growing = options.add_new and manifest is not None and has_new_input(manifest, job)
+        if manifest is not None and not is_growing:
             check_same_job(output, manifest, job)
         logger.info(plan.choice)
-        if not (options.with_trec_run or qrels) and _is_finished(options, plan, output, manifest):
+        with_trec_run = options.with_trec_run or (is_growing and had_trec_run(output))
+        if with_trec_run:
+            check_trec_ids(plan)
+        is_wanted = with_trec_run or qrels or is_growing
+        if not is_wanted and _is_finished(options, plan, output, manifest):
             assert manifest is not None
             return Summary(str(output.directory), manifest, was_finished=True)
         config = _for_workers(config, job["model"])
         with _held(output) as check_lease:
+            if is_growing:
+                assert manifest is not None
+                held = find_held(output, manifest, opened)
+                plan, job = _plan(options, config, opened, manifest, held)
+                check_lease()
+                begin_growth(output, manifest, job, opened, held)
             manifest = _begun(output, job, config)
             was_finished = _is_finished(options, plan, output, manifest)
             if not was_finished:
@@ -113,7 +132,7 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
                 _run(options, config, engine or _own_engine(), plan, output, manifest, checks)
                 check_lease()
                 _finish(output, manifest)
-            trec_run = str(write_trec_run(output, plan.units)) if options.with_trec_run else None
+            trec_run = str(write_trec_run(output, plan.units)) if with_trec_run else None
             measures = _evaluate(options, qrels)
             if measures:
                 check_lease()
@@ -164,19 +183,39 @@ def _begun(output: Output, job: Manifest, config: RerankerConfig) -> Manifest:
     return manifest
 
 
-def _plan(options: JobOptions, config: RerankerConfig) -> tuple[Plan, Manifest]:
-    """The job's units and its fingerprint; an input that cannot be planned is a wrong command."""
-    model = _model(config)
+def _open_input(options: JobOptions, manifest: Manifest | None) -> OpenedInput:
+    """The input, its files in the order in which the job knows them."""
     try:
         opened = open_job_input(options.input)
-        plan = plan_units(opened, options.unit_pairs, options.order)
-        if options.with_trec_run:
-            check_trec_ids(plan)
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
-    return plan, job_fingerprint(
-        opened, plan, config, model, options.unit_pairs, options.with_rankings
-    )
+    return opened.ordered_as(known_paths(manifest)) if manifest else opened
+
+
+def _plan(
+    options: JobOptions,
+    config: RerankerConfig,
+    opened: OpenedInput,
+    manifest: Manifest | None,
+    held: Held | None,
+) -> tuple[Plan, Manifest]:
+    """The job's units and its fingerprint; an input that cannot be planned is a wrong command."""
+    known = manifest["job"] if manifest else {}
+    goes_on = options.order == "auto" and (options.add_new or held is not None)
+    order = known.get("order", "auto") if goes_on else options.order
+    try:
+        plan = plan_units(opened, options.unit_pairs, order, held=held)
+        return plan, job_fingerprint(
+            opened,
+            plan,
+            config,
+            _model(config),
+            options.unit_pairs,
+            options.with_rankings,
+            known.get("input"),
+        )
+    except UnreadableInput as error:
+        raise UsageError(str(error)) from error
 
 
 def _own_engine() -> Engine:
@@ -343,6 +382,8 @@ def _add_rates(manifest: Manifest, options: JobOptions, num_gpus: int) -> None:
 
 def _finish(output: Output, manifest: Manifest) -> None:
     manifest["status"] = "finished"
+    if "growth" in manifest:
+        manifest["growth"]["is_open"] = False
     save_manifest(output, manifest)
     write_atomically(output.directory.child(SUCCESS), b"")
 

@@ -180,6 +180,13 @@ def rerank(
             "as media_unreachable; `all`: of any"
         ),
     ] = None,
+    add_new: Annotated[
+        bool,
+        typer.Option(
+            "--add-new",
+            help="The input grew: score what is new, and rank its queries anew",
+        ),
+    ] = False,
     pair_timeout_s: Annotated[
         float,
         typer.Option(
@@ -239,6 +246,7 @@ def rerank(
         max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
         pair_timeout_s=pair_timeout_s,
         retry_errors=tuple(retry_errors or ()),
+        add_new=add_new,
         command=tuple(context.obj or ()),
     )
     print_summary(run_rerank(options, config), Console())

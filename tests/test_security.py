@@ -79,7 +79,7 @@ def test_nothing_that_a_user_brings_is_unpickled() -> None:
     ours = {
         ("jobs/run/engine.py", "pickle.loads"),
         ("jobs/run/preparing.py", "pickle.loads"),
-        ("jobs/run/pipeline.py", "pickle.loads"),
+        ("jobs/run/scoring.py", "pickle.loads"),
     }
     assert found == ours
 

@@ -173,6 +173,13 @@ class OpenedInput:
     run_mapping: Mapped = field(default_factory=dict)
     instructions: OpenedTable | None = None
 
+    def ordered_as(self, paths: Mapping[str, Sequence[str]]) -> "OpenedInput":
+        """Each table's files as in `paths`, and those that are not there after them."""
+        queries = self.queries.ordered_as(paths.get(self.queries.table.name, ()))
+        is_one = self.corpus is self.queries
+        corpus = queries if is_one else self.corpus.ordered_as(paths.get("corpus", ()))
+        return replace(self, queries=queries, corpus=corpus)
+
     @property
     def tables(self) -> list[OpenedTable]:
         """Each once; the run, which may be a text file, is not among them."""

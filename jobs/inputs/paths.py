@@ -29,6 +29,11 @@ def column_at(table: pa.Table, path: str) -> pa.ChunkedArray:
     return pc.struct_field(table[root], rest)
 
 
+def column_of(schema: pa.Schema, path: str) -> str:
+    """The column that a path leads into, whole."""
+    return path if path in schema.names else path.partition(".")[0]
+
+
 def type_at(fields: pa.Schema | pa.DataType, path: str) -> pa.DataType | None:
     """The type there, None where a schema or a struct has no such path."""
     if not isinstance(fields, pa.Schema) and not pt.is_struct(fields):

@@ -109,6 +109,14 @@ class OpenedTable:
     def schema(self) -> pa.Schema | None:
         return next((footer.schema for footer in self.footers if footer), None)
 
+    def ordered_as(self, paths: Sequence[str]) -> "OpenedTable":
+        """The files of `paths` first, in that order, and the others after them."""
+        place = {path: index for index, path in enumerate(paths)}
+        files = list(zip(self.table.files, self.footers, strict=True))
+        files.sort(key=lambda each: place.get(str(each[0].location), len(place)))
+        table = replace(self.table, files=tuple(file for file, _ in files))
+        return replace(self, table=table, footers=tuple(footer for _, footer in files))
+
     def row_bytes(self, columns: Sequence[str], num_rows: int) -> int:
         """A row's mean size in the given columns, decoded."""
         names = [self.table.columns[column] for column in columns if self.table.has(column)]

@@ -12,9 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardrank.actors.errors import InvalidRow
 from shardrank.jobs.errors import JobError, UsageError, VerificationError
 from shardrank.jobs.inputs.forms import JobInput
-from shardrank.jobs.outputs.scores import UNIT_COLUMNS, nested, ranked, score_schema, with_summary
+from shardrank.jobs.outputs.scores import (
+    UNIT_COLUMNS,
+    nested,
+    ranked,
+    score_schema,
+    with_kept,
+    with_summary,
+)
 from shardrank.jobs.storage import (
     Location,
     list_directory,
@@ -25,7 +33,7 @@ from shardrank.jobs.storage import (
     write_stream,
 )
 from shardrank.jobs.units.documents import DocumentUnit
-from shardrank.jobs.units.plan import PairsUnit, Plan, Unit, unit_name
+from shardrank.jobs.units.plan import PairsUnit, Plan, SetsUnit, Unit, unit_digest, unit_name
 from shardrank.jobs.units.reading import expected_ids
 
 MANIFEST = "manifest.json"
@@ -34,6 +42,9 @@ TREC_RUN = "run.trec"
 SCORES = "scores"
 RANKINGS = "rankings"
 PARTS = "parts"
+
+ID_ERRORS = frozenset(error.code for error in InvalidRow.__subclasses__())
+"""Found from ids alone, each time anew: a document that was not there may have come."""
 
 _ABANDONED_S = 600.0
 """The manifest and the lease are a few kB, and written in far less."""
@@ -106,9 +117,14 @@ class UnitCollector:
 
 def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) -> None:
     """Rank a unit's rows and commit them. Doing it twice gives the same files."""
+    if unit.kept:
+        earlier = read_scores(output.scores_file(unit))
+        rows = with_kept(rows, earlier, ID_ERRORS)
     rows = ranked(rows)
     schema = score_schema(job_input)
-    scores = with_summary(rows.select(schema.names).cast(schema), rows)
+    place = [unit.file, unit.start, unit.stop] if isinstance(unit, SetsUnit) else None
+    columns = rows.select(schema.names).cast(schema)
+    scores = with_summary(columns, rows, unit=unit_digest(unit), place=place)
     if output.with_rankings:
         rankings = nested(scores, rows["query_index"].to_numpy())
         write_atomically(output.rankings_file(unit), _to_parquet(rankings))

@@ -9,15 +9,22 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prompt import NULL, SYSTEM
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.digests import content_digest
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
+from shardrank.jobs.inputs.parquet import read_footer
+from shardrank.jobs.inputs.paths import column_of
 from shardrank.jobs.inputs.tables import CANDIDATES, DataFile, Table
 from shardrank.jobs.outputs.files import MANIFEST, Output
 from shardrank.jobs.storage import (
@@ -28,6 +35,7 @@ from shardrank.jobs.storage import (
     redacted,
     write_atomically,
 )
+from shardrank.jobs.units.growth import Held
 from shardrank.jobs.units.plan import Plan
 
 _PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow")
@@ -40,10 +48,17 @@ _NOT_IN_SCORES = (
     "feature_cache_bytes",
     "host_feature_cache_bytes",
     "compile",
+    "web_media",
 )
-"""Config that may differ between the runs of one job; the model is there by its weights' hash."""
-_CAME_LATER = {"web_media": None, "local_media": True, "max_video_s": None}
+"""Config that may differ between the runs of one job; the model is there by its weights' hash, and
+what may be fetched decides on what is still to do alone.
+"""
+_CAME_LATER = {"local_media": True, "max_video_s": None}
 """Left out at the value that had been the rule, so that a job of that time can be gone on with."""
+
+_NUM_READERS = 8
+DIGESTED_BYTES = 1 << 30
+"""Of an input of at most so many bytes the content is kept as digests: a second or two."""
 
 Manifest = dict[str, Any]
 
@@ -55,8 +70,11 @@ def job_fingerprint(
     model: Mapping[str, Any],
     unit_pairs: int,
     with_rankings: bool,
+    known_files: Sequence[Manifest] | None = None,
 ) -> Manifest:
-    """Everything that decides what the score files hold."""
+    """Everything that decides what the score files hold. known_files: the input as an earlier run
+    has it, for which a file that was only touched is still the same.
+    """
     return {
         "model": dict(model),
         "prompt_sha256": hashlib.sha256(f"{SYSTEM}\n{NULL}".encode()).hexdigest(),
@@ -64,11 +82,12 @@ def job_fingerprint(
         "form": opened.form,
         "order": plan.choice.order,
         "columns": {each.table.name: _columns(each.table) for each in opened.tables},
-        "input": _input_files(opened),
+        "input": input_files(opened, known_files or (), with_digests=known_files is None),
         "unit_pairs": unit_pairs,
         "rankings": with_rankings,
         "num_units": len(plan.units),
         "units_sha256": plan.fingerprint,
+        "id_types": [str(plan.input.query_id_type), str(plan.input.doc_id_type)],
     }
 
 
@@ -90,19 +109,72 @@ def _columns(table: Table) -> dict[str, str]:
     return table.columns | {f"{CANDIDATES}{name}": path for name, path in fields}
 
 
-def _input_files(opened: OpenedInput) -> list[Manifest]:
-    files = [
-        _input_file(each.table.name, file, footer.num_rows if footer else None)
-        for each in opened.tables
-        for file, footer in zip(each.table.files, each.footers, strict=True)
+def input_files(
+    opened: OpenedInput, known: Sequence[Manifest], *, with_digests: bool = False
+) -> list[Manifest]:
+    """The input's files as they are; one that is as `known` has it, or was only touched since, as
+    that has it. with_digests: of all files, where the input is not too large for that.
+    """
+    before = {(entry["table"], entry["path"]): entry for entry in known}
+    listed = list(_listed(opened))
+    entries = [
+        _as_known(_input_file(name, file, num_rows), before, file, columns)
+        for name, file, num_rows, columns in listed
     ]
+    if not with_digests or sum(file.size_bytes for _, file, _, _ in listed) > DIGESTED_BYTES:
+        return entries
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        return list(pool.map(_digested, listed, entries))
+
+
+def _digested(
+    listed: tuple[str, DataFile, int | None, Sequence[str] | None], entry: Manifest
+) -> Manifest:
+    _, file, _, columns = listed
+    return entry if "sha256" in entry else entry | {"sha256": _digest(file, columns, entry)}
+
+
+def _listed(
+    opened: OpenedInput,
+) -> Iterator[tuple[str, DataFile, int | None, Sequence[str] | None]]:
+    """(table, file, rows if it is known, the columns that are read) of each file."""
+    for each in opened.tables:
+        columns = sorted(set(each.table.columns.values()))
+        for file, footer in zip(each.table.files, each.footers, strict=True):
+            yield each.table.name, file, footer.num_rows if footer else None, columns
     if opened.run is not None:
-        run = list_files(Location.parse(opened.run))
-        files += [
-            _input_file("run", DataFile(file, info.size, info.mtime_ns or 0, False), None)
-            for file, info in run
-        ]
-    return files
+        for place, info in list_files(Location.parse(opened.run)):
+            is_parquet = place.name.lower().endswith(".parquet")
+            file = DataFile(place, info.size, info.mtime_ns or 0, is_parquet)
+            yield "run", file, None, None
+
+
+def _as_known(
+    entry: Manifest,
+    known: Mapping[tuple[str, str], Manifest],
+    file: DataFile,
+    columns: Sequence[str] | None,
+) -> Manifest:
+    """What is known of a file that has not changed since, else the file as it is."""
+    before = known.get((entry["table"], entry["path"]))
+    if before is not None and before["size_bytes"] == entry["size_bytes"]:
+        is_same = before["mtime_ns"] == entry["mtime_ns"] or (
+            "sha256" in before and _digest(file, columns, before) == before["sha256"]
+        )
+        if is_same:
+            return before
+    return entry
+
+
+def _digest(file: DataFile, columns: Sequence[str] | None, entry: Manifest) -> str:
+    """The digest of as much of the file as the entry knows."""
+    if not file.is_parquet:
+        return content_digest(file, (), entry["size_bytes"])
+    footer = read_footer(file.location)
+    paths = footer.schema.names if columns is None else columns
+    names = sorted({column_of(footer.schema, path) for path in paths})
+    num_rows = entry["num_rows"]
+    return content_digest(file, names, footer.num_rows if num_rows is None else num_rows)
 
 
 def _input_file(table: str, file: DataFile, num_rows: int | None) -> Manifest:
@@ -113,6 +185,88 @@ def _input_file(table: str, file: DataFile, num_rows: int | None) -> Manifest:
         "mtime_ns": file.mtime_ns,
         "num_rows": num_rows,
     }
+
+
+def known_paths(manifest: Manifest) -> dict[str, list[str]]:
+    """Table -> the paths of its files, in the order in which units count them."""
+    paths: dict[str, list[str]] = {}
+    for entry in manifest["job"]["input"]:
+        paths.setdefault(entry["table"], []).append(entry["path"])
+    return paths
+
+
+def has_new_input(manifest: Manifest, job: Manifest) -> bool:
+    """Whether the input is another one than the manifest's job was planned for."""
+    before = manifest["job"]
+    is_same = before["units_sha256"] == job["units_sha256"]
+    return not is_same or input_change(before["input"], job["input"]) is not None
+
+
+_FILE_FACTS = ("size_bytes", "mtime_ns", "num_rows")
+
+
+def input_change(before: Sequence[Manifest], now: Sequence[Manifest]) -> str | None:
+    """What became of the input's files in one sentence's words, None if they are the same."""
+    known = {(entry["table"], entry["path"]): entry for entry in before}
+    found = {(entry["table"], entry["path"]): entry for entry in now}
+    for place, entry in known.items():
+        if place not in found:
+            return f"{entry['path']} is gone"
+        if any(found[place][name] != entry[name] for name in _FILE_FACTS):
+            return f"{entry['path']} has changed: {_file_change(entry, found[place])}"
+    new = [path for table, path in found if (table, path) not in known]
+    if not new:
+        return None
+    more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+    return f"{new[0]}{more} came to it (--add-new scores what is new)"
+
+
+def check_grown_files(output: Output, manifest: Manifest, opened: OpenedInput) -> None:
+    """Raises UsageError that names a file which did anything but stay, or grow at its end.
+
+    A run's files are not looked at: its pairs are compared one by one.
+    """
+    found = {
+        (name, str(file.location)): (file, columns) for name, file, _, columns in _listed(opened)
+    }
+    now = {(entry["table"], entry["path"]): entry for entry in input_files(opened, ())}
+    for entry in manifest["job"]["input"]:
+        place = entry["table"], entry["path"]
+        if entry["table"] == "run":
+            continue
+        if place not in found:
+            change = "is gone"
+        elif all(now[place][name] == entry[name] for name in ("size_bytes", "mtime_ns")):
+            continue
+        elif "sha256" not in entry:
+            change = f"has changed: {_file_change(entry, now[place])}"
+        elif _digest(*found[place], entry) == entry["sha256"]:
+            continue
+        else:
+            part = "rows" if entry["num_rows"] is not None else "bytes"
+            num = entry["num_rows"] if entry["num_rows"] is not None else entry["size_bytes"]
+            change = f"has changed: its first {num:,} {part} are not what they were"
+        raise UsageError(
+            f"--add-new: {entry['path']} {change}; only new files and new rows at a file's end can "
+            f"be added to {output.directory}"
+        )
+
+
+def _file_change(before: Manifest, now: Manifest) -> str:
+    for name, noun in (("num_rows", "rows"), ("size_bytes", "bytes")):
+        if before[name] != now[name]:
+            return f"it had {before[name]:,} {noun} and has {now[name]:,}"
+    if "sha256" in before:
+        return f"it has its {now['size_bytes']:,} bytes still, and another content"
+    then, today = (_time(entry["mtime_ns"]) for entry in (before, now))
+    return (
+        f"it was written on {then} and again on {today}, and of so large an input no content was "
+        "kept to compare"
+    )
+
+
+def _time(mtime_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mtime_ns / 1e9))
 
 
 def read_manifest(output: Output) -> Manifest | None:
@@ -131,15 +285,41 @@ def read_manifest(output: Output) -> Manifest | None:
         raise UsageError(f"{place} is not a manifest: {error}") from error
 
 
+def read_held(output: Output, manifest: Manifest | None) -> Held | None:
+    """What the output had when its input last grew; None for one that never did."""
+    growth = (manifest or {}).get("growth")
+    if growth is None:
+        return None
+    content = read_bytes(output.directory.child(growth["record"]))
+    return Held(pq.read_table(pa.BufferReader(content)), growth["is_open"])
+
+
 def check_same_job(output: Output, manifest: Manifest, job: Manifest) -> None:
     """Raises UsageError that names what differs from the job that began this directory."""
-    differing = _difference(manifest.get("job", {}), json.loads(json.dumps(job)))
-    if differing is not None:
-        name, before, now = differing
+    before = manifest.get("job", {})
+    change = input_change(before.get("input", []), job["input"])
+    if change is not None:
         raise UsageError(
-            f"--output {output.directory} belongs to another job: {name} was {_short(before)} "
-            f"and is now {_short(now)}; name another directory, or run the command as it was"
+            f"--output {output.directory} is of another input: {change}; name another directory, "
+            "or put the input back as it was"
         )
+    then, now = _comparable(before, before), _comparable(job, before)
+    differing = _difference(then, json.loads(json.dumps(now)))
+    if differing is not None:
+        name, was, is_now = differing
+        raise UsageError(
+            f"--output {output.directory} belongs to another job: {name} was {_short(was)} "
+            f"and is now {_short(is_now)}; name another directory, or run the command as it was"
+        )
+
+
+def _comparable(job: Manifest, before: Manifest) -> Manifest:
+    """A job without its input's files, and without what is compared in only one of two versions."""
+    options = {k: v for k, v in job.get("options", {}).items() if k not in _NOT_IN_SCORES}
+    others = {name: value for name, value in job.items() if name != "input"}
+    if "id_types" not in before:
+        others.pop("id_types", None)
+    return others | {"options": options}
 
 
 def check_same_dtype(output: Output, manifest: Manifest, dtype: str) -> None:
@@ -155,15 +335,11 @@ def check_same_dtype(output: Output, manifest: Manifest, dtype: str) -> None:
 def check_same_input(output: Output, manifest: Manifest, opened: OpenedInput, plan: Plan) -> None:
     """Raises UsageError if these are not the units, of the files, that the job read."""
     job = manifest["job"]
-    before = {name: job[name] for name in ("input", "units_sha256")}
-    now = {"input": _input_files(opened), "units_sha256": plan.fingerprint}
-    differing = _difference(before, json.loads(json.dumps(now)))
-    if differing is not None:
-        name, then, found = differing
-        raise UsageError(
-            f"{output.directory} was made of another input: {name} was {_short(then)} and is now "
-            f"{_short(found)}"
-        )
+    change = input_change(job["input"], input_files(opened, job["input"]))
+    if change is None and job["units_sha256"] != plan.fingerprint:
+        change = "its files are cut into other units"
+    if change is not None:
+        raise UsageError(f"{output.directory} was made of another input: {change}")
 
 
 def kept_input(options: InputOptions) -> Manifest:
@@ -187,16 +363,10 @@ def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] |
     """(dotted name, then, now) of the first value that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         parts = [(key, before.get(key), now.get(key)) for key in now | before]
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        parts = [(_label(one), one, other) for one, other in zip(before, now, strict=True)]
     else:
         return None if before == now else (name, before, now)
     found = (_difference(one, other, f"{name}.{key}".strip(".")) for key, one, other in parts)
     return next((each for each in found if each is not None), None)
-
-
-def _label(value: Any) -> str:
-    return str(value.get("path", "")) if isinstance(value, dict) else str(value)
 
 
 def _short(value: Any) -> str:

@@ -71,7 +71,7 @@ def regroup(
     scored = read_bucket(parts, bucket)
     places = scored["place"].to_numpy()
     for start, unit in units:
-        if unit.index not in missing:
+        if unit.index not in missing and not unit.kept:
             continue
         low, high = np.searchsorted(places, [start, start + unit.num_pairs])
         rows = _unit_rows(job_input, start, unit, scored.slice(low, high - low))

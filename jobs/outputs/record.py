@@ -11,6 +11,7 @@ from shardrank.jobs.outputs.budget import Budget
 from shardrank.jobs.outputs.files import Output
 from shardrank.jobs.outputs.manifest import Manifest, add_lookups, save_manifest
 from shardrank.jobs.outputs.scores import lookups_of
+from shardrank.jobs.units.plan import KEPT
 
 _SAVE_EVERY_S = 30.0
 
@@ -61,7 +62,9 @@ class Record:
             add_lookups(self._manifest, *lookups)
 
     def written(self, rows: Any) -> None:
-        codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
+        codes = Counter(rows["error_code"].to_pylist())
+        codes.pop(None, None)
+        codes.pop(KEPT, None)  # counted as the run began
         try:
             self._budget.add(codes)
         finally:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardrank.actors.data import PairScore
+from shardrank.jobs.errors import JobError
 from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.units.plan import KEPT
 
 UNIT_COLUMNS = (("unit", pa.int32()), ("chunk", pa.int32()), ("is_last", pa.bool_()))
 """Which chunk of which unit a row belongs to; dropped when the unit is written."""
@@ -108,18 +110,47 @@ def lookups_of(scored: pa.Table) -> tuple[int, int] | None:
     return None if hits is None else (hits, misses)
 
 
+_RESULT = (
+    *("score", "logit", "num_tokens", "num_visual_tokens", "is_truncated"),
+    *("error_code", "error"),
+)
+
+
+def with_kept(rows: pa.Table, earlier: pa.Table, id_errors: Collection[str]) -> pa.Table:
+    """Put in what the unit's earlier file has of the rows that are marked as kept.
+
+    id_errors: the codes of its rows that are no results. Raises JobError for a pair that it lacks.
+    """
+    ids = zip(earlier["query_id"].to_pylist(), earlier["doc_id"].to_pylist(), strict=True)
+    codes = earlier["error_code"].to_pylist()
+    known = {pair: i for i, pair in enumerate(ids) if codes[i] not in id_errors}
+    places = [
+        known.get((row["query_id"], row["doc_id"])) if row["error_code"] == KEPT else None
+        for row in rows.select(["query_id", "doc_id", "error_code"]).to_pylist()
+    ]
+    if rows["error_code"].to_pylist().count(KEPT) != len(places) - places.count(None):
+        raise JobError("a score file lacks pairs that it had as the job began; run it again")
+    is_kept = pc.is_valid(pa.array(places, pa.int64()))
+    taken = earlier.take(pa.array(places, pa.int64()))
+    for name in _RESULT:
+        column = rows.schema.get_field_index(name)
+        values = taken[name].cast(rows.schema.field(name).type)
+        rows = rows.set_column(column, name, pc.if_else(is_kept, values, rows[name]))
+    return rows
+
+
 UNIT_KEY = b"shardrank"
 
 
-def with_summary(table: pa.Table, rows: pa.Table) -> pa.Table:
+def with_summary(table: pa.Table, rows: pa.Table, **more: Any) -> pa.Table:
     """The table as a file of a unit, whose footer says what is in it and how long it took.
 
-    rows: the unit's, with FIGURES where they were measured.
+    rows: the unit's, with FIGURES where they were measured. more: what else the footer says.
     """
     errors = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
     seconds = pc.sum(rows["seconds"]).as_py() if "seconds" in rows.schema.names else None
     summary = {"errors": dict(errors), "seconds": None if seconds is None else round(seconds, 3)}
-    return table.replace_schema_metadata({UNIT_KEY: json.dumps(summary)})
+    return table.replace_schema_metadata({UNIT_KEY: json.dumps(summary | more)})
 
 
 def ranked(rows: pa.Table) -> pa.Table:

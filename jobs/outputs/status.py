@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from shardrank.actors.errors import (
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs.joins import NO_CANDIDATES
 from shardrank.jobs.inputs.parquet import open_parquet
-from shardrank.jobs.outputs.files import PARTS, SCORES, SUCCESS, Output
+from shardrank.jobs.outputs.files import ID_ERRORS, PARTS, SCORES, SUCCESS, Output
 from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
 from shardrank.jobs.outputs.manifest import Manifest, read_manifest
 from shardrank.jobs.outputs.parts import errors_in_parts
@@ -31,7 +31,7 @@ from shardrank.jobs.outputs.scores import UNIT_KEY
 from shardrank.jobs.outputs.verify import check_strays
 from shardrank.jobs.storage import Location, comes_from_storage, list_directory
 from shardrank.jobs.units.documents import DocumentPlan, scorable
-from shardrank.jobs.units.plan import PairsUnit, Plan, Unit, unit_name
+from shardrank.jobs.units.plan import PairsUnit, Plan, Unit, unit_digest, unit_name
 
 State = Literal["finished", "running", "stopped"]
 
@@ -42,13 +42,20 @@ NUM_SLOWEST = 5
 @dataclass(frozen=True, slots=True)
 class UnitFile:
     """One unit's file as its footer tells; `seconds` of preparing and scoring, if it was scored for
-    this file alone.
+    this file alone. unit: the digest of what it was made of. place: of candidate sets the file,
+    its first row and the one after the last.
     """
 
     name: str
     num_pairs: int
     errors: Mapping[str, int]
     seconds: float | None
+    unit: str | None = None
+    place: Sequence[int] | None = None
+
+    @property
+    def number(self) -> int:
+        return int(self.name.rpartition("-")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,14 @@ def _unit_file(place: Location) -> UnitFile:
         raise UsageError(f"{error}; delete it and run the job's command again") from error
     summary = json.loads((footer.metadata or {}).get(UNIT_KEY, b"{}"))
     name = place.name.removesuffix(".parquet")
-    return UnitFile(name, footer.num_rows, summary.get("errors", {}), summary.get("seconds"))
+    return UnitFile(
+        name,
+        footer.num_rows,
+        summary.get("errors", {}),
+        summary.get("seconds"),
+        summary.get("unit"),
+        summary.get("place"),
+    )
 
 
 ALL_ERRORS = "all"
@@ -175,12 +189,20 @@ def find_remaining(plan: Plan, output: Output, retried: Sequence[str]) -> Remain
     read.
     """
     check_strays(output, plan)
-    files = unit_files(output.directory.child(SCORES))
-    kept = {file.name: file for file in files if not has_failed(file, retried)}
-    units = [unit for unit in plan.units if unit_name(unit) not in kept]
+    files = {file.name: file for file in unit_files(output.directory.child(SCORES))}
     errors: Counter[str] = Counter()
-    for file in kept.values():
-        errors.update(file.errors)
+    units: list[Unit] = []
+    for unit in plan.units:
+        file = files.get(unit_name(unit))
+        if file is None or has_failed(file, retried):
+            units.append(_anew(plan, unit))
+        elif plan.has_grown and file.unit != unit_digest(unit):
+            units.append(unit)
+            if unit.kept:
+                kept = {code: n for code, n in file.errors.items() if code not in ID_ERRORS}
+                errors.update(kept)
+        else:
+            errors.update(file.errors)
     if plan.documents is None:
         return Remaining(units, frozenset(), errors)
     parts = unit_files(output.directory.child(PARTS))
@@ -188,6 +210,21 @@ def find_remaining(plan: Plan, output: Output, retried: Sequence[str]) -> Remain
     failed = {part.name for part in parts if part.errors} - stale
     errors.update(_errors_by_document(plan.documents, units, output, failed))
     return Remaining(units, stale, errors)
+
+
+def _anew(plan: Plan, unit: Unit) -> Unit:
+    """The unit without what its earlier file has: that is gone, or is to be scored again.
+
+    Raises UsageError where the document-major units were planned for what is there.
+    """
+    if not isinstance(unit, PairsUnit) or not unit.kept:
+        return unit
+    if plan.documents is not None:
+        raise UsageError(
+            f"{unit_name(unit)}.parquet is gone or is to be retried, and the job is adding to it: "
+            "run its command without --retry-errors first, and with the file where it was"
+        )
+    return replace(unit, kept=b"")
 
 
 def has_failed(file: UnitFile, codes: Sequence[str]) -> bool:

@@ -14,7 +14,12 @@ import pyarrow as pa
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions, JobInput, open_job_input
 from shardrank.jobs.outputs.files import Output, read_scores
-from shardrank.jobs.outputs.manifest import check_same_input, read_manifest
+from shardrank.jobs.outputs.manifest import (
+    check_same_input,
+    known_paths,
+    read_held,
+    read_manifest,
+)
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.plan import Plan, Unit, plan_units, unit_name
 from shardrank.jobs.units.reading import expected_ids
@@ -69,7 +74,9 @@ def verify_output(output: str) -> Counts:
     job = manifest["job"]
     options = InputOptions(**manifest["input"])
     opened = open_job_input(replace(options, maps=tuple(options.maps)))
-    plan = plan_units(opened, job["unit_pairs"], job["order"])
+    opened = opened.ordered_as(known_paths(manifest))
+    held = read_held(kept, manifest)
+    plan = plan_units(opened, job["unit_pairs"], job["order"], held=held)
     check_same_input(kept, manifest, opened, plan)
     missing = kept.remaining(plan.units)
     if missing:

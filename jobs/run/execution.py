@@ -241,7 +241,8 @@ def _regroup(
     """Score files out of parts, a task a bucket."""
     missing = {unit.index for unit in output.remaining(remaining)}
     for unit in remaining:
-        if unit.index not in missing:  # it is to be made again, and what is there would be kept
+        # It is to be made again, and what is there would be kept, which here it need not be.
+        if unit.index not in missing and not unit.kept:
             watcher.tick()
             delete_file(output.scores_file(unit))
     task = ray.remote(num_cpus=1, max_retries=5)(regroup)

@@ -6,12 +6,13 @@ finds its files again.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.digests import TableDigest
 from shardrank.jobs.inputs.forms import JobInput, OpenedInput, job_input
 from shardrank.jobs.inputs.joins import list_pairs
 from shardrank.jobs.inputs.parquet import Footer, from_ipc, leaf_path, to_ipc
@@ -25,9 +26,12 @@ from shardrank.jobs.units.documents import (
     plan_documents,
     scorable,
 )
+from shardrank.jobs.units.growth import Held, gaps, placed
 from shardrank.jobs.units.order import Choice, WantedOrder, check_order, settled_order, shared_order
 
 DEFAULT_UNIT_PAIRS = 4_096
+KEPT = "kept"
+"""In the place of an error code while a unit is scored: its earlier file has the pair's result."""
 UNIT_BYTES = 512 << 20
 """A unit's rows, decoded: what a worker holds at most when its documents lie scattered."""
 
@@ -50,21 +54,44 @@ class SetsUnit:
     def content(self) -> bytes:
         return repr((self.file, self.start, self.stop)).encode()
 
+    @property
+    def kept(self) -> bytes:
+        """Nothing: a row that grew is another row."""
+        return b""
+
 
 @dataclass(frozen=True, slots=True)
 class PairsUnit:
-    """Some queries' pairs with their places, as Arrow IPC bytes."""
+    """Some queries' pairs with their places, as Arrow IPC bytes.
+
+    kept: a bit a pair, whether the unit's earlier file has its result; empty if that has none.
+    """
 
     index: int
     content: bytes
     num_queries: int
     num_pairs: int
+    kept: bytes = b""
 
     def pairs(self) -> pa.Table:
         return from_ipc(self.content)
 
+    def is_kept(self) -> np.ndarray:
+        """(num_pairs,) bool."""
+        bits = np.unpackbits(np.frombuffer(self.kept, np.uint8), count=self.num_pairs)
+        return bits.astype(bool) if self.kept else np.zeros(self.num_pairs, bool)
+
 
 Unit = SetsUnit | PairsUnit
+
+
+def unit_digest(unit: Unit) -> str:
+    """What the unit's score file says it was made of; the same when other queries come to it."""
+    if isinstance(unit, SetsUnit):
+        return hashlib.sha256(unit.content).hexdigest()
+    digest = TableDigest()
+    digest.add(unit.pairs().drop_columns(["query_index"]))
+    return digest.hexdigest()
 
 
 def unit_name(unit: Unit | DocumentUnit) -> str:
@@ -76,20 +103,23 @@ class Plan:
     """All units of a job, done or not, and what a worker needs to read one.
 
     documents: the units that are scored first, where the order is document-major; `units` are the
-    score files in either order, and in query-major order what is scored too.
+    score files in either order, and in query-major order what is scored too. has_grown: the input
+    grew since the job began, so that a score file may be there and be of a part of its unit.
     """
 
     input: JobInput
     units: tuple[Unit, ...]
     choice: Choice
     documents: DocumentPlan | None = None
+    has_grown: bool = False
 
     @property
     def fingerprint(self) -> str:
+        """The digest of all units; of document-major ones not where what is scored decides them."""
         digest = hashlib.sha256()
         for unit in self.units:
             digest.update(hashlib.sha256(unit.content).digest())
-        if self.documents is not None:
+        if self.documents is not None and not self.has_grown:
             digest.update(repr(self.documents.bucket_starts).encode())
             for part in self.documents.units:
                 digest.update(hashlib.sha256(part.content).digest())
@@ -101,16 +131,24 @@ def plan_units(
     unit_pairs: int = DEFAULT_UNIT_PAIRS,
     order: WantedOrder = "auto",
     bucket_pairs: int = BUCKET_PAIRS,
+    held: Held | None = None,
 ) -> Plan:
-    """Raises UsageError if there is nothing to score, or not in this order."""
+    """held: what an output has already, for an input that grew.
+
+    Raises UsageError if there is nothing to score, or not in this order.
+    """
     check_order(opened, order)
     choice = settled_order(opened, order)
     documents = None
     if opened.form == "sets":
-        job, units = _set_units(opened, unit_pairs)
+        job, units = _set_units(opened, unit_pairs, held)
     else:
         pairs = list_pairs(opened)
-        job, units = _pairs_units(opened, pairs, unit_pairs)
+        if held is None:
+            is_kept = np.zeros(pairs.num_rows, bool)
+            job, units = _pairs_units(opened, pairs, unit_pairs)
+        else:
+            pairs, is_kept, job, units = _grown_units(opened, pairs, unit_pairs, held)
         if choice is None:
             is_scorable = scorable(pairs)
             choice = shared_order(order, *num_shared(pairs, is_scorable))
@@ -118,30 +156,52 @@ def plan_units(
                 limit = _document_limit(opened, pairs, unit_pairs)
                 sizes = [unit.num_pairs for unit in units]
                 documents = plan_documents(
-                    opened.corpus, pairs, is_scorable, limit, sizes, bucket_pairs
+                    opened.corpus, pairs, is_scorable & ~is_kept, limit, sizes, bucket_pairs
                 )
     if not units:
         raise UsageError(f"{job.queries.name}: the input has no rows")
     assert choice is not None
-    return Plan(job, units, choice, documents)
+    return Plan(job, units, choice, documents, has_grown=held is not None)
 
 
-def _set_units(opened: OpenedInput, unit_pairs: int) -> tuple[JobInput, tuple[Unit, ...]]:
+def _set_units(
+    opened: OpenedInput, unit_pairs: int, held: Held | None
+) -> tuple[JobInput, tuple[Unit, ...]]:
     table = opened.queries
     columns = list(table.table.columns.values())
     candidates = table.table.columns["candidates"]
     doc_id = table.table.candidate_path("doc_id")
-    units: list[Unit] = []
+    units: list[SetsUnit] = []
     for index, footer in enumerate(table.footers):
         assert footer is not None
         leaf = leaf_path(footer, candidates, doc_id)
         for start, stop, num_pairs in _row_ranges(footer, columns, leaf, unit_pairs):
             units.append(SetsUnit(len(units), index, start, stop, num_pairs))
+    if held is not None:
+        units = list(_grown_sets(units, held))
     footer = table.footers[0]
     assert footer is not None
     doc_ids = type_at(footer.type_of(candidates).value_type, doc_id)
     assert doc_ids is not None
     return job_input(opened, footer.type_of(table.table.columns["query_id"]), doc_ids), tuple(units)
+
+
+def _grown_sets(planned: Sequence[SetsUnit], held: Held) -> Iterator[SetsUnit]:
+    """The units that the output has, and new ones over the rows that no unit has yet."""
+    num_rows: dict[int, int] = {}
+    for unit in planned:
+        num_rows[unit.file] = max(unit.stop, num_rows.get(unit.file, 0))
+    files = [num_rows.get(file, 0) for file in range(max(num_rows, default=-1) + 1)]
+    units = [SetsUnit(*row.values()) for row in held.table.to_pylist()]
+    numbers = held.free_units()
+    for file, low, high in gaps(files, held):
+        for unit in planned:
+            start, stop = max(unit.start, low), min(unit.stop, high)
+            if unit.file == file and start < stop:
+                share = (stop - start) / (unit.stop - unit.start)
+                num_pairs = round(unit.num_pairs * share)
+                units.append(SetsUnit(next(numbers), file, start, stop, num_pairs))
+    yield from sorted(units, key=lambda unit: unit.index)
 
 
 def _row_ranges(
@@ -180,6 +240,31 @@ def _pairs_units(
     )
     types = (pairs.schema.field("query_id").type, pairs.schema.field("doc_id").type)
     return job_input(opened, *types), units
+
+
+def _grown_units(
+    opened: OpenedInput, pairs: pa.Table, unit_pairs: int, held: Held
+) -> tuple[pa.Table, np.ndarray, JobInput, tuple[Unit, ...]]:
+    """The pairs in the units' order, whether each has its result already, and the units."""
+    unit_of_pair, has_result = placed(pairs, held)
+    is_kept = has_result & scorable(pairs) & held.is_open
+    is_new = unit_of_pair < 0
+    job, new = _pairs_units(opened, pairs.filter(pa.array(is_new)), unit_pairs)
+    numbers = held.free_units()
+    number_of_new = np.repeat([next(numbers) for _ in new], [unit.num_pairs for unit in new])
+    unit_of_pair[is_new] = number_of_new.astype(unit_of_pair.dtype)
+    order = np.argsort(unit_of_pair, kind="stable")
+    pairs, is_kept = pairs.take(pa.array(order)), is_kept[order]
+    sorted_units = unit_of_pair[order]
+    starts = np.flatnonzero(np.diff(sorted_units, prepend=-1)).tolist()
+    codes = pairs["query_index"].to_numpy()
+    units = []
+    for low, high in zip(starts, [*starts[1:], pairs.num_rows], strict=True):
+        num_queries = len(np.unique(codes[low:high]))
+        unit = _pairs_unit(int(sorted_units[low]), pairs.slice(low, high - low), num_queries)
+        kept = np.packbits(is_kept[low:high]).tobytes() if is_kept[low:high].any() else b""
+        units.append(replace(unit, kept=kept))
+    return pairs, is_kept, job, tuple(units)
 
 
 def _document_limit(opened: OpenedInput, pairs: pa.Table, unit_pairs: int) -> int:

@@ -37,7 +37,7 @@ from shardrank.jobs.inputs.tables import (
     Table,
 )
 from shardrank.jobs.units.contents import document_value, query_value
-from shardrank.jobs.units.plan import PairsUnit, SetsUnit, Unit
+from shardrank.jobs.units.plan import KEPT, PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
 Row = dict[str, Any]
@@ -197,16 +197,24 @@ def _checked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(checked)
 
 
+class Kept(RerankError):
+    """No error: the unit's earlier file has the result of this pair, and it is not scored again."""
+
+    code = KEPT
+
+
 def _read_pairs(job_input: JobInput, unit: PairsUnit, reads: Reads) -> Iterator[QueryRow]:
-    pairs = unit.pairs()
+    pairs, is_kept = unit.pairs(), unit.is_kept()
+    unscored = pairs.filter(pa.array(~is_kept))
     if job_input.form == "run":
-        queries = read_queries(job_input.queries, pairs, reads=reads)
-        fetched = _fetch(job_input.corpus, pairs, "doc", DOCUMENT_COLUMNS)
+        queries = read_queries(job_input.queries, unscored, reads=reads)
+        fetched = _fetch(job_input.corpus, unscored, "doc", DOCUMENT_COLUMNS)
     else:
-        queries = read_queries(job_input.queries, pairs, INPUT_QUERY_COLUMNS, reads)
-        fetched = _fetch(job_input.corpus, pairs, "doc", (*DOCUMENT_COLUMNS, *INPUT_QUERY_COLUMNS))
-        fetched = _checked_documents(fetched, pairs, queries)
-    return _paired_rows(pairs, queries, dict(reads(fetched, "documents")))
+        queries = read_queries(job_input.queries, unscored, INPUT_QUERY_COLUMNS, reads)
+        columns = (*DOCUMENT_COLUMNS, *INPUT_QUERY_COLUMNS)
+        fetched = _fetch(job_input.corpus, unscored, "doc", columns)
+        fetched = _checked_documents(fetched, unscored, queries)
+    return _paired_rows(pairs, is_kept, queries, dict(reads(fetched, "documents")))
 
 
 _CONFLICT = "conflict"
@@ -236,7 +244,7 @@ def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
     pairs = unit.pairs()
     options = [name for name in OPTION_COLUMNS if job_input.queries.has(name)]
     queries = read_queries(job_input.queries, pairs, options) if options else {}
-    return _paired_rows(pairs, queries, {})
+    return _paired_rows(pairs, unit.is_kept(), queries, {})
 
 
 def read_queries(
@@ -270,8 +278,12 @@ def read_documents(corpus: Table, pairs: pa.Table) -> Iterator[tuple[Any, list[R
 
 
 def _paired_rows(
-    pairs: pa.Table, queries: Mapping[Place, Row], documents: Mapping[Any, Row]
+    pairs: pa.Table,
+    is_kept: np.ndarray,
+    queries: Mapping[Place, Row],
+    documents: Mapping[Any, Row],
 ) -> Iterator[QueryRow]:
+    pairs = pairs.append_column("is_kept", pa.array(is_kept))
     groups = groupby(pairs.to_pylist(), key=lambda pair: pair["query_index"])
     for index, (_, group) in enumerate(groups):
         rows = list(group)
@@ -293,7 +305,7 @@ def _paired_row(index: int, pair: Row, query: Row, candidates: tuple[Candidate, 
 def _paired_candidate(pair: Row, documents: Mapping[Place, Row]) -> Candidate:
     doc_id = pair["doc_id"]
     row = documents.get((pair["doc_file"], pair["doc_position"]))
-    error: RerankError | None = None
+    error: RerankError | None = Kept("") if pair["is_kept"] else None
     if pair["doc_file"] == NO_CANDIDATES:
         error = EmptyCandidates("the query has no candidates")
     elif pair["doc_file"] < 0 and doc_id is not None:

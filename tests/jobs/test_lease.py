@@ -131,7 +131,7 @@ def test_a_run_that_lives_in_another_container_is_not_taken_over(
         pytest.skip("no right to make a PID namespace here")
     place = tmp_path / "out"
     hold = (
-        "import sys, time; from shardrank.jobs import lease\n"
+        "import sys, time; from shardrank.jobs.outputs import lease\n"
         "from shardrank.jobs.storage import Location\n"
         "lease.RENEW_EVERY_S = 0.05\n"
         "with lease.leased(Location.parse(sys.argv[1])): time.sleep(600)"

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ def test_settings_that_came_later_are_not_in_a_directorys_fingerprint(tmp_path: 
     ("setting", "sentence"),
     [
         ({"local_media": False}, "options.local_media was null and is now false"),
-        ({"web_media": WebMedia()}, 'options.web_media was null and is now {"max_bytes"'),
         ({"media_root": "/media"}, 'options.media_root was null and is now "/media"'),
     ],
 )
@@ -73,6 +72,19 @@ def test_auto_is_not_two_dtypes_in_one_output(tmp_path: Path) -> None:
 def test_a_setting_that_decides_on_speed_alone_is_the_same_job(tmp_path: Path) -> None:
     before = fingerprint(tmp_path, CONFIG)
     check(tmp_path, before, replace(CONFIG, num_threads=7, max_batch_tokens=9_999))
+
+
+@pytest.mark.parametrize("before", [None, WebMedia(), WebMedia(max_bytes=7)])
+def test_what_may_be_fetched_decides_on_what_is_still_to_do_alone(
+    tmp_path: Path, before: WebMedia | None
+) -> None:
+    """Also in a directory of a version that kept it."""
+    job = fingerprint(tmp_path, CONFIG)
+    job["options"] = dict(job["options"])
+    if before is not None:
+        job["options"]["web_media"] = asdict(before)
+    changed = replace(CONFIG, web_media=WebMedia(allowed_networks=("10.0.0.0/8",)))
+    check(tmp_path, json.loads(json.dumps(job)), changed)
 
 
 def test_a_web_policy_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
