@@ -314,8 +314,14 @@ def _with_query_media(opened: OpenedTable) -> OpenedTable:
         if column not in DOCUMENT_COLUMNS
     }
     for name in ("image", "video"):
-        if opened.table.has(name):
-            columns.setdefault(f"query_{name}", opened.table.columns[name])
+        query_name, path = f"query_{name}", opened.table.columns.get(name)
+        if path is not None and query_name in columns:
+            raise UsageError(
+                f"input: {path!r} and {columns[query_name]!r} are both the query's {name}: "
+                "leave one of them out"
+            )
+        if path is not None:
+            columns[query_name] = path
     return replace(opened, table=replace(opened.table, columns=columns))
 
 

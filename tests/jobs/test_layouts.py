@@ -117,6 +117,13 @@ def test_the_only_subset_of_a_directory_is_taken(tmp_path: Path) -> None:
     assert pairs_of(options) == [("2", "what", "1", {"image": PAGE})]
 
 
+def test_a_folder_named_corpus_is_no_subset_of_itself(tmp_path: Path) -> None:
+    row = {"query_id": 1, "query": "q", "doc_id": 2, "doc": "d"}
+    write_table(tmp_path / "my" / "corpus" / "pairs.parquet", [row])
+    for path in (tmp_path, tmp_path / "my", tmp_path / "my" / "corpus" / "*.parquet"):
+        assert pairs_of(str(path)) == [(1, "q", 2, "d")]
+
+
 # Texts
 
 
@@ -368,6 +375,21 @@ def test_media_beside_doc_and_query_are_merged_in_every_form(tmp_path: Path) -> 
         ((_, query, _, document),) = pairs_of(each)
         assert content_of(query) == Content.parse({"text": "q", "image": b"qi"})
         assert content_of(document) == Content.parse({"text": "d", **media})
+    assert "texts alone" not in plan_of(options).choice.reason
+
+
+def test_two_columns_for_one_medium_of_a_sets_query_are_refused(tmp_path: Path) -> None:
+    row = {"query_id": 1, "query": "q", "image": b"a", "query_image": b"b"}
+    path = write_table(
+        tmp_path / "sets.parquet", [row | {"candidates": [{"doc_id": 2, "doc": "d"}]}]
+    )
+    assert "'image' and 'query_image' are both the query's image" in refused(path)
+
+
+def test_a_query_may_be_an_image_alone(tmp_path: Path) -> None:
+    row = {"query_id": 1, "query_image": b"i", "doc_id": 2, "doc": "d"}
+    ((_, query, _, _),) = pairs_of(write_table(tmp_path / "pairs.parquet", [row]))
+    assert query == {"image": b"i"}
 
 
 def test_pairs_may_have_their_document_in_media_alone(tmp_path: Path) -> None:
