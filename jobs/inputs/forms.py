@@ -22,8 +22,8 @@ from shardrank.jobs.inputs.tables import (
     OpenedTable,
     Table,
     check_types,
-    id_type,
     open_table,
+    plain_type,
     require,
 )
 from shardrank.jobs.inputs.tsv import Layouts
@@ -356,6 +356,6 @@ def job_input(opened: OpenedInput, query_ids: pa.DataType, doc_ids: pa.DataType)
         opened.form,
         opened.queries.table,
         opened.corpus.table,
-        id_type(query_ids),
-        id_type(doc_ids),
+        plain_type(query_ids),
+        plain_type(doc_ids),
     )

@@ -7,7 +7,6 @@ All of it happens in the driver, on id columns alone. A pair's place is (file in
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines, parquet
 from shardrank.jobs.inputs.forms import OpenedInput
-from shardrank.jobs.inputs.paths import column_at, value_at
+from shardrank.jobs.inputs.paths import column_at, type_at
 from shardrank.jobs.inputs.runs import (
     count_tied,
     is_text_run,
@@ -28,13 +27,12 @@ from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.inputs.tables import (
     DOCUMENT_COLUMNS,
     QUERY_COLUMNS,
-    DataFile,
     Mapped,
     OpenedTable,
     Table,
     check_types,
-    id_type,
     open_table,
+    plain_type,
     require,
 )
 from shardrank.jobs.storage import Location
@@ -80,54 +78,28 @@ def _joined_pairs(opened: OpenedInput) -> pa.Table:
 
 def scan_columns(opened: OpenedTable, columns: list[str]) -> pa.Table:
     """The columns of the whole table (null where it lacks one) with `file` and `position`."""
-    parts = [
-        _scan_file(opened.table, index, [c for c in columns if opened.table.has(c)])
-        for index in range(len(opened.table.files))
-    ]
-    try:
-        scanned = pa.concat_tables(parts)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{opened.table.name}: ids of different types: {error}") from error
-    return _with_missing(scanned, columns)
+    kinds = [(column, opened.types.get(column, pa.null())) for column in columns]
+    schema = pa.schema([*kinds, ("file", pa.int32()), ("position", pa.int64())])
+    return pa.concat_tables(
+        _scan_file(opened, index, columns).cast(schema) for index in range(len(opened.parts))
+    )
 
 
-def _scan_file(table: Table, index: int, columns: list[str]) -> pa.Table:
-    file = table.files[index]
-    names = [table.columns[column] for column in columns]
-    if file.is_parquet:
-        with parquet.open_parquet(file.location) as opened:
-            read = opened.read(columns=names)
-            scanned = pa.table([column_at(read, name) for name in names], names=columns)
-        positions = pa.array(np.arange(scanned.num_rows))
+def _scan_file(opened: OpenedTable, index: int, columns: list[str]) -> pa.Table:
+    part = opened.parts[index]
+    paths = [opened.table.columns.get(column, "") for column in columns]
+    present = [path for path in paths if type_at(part.schema, path) is not None]
+    if isinstance(part, lines.Scan):
+        found = {path: part.columns[path] for path in present}
+        positions = part.columns["position"]
     else:
-        scanned, positions = _scan_lines(file, names, columns)
-    for place, column in enumerate(columns):
-        if column in ("query_id", "doc_id"):
-            ids = scanned[column].cast(id_type(scanned[column].type))
-            scanned = scanned.set_column(place, column, ids)
-    scanned = scanned.append_column("file", pa.array(np.full(len(positions), index, np.int32)))
-    return scanned.append_column("position", positions)
-
-
-def _scan_lines(file: DataFile, names: list[str], columns: list[str]) -> tuple[pa.Table, pa.Array]:
-    positions: list[int] = []
-    values: list[list[Any]] = [[] for _ in names]
-    for position, row in lines.scan_rows(file.location, file.tsv_columns):
-        positions.append(position)
-        for name, column in zip(names, values, strict=True):
-            column.append(value_at(row, name))
-    try:
-        arrays = [pa.array(column) for column in values]
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UsageError(f"{file.location}: ids of different types: {error}") from error
-    return pa.table(arrays, names=columns), pa.array(positions, pa.int64())
-
-
-def _with_missing(pairs: pa.Table, columns: list[str]) -> pa.Table:
-    for column in columns:
-        if column not in pairs.schema.names:
-            pairs = pairs.append_column(column, pa.nulls(pairs.num_rows))
-    return pairs
+        with parquet.open_parquet(opened.table.files[index].location) as file:
+            read = file.read(columns=present)
+        found = {path: column_at(read, path) for path in present}
+        positions = pa.array(np.arange(part.num_rows))
+    arrays = [found[path] if path in found else pa.nulls(part.num_rows) for path in paths]
+    files = pa.array(np.full(part.num_rows, index, np.int32))
+    return pa.table([*arrays, files, positions], names=[*columns, "file", "position"])
 
 
 def read_run(uri: str, mapping: Mapped) -> pa.Table:
@@ -168,7 +140,7 @@ def _explode(ranked: pa.Table) -> pa.Table:
     return pa.table(
         {
             "query_id": ranked["query_id"].take(pa.array(rows)),
-            "doc_id": flat.cast(id_type(flat.type)).take(pa.array(places, mask=is_empty)),
+            "doc_id": flat.cast(plain_type(flat.type)).take(pa.array(places, mask=is_empty)),
             "rank": pa.array(ranks.astype(np.int32), mask=is_empty),
             "score": pa.nulls(len(rows), pa.float64()),
             "is_empty": pa.array(is_empty),

@@ -21,6 +21,11 @@ def value_at(row: Mapping[str, Any] | None, path: str) -> Any:
     return value_at(row.get(root), rest) if dot else None
 
 
+def is_begun(row: Mapping[str, Any], path: str) -> bool:
+    """Whether the row has the column in which the path begins."""
+    return path in row or path.partition(".")[0] in row
+
+
 def column_at(table: pa.Table, path: str) -> pa.ChunkedArray:
     """The column of a table that was read with this path among its columns."""
     if path in table.schema.names:

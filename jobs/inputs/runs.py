@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines
+from shardrank.jobs.inputs.discovery import JSON_LINES, PARQUET, kind_of
 from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.storage import Location, list_files
 
@@ -56,8 +57,7 @@ def run_files(location: Location) -> list[Location]:
 
 def is_text_run(files: Sequence[Location]) -> bool:
     """Whether these hold lines of columns, and no tables."""
-    tables = (".parquet", ".jsonl", ".jsonl.gz")
-    return not any(file.name.lower().endswith(tables) for file in files)
+    return not any(kind_of(file.name) in (PARQUET, JSON_LINES) for file in files)
 
 
 def read_text_run(

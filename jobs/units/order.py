@@ -8,7 +8,6 @@ import pyarrow.types as pt
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import OpenedInput
-from shardrank.jobs.inputs.paths import type_at
 
 Order = Literal["query", "document"]
 WantedOrder = Literal["auto", "query", "document"]
@@ -66,10 +65,9 @@ def has_media(opened: OpenedInput) -> bool:
     so there `doc` alone says nothing.
     """
     corpus = opened.corpus
-    schema = corpus.schema()
-    if schema is None:
+    if not any(corpus.footers):
         return corpus.table.has("image") or corpus.table.has("video")
-    columns = {name: type_at(schema, path) for name, path in corpus.table.columns.items()}
+    columns = corpus.types
     if "doc" in columns and _is_media_content(columns["doc"]):
         return True
     return any(name in columns and not pt.is_null(columns[name]) for name in ("image", "video"))
@@ -77,7 +75,7 @@ def has_media(opened: OpenedInput) -> bool:
 
 def _is_media_content(kind: pa.DataType) -> bool:
     """Bytes, a struct of bytes and path, or a struct with a field for images or videos."""
-    if pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind):
+    if pt.is_large_binary(kind):
         return True
     fields = {field.name: field.type for field in kind} if pt.is_struct(kind) else {}
     return any(

@@ -107,7 +107,7 @@ def _read_sets(job_input: JobInput, unit: SetsUnit) -> Iterator[QueryRow]:
     table = job_input.queries
     names = list(table.columns.values())
     for index, row in enumerate(_set_rows(table, unit, names)):
-        named = {column: value_at(row, path) for column, path in table.columns.items()}
+        named = table.named(row, table.columns)
         candidates = [_candidate(each, table) for each in named["candidates"] or []]
         yield _query_row(index, named, _with_settled_ranks(candidates))
 
@@ -233,7 +233,7 @@ def _checked_documents(
     for place, row in fetched:
         query = queries[first_rows[place]]
         document = {name: value for name, value in row.items() if name in DOCUMENT_COLUMNS}
-        differing = [name for name in query if row[name] != query[name]]
+        differing = [name for name in INPUT_QUERY_COLUMNS if row.get(name) != query.get(name)]
         yield place, document | ({_CONFLICT: differing[0]} if differing else {})
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shardrank.jobs.errors import UnreadableInput, UsageError
-from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.verify import Counts
 from tests.support.job_cases import (
     candidate,
@@ -373,6 +373,4 @@ def test_a_broken_json_line_is_named_by_its_offset(tmp_path: Path) -> None:
     write_text(tmp_path / "queries.jsonl", '{"_id": "a", "text": "b"}\n')
     run = write_text(tmp_path / "run.trec", "a Q0 a 1 0.5 t\n")
     options = InputOptions(str(tmp_path), run=run, preset="beir")
-    assert open_job_input(options).form == "run"
-    with pytest.raises(UnreadableInput, match=r"corpus\.jsonl, byte 26"):
-        plan_of(options)
+    assert "corpus.jsonl, byte 26: not a JSON line" in refused(options)
