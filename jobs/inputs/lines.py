@@ -7,6 +7,7 @@ that has just these is their header.
 
 import io
 import json
+import math
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ def open_lines(location: Location) -> Iterator[BinaryIO]:
 
 def _numbered_lines(location: Location) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, byte offset, line) of every line that is not empty."""
-    offset = 0
+    offset, limit = 0, UNPACKED_BYTES if _ending(location.name) else math.inf
     with open_lines(location) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), start=1):
             if len(line) == LINE_BYTES:
@@ -90,21 +91,21 @@ def _numbered_lines(location: Location) -> Iterator[tuple[int, int, bytes]]:
             if line.strip():
                 yield number, offset, line
             offset += len(line)
-            _check_size(location, offset)
+            if offset > limit:
+                raise _too_large(location)
 
 
-def _check_size(location: Location, size_bytes: int) -> None:
-    if size_bytes > UNPACKED_BYTES and _ending(location.name):
-        raise UnreadableInput(
-            f"{location} unpacks to more than {UNPACKED_BYTES:,} bytes: split it, unpack it, or "
-            "write it as Parquet"
-        )
+def _too_large(location: Location) -> UnreadableInput:
+    return UnreadableInput(
+        f"{location} unpacks to more than {UNPACKED_BYTES:,} bytes: split it, unpack it, or write "
+        "it as Parquet"
+    )
 
 
 def text_lines(location: Location) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of every line that is not empty."""
     for number, offset, line in _numbered_lines(location):
-        yield number, _decode(location, f"line {number}", offset, line)
+        yield number, _decode(location, "line", number, offset, line)
 
 
 def is_tsv(location: Location) -> bool:
@@ -215,8 +216,9 @@ def _unpack(location: Location) -> _Unpacked:
     file = tempfile.TemporaryFile()  # noqa: SIM115  (closed when nobody has it any more)
     with open_lines(location) as stream:
         while part := stream.read(1 << 20):
-            _check_size(location, file.tell() + len(part))
             file.write(part)
+            if file.tell() > UNPACKED_BYTES:
+                raise _too_large(location)
         file.flush()
     return _Unpacked(file, file.tell())
 
@@ -229,7 +231,7 @@ def _unpacked_files() -> LRU[Any, _Unpacked]:
 def _parse(
     location: Location, offset: int, line: bytes, tsv_columns: Sequence[str]
 ) -> dict[str, Any]:
-    text = _decode(location, f"byte {offset}", offset, line)
+    text = _decode(location, "byte", offset, offset, line)
     if tsv_columns:
         return _parse_tsv(location, offset, text, tsv_columns)
     try:
@@ -263,9 +265,9 @@ def _parse_tsv(location: Location, offset: int, text: str, names: Sequence[str])
     return dict(zip(names, values, strict=True))
 
 
-def _decode(location: Location, place: str, offset: int, line: bytes) -> str:
+def _decode(location: Location, unit: str, place: int, offset: int, line: bytes) -> str:
     """The text without its end and, at the file's begin, without a byte order mark."""
     try:
         return line.decode("utf-8-sig" if offset == 0 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UnreadableInput(f"{location}, {place}: not UTF-8 text") from error
+        raise UnreadableInput(f"{location}, {unit} {place}: not UTF-8 text") from error

@@ -228,6 +228,16 @@ def test_what_cannot_be_one_type_names_both_files_and_types(
         assert f"{kind}" in sentence and f"in {place}/{name}.parquet" in sentence
 
 
+def test_candidates_whose_ids_have_two_types_are_refused(tmp_path: Path) -> None:
+    rows = [
+        {"query_id": i, "query": "a", "candidates": [{"doc_id": id_, "text": "x"}]}
+        for i, id_ in enumerate((1, "1"))
+    ]
+    sentence = refused(files(tmp_path, rows[:1], rows[1:]))
+    assert f"doc_id: int64, text: large_string>> in {tmp_path}/a.parquet and " in sentence
+    assert f"doc_id: large_string, text: large_string>> in {tmp_path}/b.parquet" in sentence
+
+
 def test_unsigned_ids_that_no_signed_type_holds_are_refused(tmp_path: Path) -> None:
     parts = [
         pa.table({**{k: [v] for k, v in PAIR.items()}, "doc_id": pa.array([7], kind)})
