@@ -154,6 +154,9 @@ class PairScore:
 
 
 def parse_or_error(parse: Any, value: Any, field: str) -> Content | RerankError:
+    """What `parse` makes of a value, or its error; a value may be its error already."""
+    if isinstance(value, RerankError):
+        return value
     try:
         return parse(value, field)
     except RerankError as error:

@@ -9,6 +9,7 @@
     ├── InvalidRow                                       found by the job before scoring
     │   ├── NullId               null_id
     │   ├── DuplicateId          duplicate_id
+    │   ├── ConflictingQuery     conflicting_query       the id's first row has another query
     │   ├── EmptyCandidates      empty_candidates
     │   ├── QueryNotFound        query_not_found         named by the run, not in queries
     │   └── DocumentNotFound     document_not_found      named by the run, not in corpus
@@ -85,6 +86,10 @@ class NullId(InvalidRow):
 
 class DuplicateId(InvalidRow):
     code = "duplicate_id"
+
+
+class ConflictingQuery(InvalidRow):
+    code = "conflicting_query"
 
 
 class EmptyCandidates(InvalidRow):

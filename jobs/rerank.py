@@ -18,7 +18,14 @@ from shardrank.jobs.errors import JobError, UnreadableInput, UsageError
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput, open_job_input
 from shardrank.jobs.interruption import interruptible
 from shardrank.jobs.outputs.budget import Budget, MaxErrors
-from shardrank.jobs.outputs.files import MANIFEST, SCORES, SUCCESS, Output, write_trec_run
+from shardrank.jobs.outputs.files import (
+    MANIFEST,
+    SCORES,
+    SUCCESS,
+    Output,
+    check_trec_ids,
+    write_trec_run,
+)
 from shardrank.jobs.outputs.growth import begin_growth, find_held, had_trec_run
 from shardrank.jobs.outputs.lease import holder_of, leased
 from shardrank.jobs.outputs.manifest import (
@@ -104,6 +111,8 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
             check_same_job(output, manifest, job)
         logger.info(plan.choice)
         with_trec_run = options.with_trec_run or (is_growing and had_trec_run(output))
+        if with_trec_run:
+            check_trec_ids(plan)
         is_wanted = with_trec_run or qrels or is_growing
         if not is_wanted and _is_finished(options, plan, output, manifest):
             assert manifest is not None

@@ -5,28 +5,29 @@ an object store is asked again is said in actors/fetch/object_store.py. Credenti
 carry are left out of whatever is printed or kept.
 """
 
-import fnmatch
 import os
 import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 from pyarrow import fs
+from wcmatch import glob
 
 from shardrank.actors.fetch import object_store
 from shardrank.jobs.errors import JobError, UsageError
 
 _SCHEMES = ("file", "s3", "gs", "gcs")
-_GLOB = re.compile(r"[*?\[]")
+_GLOB = re.compile(r"[*?\[{]")
+_GLOB_FLAGS = glob.GLOBSTAR | glob.BRACE | glob.CASE | glob.FORCEUNIX
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _SPOOLED_BYTES = 64 << 20
 
@@ -62,15 +63,15 @@ class Location:
 
     @classmethod
     def parse(cls, uri: str) -> "Location":
-        parts = urlsplit(uri)
+        if uri.startswith("file:"):
+            return cls("", _path_of_file_uri(uri))
         if "://" not in uri:
             return cls("", os.path.abspath(os.path.expanduser(uri)))
+        parts = urlsplit(uri, allow_fragments=False)  # `#` is a character like others of a key
         if parts.scheme not in _SCHEMES:
             raise UsageError(
                 f"{uri}: unknown scheme {parts.scheme!r}; known: {', '.join(_SCHEMES)}"
             )
-        if parts.scheme == "file":
-            return cls("", parts.path)
         bucket = parts.netloc.rpartition("@")[2]
         if not bucket:
             raise UsageError(f"{uri}: the bucket is missing")
@@ -120,35 +121,67 @@ class Location:
         return self.path if self.is_local else f"{urlsplit(self.root).scheme}://{self.path}"
 
 
+def _path_of_file_uri(uri: str) -> str:
+    """RFC 8089's `file:///path`, `file://localhost/path` and `file:/path`; `%20` is a space."""
+    path = uri.removeprefix("file:")
+    if path.startswith("//"):
+        host, slash, path = path[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise UsageError(f"{uri}: a file of another host, {host!r}; write file:///{host}/...")
+        path = slash + path
+    return os.path.abspath(unquote(path))
+
+
 def _reason(error: OSError) -> str:
     """pyarrow names the place once more, and then says `Detail:`."""
     return str(error.strerror or error).rpartition("Detail: ")[2]
 
 
-def list_files(location: Location) -> list[tuple[Location, fs.FileInfo]]:
+Files = list[tuple[Location, fs.FileInfo]]
+
+
+def list_files(location: Location) -> Files:
     """The file, the directory's files at any depth, or the glob's matches, sorted by path.
 
     Names that start with `.` or `_` are not data. A place that does not exist has no files; one
-    that does is no glob, whatever its name.
+    that does is no glob, whatever its name. In a glob `*` stays in its folder, `**` is any depth
+    and `{a,b}` is either. Raises UsageError for a link that leads nowhere or in a circle.
     """
+    return list_with_hidden(location)[0]
+
+
+def list_with_hidden(location: Location) -> tuple[Files, Files]:
+    """What list_files gives, and all that the directory holds in which it looked."""
     info = location.info()
     if info.type == fs.FileType.File:
-        return [(location, info)]
-    if info.type == fs.FileType.NotFound and _GLOB.search(location.path):
-        return _glob(location)
-    return list_directory(location)
+        return [(location, info)], []
+    is_glob = info.type == fs.FileType.NotFound and bool(_GLOB.search(location.path))
+    fixed = _GLOB.split(location.path)[0].rpartition("/")[0] if is_glob else location.path
+    directory = Location(location.root, fixed)
+    dead_links = _find_dead_links(directory)
+    everything = _list_everything(directory)
+    files = _without_hidden(everything, directory)
+    if is_glob:
+        return _matching(location, files, dead_links), everything
+    _check_links(location, dead_links)
+    return files, everything
 
 
-def list_directory(directory: Location) -> list[tuple[Location, fs.FileInfo]]:
+def list_directory(directory: Location) -> Files:
     """As list_files, of what is a directory or nothing, and never a glob: a job's output."""
+    return _without_hidden(_list_everything(directory), directory)
+
+
+def _list_everything(directory: Location) -> Files:
     selector = fs.FileSelector(directory.path, recursive=True, allow_not_found=True)
     listed = directory._asked("listed", lambda: directory.filesystem.get_file_info(selector))
-    found = [
-        (Location(directory.root, info.path), info)
-        for info in listed
-        if info.type == fs.FileType.File and not _is_hidden(info.path, directory.path)
-    ]
+    files = [info for info in listed if info.type == fs.FileType.File]
+    found = [(Location(directory.root, info.path), info) for info in files]
     return sorted(found, key=lambda pair: pair[0].path)
+
+
+def _without_hidden(files: Files, directory: Location) -> Files:
+    return [pair for pair in files if not _is_hidden(pair[0].path, directory.path)]
 
 
 def _is_hidden(path: str, parent: str) -> bool:
@@ -156,10 +189,46 @@ def _is_hidden(path: str, parent: str) -> bool:
     return any(part.startswith((".", "_")) for part in parts)
 
 
-def _glob(pattern: Location) -> list[tuple[Location, fs.FileInfo]]:
-    fixed = _GLOB.split(pattern.path)[0].rpartition("/")[0]
-    files = list_directory(Location(pattern.root, fixed))
-    return [pair for pair in files if fnmatch.fnmatch(pair[0].path, pattern.path)]
+def _matching(pattern: Location, files: Files, dead_links: Sequence[str]) -> Files:
+    """The files that match or, where none does, those within the directories that match."""
+    for wanted in (pattern.path, f"{pattern.path}/**"):
+        try:
+            matches = glob.compile(wanted, flags=_GLOB_FLAGS).match
+        except Exception as error:  # more than 1,000 alternatives: wcmatch keeps its error private
+            raise UsageError(f"{pattern}: {error}") from error
+        _check_links(pattern, [link for link in dead_links if matches(link)])
+        found = [pair for pair in files if matches(pair[0].path)]
+        if found:
+            return found
+    return []
+
+
+def _check_links(location: Location, links: Sequence[str]) -> None:
+    if links:
+        raise UsageError(f"{location}: the link {links[0]} leads nowhere; remove it or name files")
+
+
+def _find_dead_links(directory: Location) -> list[str]:
+    """pyarrow's listing skips them, and follows a circle 40 times: raises UsageError for that."""
+    if not directory.is_local or not os.path.isdir(directory.path):
+        return []
+    with directory._errors("listed"):
+        return sorted(_dead_links(directory.path, (os.path.realpath(directory.path),)))
+
+
+def _dead_links(directory: str, above: tuple[str, ...]) -> Iterator[str]:
+    """above: the real paths of the directories that led here, this one's last."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "_")):
+                continue
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                yield entry.path
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real in above:
+                    raise UsageError(f"the link {entry.path} leads in a circle, to {real}")
+                yield from _dead_links(entry.path, (*above, real))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerC
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.evaluate.cli import evaluate, roots_of
-from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.inputs.forms import PRESETS, InputOptions
 from shardrank.jobs.interruption import how_to_go_on
 from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.outputs.status import Status, read_status
@@ -80,15 +80,23 @@ def rerank(
     output: Annotated[str | None, typer.Option(help="Directory of the results")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub name")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model")] = None,
-    run: Annotated[str | None, typer.Option(help="First stage's run: TREC or Parquet")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            help="First stage's run: text of 3 to 7 columns (TREC), Parquet or JSON lines"
+        ),
+    ] = None,
     queries: Annotated[str | None, typer.Option(help="Queries table, for a run")] = None,
     corpus: Annotated[str | None, typer.Option(help="Corpus table, for a run")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="beir, mteb, vidore, jinavdr, msmarco or trec")
+        str | None, typer.Option(help=f"A data set's own names: {', '.join(PRESETS)}")
     ] = None,
     map: Annotated[
         list[str] | None,
-        typer.Option(help="TABLE.COLUMN=NAME: where another name holds a column"),
+        typer.Option(
+            help="TABLE.COLUMN=NAME: where another name holds a column; NAME may be a path, as in "
+            "corpus.doc=content.text, and COLUMN a candidate's, as in input.candidates.doc_id=sku"
+        ),
     ] = None,
     media_root: Annotated[
         list[str] | None,

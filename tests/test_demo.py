@@ -20,7 +20,7 @@ from shardrank.actors import Reranker, RerankerConfig
 from shardrank.actors.data import CandidateSet
 from shardrank.jobs.evaluate.measures import evaluate_run
 from shardrank.jobs.evaluate.qrels import load_qrels
-from shardrank.jobs.units.reading import document_value, query_value
+from shardrank.jobs.units.contents import document_value, query_value
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"

@@ -21,8 +21,8 @@ from shardrank.jobs.evaluate.measures import (
 from shardrank.jobs.evaluate.page import Page, Preview, render, shown_documents, shown_queries
 from shardrank.jobs.evaluate.previews import load_labels, load_previews
 from shardrank.jobs.evaluate.qrels import load_qrels
-from shardrank.jobs.inputs.forms import Mappings, read_mappings
-from shardrank.jobs.inputs.tables import OpenedTable, open_table
+from shardrank.jobs.inputs.forms import Mappings, read_mappings, tsv_layouts
+from shardrank.jobs.inputs.tables import OpenedTable, open_table, require
 from shardrank.jobs.storage import Location, write_atomically
 
 _QRELS_COLUMNS = ("query_id", "doc_id", "relevance")
@@ -69,11 +69,14 @@ def evaluate(
     judgements = load_qrels(qrels, qrels_columns)
     scores = load_scores(output, judgements)
     comparison = compare(scores, judgements, measure or DEFAULT_MEASURES, complete=complete)
+    layouts = tsv_layouts(preset)
     opened = {
-        name: open_table(name, uri, mappings[name])
+        name: open_table(name, uri, mappings[name], layouts[name])
         for name, uri in (("queries", queries), ("corpus", corpus))
         if uri is not None
     }
+    for name, table in opened.items():
+        require(table, ["query_id" if name == "queries" else "doc_id"])
     groups = {name: load_labels(opened["queries"], name) for name in group_by or []}
     if as_json:
         typer.echo(json.dumps(summary(scores, comparison, groups)))

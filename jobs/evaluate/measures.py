@@ -217,13 +217,13 @@ def reranked_run(scores: Scores) -> Run:
     }
 
 
-def _reranked_key(candidate: Candidate) -> tuple[float, float]:
+def _reranked_key(candidate: Candidate) -> tuple[float, ...]:
     logit = -math.inf if candidate.logit is None else candidate.logit
-    return -logit, _first_stage_key(candidate)
+    return -logit, *_first_stage_key(candidate)
 
 
 def first_stage_run(scores: Scores) -> Run | None:
-    """By first_stage_rank, else by first_stage_score; None if some candidate has neither."""
+    """By first_stage_rank, then by first_stage_score; None if some candidate has neither."""
     candidates = (c for found in scores.candidates.values() for c in found)
     if any(c.first_stage_rank is None and c.first_stage_score is None for c in candidates):
         return None
@@ -233,12 +233,9 @@ def first_stage_run(scores: Scores) -> Run | None:
     }
 
 
-def _first_stage_key(candidate: Candidate) -> float:
-    if candidate.first_stage_rank is not None:
-        return candidate.first_stage_rank
-    if candidate.first_stage_score is not None:
-        return -candidate.first_stage_score
-    return math.inf
+def _first_stage_key(candidate: Candidate) -> tuple[float, float]:
+    rank, score = candidate.first_stage_rank, candidate.first_stage_score
+    return math.inf if rank is None else rank, math.inf if score is None else -score
 
 
 def _by_position(candidates: Iterable[Candidate]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image as PILImage
 
-from shardrank.actors.data import Content, Video
+from shardrank.actors.data import Content, Video, parse_or_error
 from shardrank.actors.errors import RerankError
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.media.images import load_image
@@ -19,8 +19,9 @@ from shardrank.jobs.evaluate.page import Preview
 from shardrank.jobs.inputs import lines
 from shardrank.jobs.inputs.joins import scan_columns
 from shardrank.jobs.inputs.parquet import open_parquet
+from shardrank.jobs.inputs.paths import type_at, value_at
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
-from shardrank.jobs.units.reading import document_value, query_value
+from shardrank.jobs.units.contents import document_value, query_value
 
 _SIDE = 96  # pixels of a thumbnail's longer side
 _MAX_IMAGES = 3
@@ -47,14 +48,15 @@ def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
     for file in opened.table.files:
         if file.is_parquet:
             with open_parquet(file.location) as parquet:
-                if column not in parquet.schema_arrow.names:
+                if type_at(parquet.schema_arrow, column) is None:
                     raise UsageError(f"--group-by: no column {column!r} in {file.location}")
                 rows: Iterable[Mapping[str, Any]] = parquet.read([id_column, column]).to_pylist()
         else:
-            rows = (row for _, row in lines.scan_rows(file.location))
+            rows = (row for _, row in lines.scan_rows(file.location, file.tsv_columns))
         for row in rows:
-            if row.get(column) is not None:
-                labels[str(row.get(id_column))] = str(row[column])
+            label = value_at(row, column)
+            if label is not None:
+                labels[str(value_at(row, id_column))] = str(label)
     return labels
 
 
@@ -72,10 +74,9 @@ def _rows(
 
 
 def _preview(value: Any, reader: MediaReader) -> Preview:
-    try:
-        content = Content.parse(value)
-    except RerankError as error:
-        return Preview(texts=(f"({error})",))
+    content = parse_or_error(Content.parse, value, "content")
+    if isinstance(content, RerankError):
+        return Preview(texts=(f"({content})",))
     texts, images = list(content.texts), []
     sources = [*content.images, *(each for video in content.videos for each in _frames(video))]
     for source in sources[:_MAX_IMAGES]:

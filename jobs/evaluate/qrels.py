@@ -6,30 +6,37 @@ from typing import Any
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.lines import scan_rows, text_lines
 from shardrank.jobs.inputs.parquet import read_footer, read_range
+from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.storage import Location, list_files
 
 Qrels = dict[str, dict[str, int]]
 """query id -> document id -> relevance; ids are compared as text."""
 
-QUERY_COLUMNS = ("query_id", "query-id", "qid", "query")
-DOCUMENT_COLUMNS = ("doc_id", "corpus-id", "corpus_id", "doc-id", "docid", "pid", "document_id")
+QUERY_COLUMNS = ("query_id", "query-id", "qid", "topic", "query")
+DOCUMENT_COLUMNS = ("corpus-id", "corpus_id", "doc_id", "doc-id", "docid", "docno", "pid") + (
+    "document_id",
+)
 RELEVANCE_COLUMNS = ("relevance", "score", "rel", "label")
 
+_ITERATIONS = ("0", "Q0", "q0")
 _Row = tuple[str, Any, Any, Any]  # place, query id, document id, relevance
 
 
 def load_qrels(path: str, columns: Mapping[str, str] | None = None) -> Qrels:
-    """Read a file, a directory or a glob; `columns` maps query_id, doc_id, relevance to names.
+    """Read a file, a directory or a glob of one split; `columns` maps query_id, doc_id, relevance
+    to names. A table of just two columns, as NanoBEIR's, lists what is relevant.
 
     Raises UsageError that names the file and the row where something is wrong.
     """
     files = [location for location, _ in list_files(Location.parse(path))]
     if not files:
         raise UsageError(f"qrels {path} does not exist or holds no files")
+    check_one_split("qrels", files)
     qrels: Qrels = {}
     for file in files:
-        for place, query_id, doc_id, relevance in _rows(file, columns or {}):
-            _add(qrels, place, query_id, doc_id, relevance)
+        for place, query_id, doc_ids, relevance in _rows(file, columns or {}):
+            for doc_id in doc_ids if isinstance(doc_ids, list) else [doc_ids]:  # as in NanoBEIR
+                _add(qrels, place, query_id, doc_id, relevance)
     if not qrels:
         raise UsageError(f"qrels {path} holds no judgement")
     return qrels
@@ -70,9 +77,9 @@ def _parquet_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
     footer = read_footer(file)
     names = _choose_columns(str(file), footer.schema.names, columns)
     number = 0
-    for table in read_range(file, 0, footer.num_rows, names):
-        values = (table.column(name).to_pylist() for name in names)
-        for query_id, doc_id, relevance in zip(*values, strict=True):
+    for table in read_range(file, 0, footer.num_rows, [name for name in names if name]):
+        for row in table.to_pylist():
+            query_id, doc_id, relevance = (row[name] if name else 1 for name in names)
             yield f"{file}, row {number}", query_id, doc_id, relevance
             number += 1
 
@@ -80,31 +87,44 @@ def _parquet_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
 def _json_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
     for offset, row in scan_rows(file):
         place = f"{file}, byte {offset}"
-        query_id, doc_id, relevance = _choose_columns(place, list(row), columns)
-        yield place, row[query_id], row[doc_id], row[relevance]
+        names = _choose_columns(place, list(row), columns)
+        query_id, doc_id, relevance = (row[name] if name else 1 for name in names)
+        yield place, query_id, doc_id, relevance
 
 
 def _text_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
-    """With a header: a tab-separated table. Without: TREC's `query 0 document relevance`."""
-    order: tuple[int, int, int] | None = None
+    """With a header: a table. Without: TREC's `query 0 document relevance`, or without its 0."""
+    order: tuple[int | None, ...] | None = None
+    num = 0
     for position, (number, line) in enumerate(text_lines(file)):
         place = f"{file}, line {number}"
-        fields = line.split("\t") if "\t" in line else line.split()
+        fields = _fields(line.removeprefix("\ufeff"))
         if position == 0 and _is_header(fields, columns):
-            query_id, doc_id, relevance = _choose_columns(place, fields, columns)
-            order = fields.index(query_id), fields.index(doc_id), fields.index(relevance)
+            names = _choose_columns(place, fields, columns)
+            order = tuple(None if name is None else fields.index(name) for name in names)
+            num = len(fields)
             continue
         if order is None:
-            order = _order_without_header(place, fields)
-        if len(fields) <= max(order):
-            raise UsageError(f"{place}: expected at least {max(order) + 1} columns, got {line!r}")
-        query_id, doc_id, relevance = (fields[index].strip() for index in order)
+            order, num = _order_without_header(place, fields), len(fields)
+        if len(fields) != num:
+            raise UsageError(f"{place}: expected {num} columns as in the first line, got {line!r}")
+        query_id, doc_id, relevance = (1 if index is None else fields[index] for index in order)
         yield place, query_id, doc_id, relevance
+
+
+def _fields(line: str) -> list[str]:
+    """TREC's four columns by any white space, others by tabs where there are any: an id between
+    two tabs may have spaces.
+    """
+    words = line.split()
+    if "\t" not in line or (len(words) == 4 and words[1] in _ITERATIONS):
+        return words
+    return [field.strip() for field in line.split("\t")]
 
 
 def _is_header(fields: Sequence[str], columns: Mapping[str, str]) -> bool:
     names = {*QUERY_COLUMNS, *columns.values()}
-    return any(field.strip() in names for field in fields)
+    return any(field in names for field in fields) and not fields[-1].lstrip("-").isdigit()
 
 
 def _order_without_header(place: str, fields: Sequence[str]) -> tuple[int, int, int]:
@@ -121,16 +141,18 @@ def _order_without_header(place: str, fields: Sequence[str]) -> tuple[int, int, 
 
 def _choose_columns(
     place: str, present: Sequence[str], columns: Mapping[str, str]
-) -> tuple[str, str, str]:
-    wanted = (
-        ("query_id", QUERY_COLUMNS),
-        ("doc_id", DOCUMENT_COLUMNS),
-        ("relevance", RELEVANCE_COLUMNS),
+) -> tuple[str, str, str | None]:
+    """The names for query, document and relevance; no relevance where there are two columns."""
+    query_id = _choose_column(place, present, columns.get("query_id"), "query_id", QUERY_COLUMNS)
+    doc_id = _choose_column(place, present, columns.get("doc_id"), "doc_id", DOCUMENT_COLUMNS)
+    if len(present) == 2 and "relevance" not in columns:
+        return query_id, doc_id, None
+    mapped = columns.get("relevance")
+    return (
+        query_id,
+        doc_id,
+        _choose_column(place, present, mapped, "relevance", RELEVANCE_COLUMNS),
     )
-    query_id, doc_id, relevance = (
-        _choose_column(place, present, columns.get(role), role, known) for role, known in wanted
-    )
-    return query_id, doc_id, relevance
 
 
 def _choose_column(

@@ -3,6 +3,8 @@
 Knows which tables a form needs; how well-known data sets name their files and columns.
 """
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -10,73 +12,128 @@ from typing import Literal
 import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.runs import run_files
 from shardrank.jobs.inputs.tables import (
+    CANDIDATE_COLUMNS,
+    CANDIDATES,
+    DOCUMENT_COLUMNS,
     TABLE_COLUMNS,
     Mapped,
     OpenedTable,
     Table,
     check_types,
-    data_files,
-    id_type,
     open_table,
+    plain_type,
     require,
 )
+from shardrank.jobs.inputs.tsv import Layouts
 from shardrank.jobs.storage import Location, list_files
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["sets", "pairs", "run"]
 Mappings = dict[str, dict[str, str | tuple[str, ...]]]
 
 
-_SUFFIXES = ("", ".parquet", ".jsonl", ".jsonl.gz")
+_SUFFIXES = ("", ".parquet", ".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz")
+_DOCUMENT = ("doc", "text", "image", "video")
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+
+_TSV_LAYOUTS: dict[str, dict[int, tuple[str, ...]]] = {
+    "queries": {2: ("query_id", "query")},
+    "corpus": {2: ("doc_id", "doc")},
+}
+"""Files without a header in which two columns can mean one thing only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """columns: table -> the job's name -> the data set's. parts: table -> names inside INPUT.
+    """columns: table -> the job's name -> the data set's names, the first that is there counts.
+    parts: table -> names inside INPUT. tsv: table -> number of columns -> the data set's names.
 
     input_is_run: INPUT is the run itself, and --queries and --corpus name the tables.
     """
 
-    columns: dict[str, dict[str, str | tuple[str, ...]]] = field(default_factory=dict)
+    columns: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tsv: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)
     input_is_run: bool = False
 
 
+_RANKED: dict[str, tuple[str, ...]] = {"query_id": ("query-id",), "doc_ids": ("corpus-ids",)}
 _PAGES = Preset(
     columns={
-        "queries": {"query_id": "query-id"},
-        "corpus": {"doc_id": "corpus-id"},
-    }
+        "queries": {"query_id": ("query-id", "query_id", "id")},
+        "corpus": {"doc_id": ("corpus-id", "corpus_id", "id")},
+        "run": _RANKED,
+    },
+    parts={"run": ("run", "top_ranked")},
 )
 
 PRESETS: dict[str, Preset] = {
-    "beir": Preset(columns={"queries": {"query_id": "_id"}, "corpus": {"doc_id": "_id"}}),
+    "beir": Preset(columns={"queries": {"query_id": ("_id",)}, "corpus": {"doc_id": ("_id",)}}),
     "mteb": Preset(
         columns={
             "queries": {"query_id": ("id", "_id")},
             "corpus": {"doc_id": ("id", "_id")},
-            "run": {"query_id": "query-id", "doc_ids": "corpus-ids"},
-            "instructions": {"query_id": "query-id"},
+            "run": _RANKED,
+            "instructions": {"query_id": ("query-id",)},
         },
         parts={"run": ("top_ranked",), "instructions": ("instruction",)},
+    ),
+    "nanobeir": Preset(
+        columns={
+            "queries": {"query_id": ("_id",)},
+            "corpus": {"doc_id": ("_id",)},
+            "run": _RANKED,
+        },
+        parts={"run": ("run", "bm25")},
     ),
     "vidore": _PAGES,
     "jinavdr": _PAGES,
     "msmarco": Preset(
-        columns={"input": {"query_id": "qid", "doc_id": "pid", "doc": "passage"}},
+        columns={
+            "input": {"query_id": ("qid",), "doc_id": ("pid",), "doc": ("passage",)},
+            "queries": {"query_id": ("qid",)},
+            "corpus": {"doc_id": ("pid", "docid"), "doc": ("passage",), "text": ("body",)},
+        },
+        parts={"corpus": ("corpus", "collection", "msmarco-docs")},
+        tsv={
+            "input": {4: ("qid", "pid", "query", "passage")},
+            "queries": {2: ("qid", "query")},
+            "corpus": {2: ("pid", "passage"), 4: ("docid", "url", "title", "body")},
+        },
     ),
+    "miracl": Preset(columns={"corpus": {"doc_id": ("docid",)}}),
     "trec": Preset(input_is_run=True),
 }
 
 
-def find_part(uri: str, directory: Location, names: Sequence[str]) -> str | None:
-    """The URI of the first of `names` that is a file or directory with files inside INPUT."""
+def find_part(uri: str, names: Sequence[str]) -> str | None:
+    """The URI of the first of `names` that is a file or directory with files inside INPUT, or,
+    where INPUT itself is none, that it begins: `DIR/english` has `DIR/english-corpus`.
+    """
     base, _, query = uri.partition("?")
+    join = "/" if Location.parse(uri).exists() else "-"
     for name in names:
         for suffix in _SUFFIXES:
-            if list_files(directory.child(name + suffix)):
-                return f"{base.rstrip('/')}/{name}{suffix}" + (f"?{query}" if query else "")
+            part = f"{base.rstrip('/')}{join}{name}{suffix}" + (f"?{query}" if query else "")
+            if list_files(Location.parse(part)):
+                return part
     return None
+
+
+def _subsets(directory: Location, parts: Sequence[str]) -> list[str]:
+    """The subsets in a directory that have all parts: `de` of `de/corpus`, `english` of
+    `english-corpus`.
+    """
+    found: dict[str, set[str]] = {}
+    for file, _ in list_files(directory):
+        path = file.path.removeprefix(f"{directory.path}/")
+        match = re.match(rf"([^/]+?)[-/]({'|'.join(parts)})(/|\.[a-z])", path)
+        if match:
+            found.setdefault(match[1], set()).add(match[2])
+    return sorted(name for name, has in found.items() if has == set(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +192,29 @@ def open_job_input(options: InputOptions) -> OpenedInput:
     preset = _preset(options.preset)
     mapping = _merge(preset, options.maps)
     parts = _locate(options, preset)
+    for uri in parts.values():
+        if uri.lower().endswith(_ARCHIVES):
+            raise UsageError(f"{uri} is an archive: unpack it, and name what is inside")
+    layouts = tsv_layouts(options.preset)
     if "run" not in parts:
         if "queries" in parts or "corpus" in parts:
             raise UsageError(
                 "queries and a corpus alone do not say which pairs to score: "
                 "name the first stage's run with --run FILE (TREC run or Parquet)"
             )
-        return _open_direct(parts, mapping)
-    return _open_run(parts, mapping)
+        return _open_direct(parts, mapping, layouts)
+    return _open_run(parts, mapping, layouts)
 
 
 def read_mappings(preset: str | None, maps: Sequence[str]) -> Mappings:
     """Table -> column -> name in the files, of a preset and of `--map` over it."""
     return _merge(_preset(preset), maps)
+
+
+def tsv_layouts(preset: str | None) -> dict[str, Layouts]:
+    """Table -> the layouts of its tab-separated files without a header."""
+    known = _preset(preset).tsv
+    return {table: _TSV_LAYOUTS.get(table, {}) | known.get(table, {}) for table in TABLE_COLUMNS}
 
 
 def _preset(name: str | None) -> Preset:
@@ -173,10 +240,11 @@ def _parse_map(text: str) -> tuple[str, str, str]:
         raise UsageError(f"--map must be TABLE.COLUMN=NAME, got {text!r}")
     if table not in TABLE_COLUMNS:
         raise UsageError(f"--map: unknown table {table!r}; known: {', '.join(TABLE_COLUMNS)}")
-    if column not in TABLE_COLUMNS[table]:
-        raise UsageError(
-            f"--map: unknown column {column!r}; {table} has: {', '.join(TABLE_COLUMNS[table])}"
-        )
+    known = TABLE_COLUMNS[table]
+    if "candidates" in known:
+        known += tuple(f"{CANDIDATES}{field}" for field in CANDIDATE_COLUMNS)
+    if column not in known:
+        raise UsageError(f"--map: unknown column {column!r}; {table} has: {', '.join(known)}")
     return table, column, name
 
 
@@ -197,40 +265,80 @@ def _locate(options: InputOptions, preset: Preset) -> dict[str, str]:
 def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]:
     if preset.input_is_run:
         return {"run": uri} | given
-    directory = Location.parse(uri)
     found = {}
     for name in ("queries", "corpus", "run", "instructions"):
-        part = find_part(uri, directory, preset.parts.get(name, (name,)))
+        part = find_part(uri, preset.parts.get(name, (name,)))
         if part:
             found[name] = part
-    if "queries" in found and "corpus" in found:
+    if found.keys() & {"queries", "corpus"} and {"queries", "corpus"} <= (found | given).keys():
         return found | given
+    missing = [name for name in ("queries", "corpus") if name not in given]
+    subsets = _subsets(Location.parse(uri), missing) if missing else []
+    if len(subsets) > 1:
+        raise UsageError(
+            f"{uri} holds the subsets {', '.join(subsets)}: name one, such as "
+            f"{uri.rstrip('/')}/{subsets[0]}"
+        )
+    if subsets:
+        return _parts_of(f"{uri.rstrip('/')}/{subsets[0]}", preset, given)
     return {"run": uri} | given if given else {"input": uri}
 
 
-def _open_direct(parts: dict[str, str], mapping: Mappings) -> OpenedInput:
-    opened = open_table("input", parts["input"], mapping["input"])
+def _open_direct(
+    parts: dict[str, str], mapping: Mappings, layouts: Mapping[str, Layouts]
+) -> OpenedInput:
+    opened = open_table("input", parts["input"], mapping["input"], layouts["input"])
     check_types(opened)
-    require(opened, ["query_id", "query"])
+    require(opened, ["query_id"])
     if opened.table.has("candidates"):
+        opened = _with_query_media(opened)
+        _require_content(opened, ("query", "query_image", "query_video"))
         if not all(file.is_parquet for file in opened.table.files):
             raise UsageError("input: candidate sets are read from Parquet only")
         return OpenedInput("sets", opened, opened)
+    _require_content(opened, ("query", "query_image", "query_video"))
     if not opened.table.has("doc_id"):
         require(opened, ["candidates"])
-    require(opened, ["doc"])
+    _require_content(opened, _DOCUMENT)
+    for name in ("image", "video"):
+        if opened.table.has(name):
+            logger.info(f"input: {name} is the document's; a query's would be query_{name}")
     return OpenedInput("pairs", opened, opened)
 
 
-def _open_run(parts: dict[str, str], mapping: Mappings) -> OpenedInput:
-    queries = open_table("queries", parts["queries"], mapping["queries"])
-    corpus = open_table("corpus", parts["corpus"], mapping["corpus"])
+def _with_query_media(opened: OpenedTable) -> OpenedTable:
+    """Beside candidates, which have their own media, `image` and `video` are the query's."""
+    columns = {
+        column: path
+        for column, path in opened.table.columns.items()
+        if column not in DOCUMENT_COLUMNS
+    }
+    for name in ("image", "video"):
+        query_name, path = f"query_{name}", opened.table.columns.get(name)
+        if path is not None and query_name in columns:
+            raise UsageError(
+                f"input: {path!r} and {columns[query_name]!r} are both the query's {name}: "
+                "leave one of them out"
+            )
+        if path is not None:
+            columns[query_name] = path
+    return replace(opened, table=replace(opened.table, columns=columns))
+
+
+def _open_run(
+    parts: dict[str, str], mapping: Mappings, layouts: Mapping[str, Layouts]
+) -> OpenedInput:
+    queries = open_table("queries", parts["queries"], mapping["queries"], layouts["queries"])
+    corpus = open_table("corpus", parts["corpus"], mapping["corpus"], layouts["corpus"])
     require(queries, ["query_id"])
     require(corpus, ["doc_id"])
-    for opened, columns in ((queries, ("query", "text", "image", "video")), (corpus, ("doc",))):
+    for opened, columns in (
+        (queries, ("query", "text", "image", "video")),
+        (corpus, _DOCUMENT),
+    ):
         check_types(opened)
         _require_content(opened, columns)
-    if not data_files(Location.parse(parts["run"])):
+    if not run_files(Location.parse(parts["run"])):
         raise UsageError(f"run: no file at {parts['run']}")
     instructions = None
     if "instructions" in parts:
@@ -239,8 +347,7 @@ def _open_run(parts: dict[str, str], mapping: Mappings) -> OpenedInput:
 
 
 def _require_content(opened: OpenedTable, columns: Sequence[str]) -> None:
-    known = (*columns, "text", "image", "video")
-    if not any(opened.table.has(column) for column in known):
+    if not any(opened.table.has(column) for column in columns):
         require(opened, [columns[0]])
 
 
@@ -249,6 +356,6 @@ def job_input(opened: OpenedInput, query_ids: pa.DataType, doc_ids: pa.DataType)
         opened.form,
         opened.queries.table,
         opened.corpus.table,
-        id_type(query_ids),
-        id_type(doc_ids),
+        plain_type(query_ids),
+        plain_type(doc_ids),
     )

@@ -1,11 +1,12 @@
 """The list of pairs with the place of every query and document: ids are joined, payloads stay.
 
 All of it happens in the driver, on id columns alone. A pair's place is (file index, position);
--1 as file index means that the table has no such id.
+-1 as file index means that the table has no such id, NO_CANDIDATES that the query has no documents.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,18 +15,32 @@ import pyarrow.compute as pc
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines, parquet
 from shardrank.jobs.inputs.forms import OpenedInput
+from shardrank.jobs.inputs.paths import column_at, type_at
+from shardrank.jobs.inputs.runs import (
+    count_tied,
+    is_text_run,
+    read_text_run,
+    run_files,
+    settled_ranks,
+)
+from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.inputs.tables import (
+    DOCUMENT_COLUMNS,
+    QUERY_COLUMNS,
+    Mapped,
     OpenedTable,
     Table,
     check_types,
-    data_files,
-    id_type,
     open_table,
+    plain_type,
     require,
 )
 from shardrank.jobs.storage import Location
 
+logger = logging.getLogger(__name__)
+
 PLACE_COLUMNS = ("query_file", "query_position", "doc_file", "doc_position")
+NO_CANDIDATES = -2
 
 
 def list_pairs(opened: OpenedInput) -> pa.Table:
@@ -34,7 +49,7 @@ def list_pairs(opened: OpenedInput) -> pa.Table:
     The pairs of a query are neighbours, in their own order; queries come as they first appear.
     """
     pairs = _own_pairs(opened) if opened.form == "pairs" else _joined_pairs(opened)
-    return _grouped_by_query(pairs)
+    return _with_settled_ranks(_grouped_by_query(pairs))
 
 
 def _own_pairs(opened: OpenedInput) -> pa.Table:
@@ -52,73 +67,55 @@ def _joined_pairs(opened: OpenedInput) -> pa.Table:
     documents = scan_columns(opened.corpus, ["doc_id"])
     if opened.instructions is not None:
         run = _with_instructions(run, opened.instructions)
-    return _with_places(
-        run,
-        queries,
-        _index_in(run["query_id"], queries["query_id"]),
-        documents,
-        _index_in(run["doc_id"], documents["doc_id"]),
-    )
+    document_rows = _index_in(run["doc_id"], documents["doc_id"])
+    if "is_empty" in run.schema.names:
+        document_rows = np.where(run["is_empty"].to_numpy(), NO_CANDIDATES, document_rows)
+    query_rows = _index_in(run["query_id"], queries["query_id"])
+    check_one_content(opened.queries, "query_id", queries, query_rows, QUERY_COLUMNS)
+    check_one_content(opened.corpus, "doc_id", documents, document_rows, DOCUMENT_COLUMNS)
+    return _with_places(run, queries, query_rows, documents, document_rows)
 
 
 def scan_columns(opened: OpenedTable, columns: list[str]) -> pa.Table:
     """The columns of the whole table (null where it lacks one) with `file` and `position`."""
-    parts = [
-        _scan_file(opened.table, index, [c for c in columns if opened.table.has(c)])
-        for index in range(len(opened.table.files))
-    ]
-    try:
-        scanned = pa.concat_tables(parts)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{opened.table.name}: ids of different types: {error}") from error
-    return _with_missing(scanned, columns)
+    kinds = [(column, opened.types.get(column, pa.null())) for column in columns]
+    schema = pa.schema([*kinds, ("file", pa.int32()), ("position", pa.int64())])
+    return pa.concat_tables(
+        _scan_file(opened, index, columns).cast(schema) for index in range(len(opened.parts))
+    )
 
 
-def _scan_file(table: Table, index: int, columns: list[str]) -> pa.Table:
-    file = table.files[index]
-    names = [table.columns[column] for column in columns]
-    if file.is_parquet:
-        with parquet.open_parquet(file.location) as opened:
-            scanned = opened.read(columns=names).select(names).rename_columns(columns)
-        positions = pa.array(np.arange(scanned.num_rows))
+def _scan_file(opened: OpenedTable, index: int, columns: list[str]) -> pa.Table:
+    part = opened.parts[index]
+    paths = [opened.table.columns.get(column, "") for column in columns]
+    present = [path for path in paths if type_at(part.schema, path) is not None]
+    if isinstance(part, lines.Scan):
+        found = {path: part.columns[path] for path in present}
+        positions = part.columns["position"]
     else:
-        scanned, positions = _scan_lines(file.location, names, columns)
-    for place, column in enumerate(columns):
-        if column in ("query_id", "doc_id"):
-            ids = scanned[column].cast(id_type(scanned[column].type))
-            scanned = scanned.set_column(place, column, ids)
-    scanned = scanned.append_column("file", pa.array(np.full(len(positions), index, np.int32)))
-    return scanned.append_column("position", positions)
+        with parquet.open_parquet(opened.table.files[index].location) as file:
+            read = file.read(columns=present)
+        found = {path: column_at(read, path) for path in present}
+        positions = pa.array(np.arange(part.num_rows))
+    arrays = [found[path] if path in found else pa.nulls(part.num_rows) for path in paths]
+    files = pa.array(np.full(part.num_rows, index, np.int32))
+    return pa.table([*arrays, files, positions], names=[*columns, "file", "position"])
 
 
-def _scan_lines(
-    location: Location, names: list[str], columns: list[str]
-) -> tuple[pa.Table, pa.Array]:
-    positions: list[int] = []
-    values: list[list[Any]] = [[] for _ in names]
-    for position, row in lines.scan_rows(location):
-        positions.append(position)
-        for name, column in zip(names, values, strict=True):
-            column.append(row.get(name))
-    try:
-        arrays = [pa.array(column) for column in values]
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UsageError(f"{location}: ids of different types: {error}") from error
-    return pa.table(arrays, names=columns), pa.array(positions, pa.int64())
+def read_run(uri: str, mapping: Mapped) -> pa.Table:
+    """query_id, doc_id, rank, score of a run: text files, or a Parquet or JSON lines table.
+
+    A row with `is_empty` is a query that has no candidates. Raises UsageError for an empty run.
+    """
+    files = run_files(Location.parse(uri))
+    run = read_text_run(files, mapping) if is_text_run(files) else _read_table(uri, mapping)
+    if not run.num_rows:
+        raise UsageError(f"run: {uri} is empty: it names no pair")
+    return run
 
 
-def _with_missing(pairs: pa.Table, columns: list[str]) -> pa.Table:
-    for column in columns:
-        if column not in pairs.schema.names:
-            pairs = pairs.append_column(column, pa.nulls(pairs.num_rows))
-    return pairs
-
-
-def read_run(uri: str, mapping: Any) -> pa.Table:
-    """query_id, doc_id, rank, score of a TREC run file (plain or gzip), or of a Parquet table."""
-    location = Location.parse(uri)
-    if all(not file.location.name.endswith(".parquet") for file in data_files(location)):
-        return _read_trec(location)
+def _read_table(uri: str, mapping: Mapped) -> pa.Table:
+    check_one_split("run", run_files(Location.parse(uri)))
     opened = open_table("run", uri, mapping)
     check_types(opened)
     require(opened, ["query_id"])
@@ -129,47 +126,26 @@ def read_run(uri: str, mapping: Any) -> pa.Table:
 
 
 def _explode(ranked: pa.Table) -> pa.Table:
-    """mteb's top_ranked: a list of document ids a query, the best first."""
+    """mteb's top_ranked: a list of document ids a query, the best first. An empty or null list
+    keeps its query, in a row of its own.
+    """
     lists = ranked["doc_ids"].combine_chunks()
-    parents = pc.list_parent_indices(lists).to_numpy()
-    starts = np.flatnonzero(np.diff(parents, prepend=-1))
-    lengths = np.diff(np.append(starts, len(parents))).astype(np.int64)
-    ranks = np.arange(len(parents)) - np.repeat(starts, lengths) + 1
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    rows = np.repeat(np.arange(len(lists)), np.maximum(lengths, 1))
+    is_empty = (lengths == 0)[rows]
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    ranks = np.arange(len(rows)) - np.repeat(starts, np.maximum(lengths, 1)) + 1
     flat = pc.list_flatten(lists)
+    places = np.cumsum(~is_empty) - 1
     return pa.table(
         {
-            "query_id": ranked["query_id"].take(pa.array(parents)),
-            "doc_id": flat.cast(id_type(flat.type)),
-            "rank": pa.array(ranks.astype(np.int32)),
-            "score": pa.nulls(len(parents), pa.float64()),
+            "query_id": ranked["query_id"].take(pa.array(rows)),
+            "doc_id": flat.cast(plain_type(flat.type)).take(pa.array(places, mask=is_empty)),
+            "rank": pa.array(ranks.astype(np.int32), mask=is_empty),
+            "score": pa.nulls(len(rows), pa.float64()),
+            "is_empty": pa.array(is_empty),
         }
     )
-
-
-def _read_trec(location: Location) -> pa.Table:
-    columns: list[list[Any]] = [[], [], [], []]
-    for number, line in lines.text_lines(location):
-        values = line.split()
-        if len(values) != 6:
-            raise UsageError(
-                f"run: {location}, line {number}: expected "
-                f"`query_id Q0 doc_id rank score tag`, got {len(values)} columns"
-            )
-        row = (values[0], values[2], _number(location, number, values[3]))
-        for column, value in zip(
-            columns, (*row, _number(location, number, values[4])), strict=True
-        ):
-            column.append(value)
-    kinds = (pa.large_string(), pa.large_string(), pa.float64(), pa.float64())
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    return pa.table(arrays, names=["query_id", "doc_id", "rank", "score"])
-
-
-def _number(location: Location, number: int, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"run: {location}, line {number}: {text!r} is not a number") from None
 
 
 def _index_in(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
@@ -180,10 +156,50 @@ def _index_in(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
     return found.fill_null(-1).combine_chunks().to_numpy(zero_copy_only=False)
 
 
+def check_one_content(
+    opened: OpenedTable, id_column: str, scanned: pa.Table, rows: np.ndarray, columns: Sequence[str]
+) -> None:
+    """Raises UsageError for an id that the run names and the table has twice, with two contents.
+
+    scanned: the table's ids with `file` and `position`; rows: of each pair, its row there or -1.
+    Only what has such an id is read.
+    """
+    codes = id_codes(scanned[id_column])
+    firsts = np.unique(codes, return_index=True)[1][codes] if len(codes) else codes
+    is_named = np.zeros(len(codes), bool)
+    is_named[rows[rows >= 0]] = True
+    again = np.flatnonzero((firsts != np.arange(len(firsts))) & is_named[firsts])
+    if not len(again):
+        return
+    table, found = opened.table, dict[int, tuple[bytes, str]]()
+    wanted = np.unique(np.concatenate([firsts[again], again]))
+    for row, place, content in _contents(table, scanned, wanted, columns):
+        other, first_place = found.setdefault(int(firsts[row]), (content, place))
+        if other != content:
+            raise UsageError(
+                f"{table.name}: {id_column} {scanned[id_column][row].as_py()!r} has two contents, "
+                f"in {first_place} and in {place}: an id must have one"
+            )
+
+
+def _contents(
+    table: Table, scanned: pa.Table, rows: np.ndarray, columns: Sequence[str]
+) -> Iterator[tuple[int, str, bytes]]:
+    """(row, where it is, a digest of its columns) of the wanted rows, in their order."""
+    files, positions = scanned["file"].to_numpy()[rows], scanned["position"].to_numpy()[rows]
+    for file in np.unique(files).tolist():
+        unit = "row" if table.files[file].is_parquet else "byte"
+        fetched = table.fetch(file, positions[files == file], columns)
+        for row, (position, value) in zip(rows[files == file].tolist(), fetched, strict=True):
+            digest = hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).digest()
+            yield row, f"{table.files[file].location}, {unit} {position}", digest
+
+
 def _with_instructions(run: pa.Table, opened: OpenedTable) -> pa.Table:
     require(opened, ["query_id", "instruction"])
     scanned = scan_columns(opened, ["query_id", "instruction"])
     rows = _index_in(run["query_id"], scanned["query_id"])
+    check_one_content(opened, "query_id", scanned, rows, ("instruction",))
     taken = scanned["instruction"].take(pa.array(rows, mask=rows < 0))
     return run.append_column("instruction", taken)
 
@@ -213,9 +229,9 @@ def _places(table: pa.Table, rows: np.ndarray) -> Iterator[np.ndarray]:
     for name in ("file", "position"):
         values = table[name].to_numpy()
         if not len(values):
-            yield np.full(len(rows), -1, values.dtype)
+            yield np.minimum(rows, -1).astype(values.dtype)
         else:
-            yield np.where(rows >= 0, values[np.maximum(rows, 0)], -1)
+            yield np.where(rows >= 0, values[np.maximum(rows, 0)], rows)
 
 
 def id_codes(ids: pa.ChunkedArray) -> np.ndarray:
@@ -229,3 +245,17 @@ def _grouped_by_query(pairs: pa.Table) -> pa.Table:
     return pairs.take(pa.array(np.argsort(codes, kind="stable"))).append_column(
         "query_index", pa.array(np.sort(codes))
     )
+
+
+def _with_settled_ranks(pairs: pa.Table) -> pa.Table:
+    queries = pairs["query_index"].to_numpy()
+    ranks, scores = (pairs[name].to_numpy() for name in ("rank", "score"))
+    settled = settled_ranks(queries, ranks, scores)
+    num_tied = count_tied(queries, ranks, settled)
+    if num_tied:
+        logger.info(
+            f"first stage: the ranks of {num_tied:,} queries tie: their documents are ranked by "
+            "score, and where that ties too as the input has them"
+        )
+    column = pairs.schema.get_field_index("rank")
+    return pairs.set_column(column, "rank", pa.array(settled, from_pandas=True))

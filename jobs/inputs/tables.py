@@ -5,27 +5,35 @@ Tables: `input` (candidate sets or pairs), or `queries`, `corpus` and `run`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
-from pyarrow import fs
 
 from shardrank.actors.config import QueryOptions
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs import lines, parquet
+from shardrank.jobs.inputs.discovery import DataFile, data_files, nothing_found
+from shardrank.jobs.inputs.lines import Scan
 from shardrank.jobs.inputs.parquet import Footer
-from shardrank.jobs.storage import Location, list_files
+from shardrank.jobs.inputs.paths import is_begun, names_near, type_at, value_at
+from shardrank.jobs.inputs.tsv import Layouts, tsv_columns
+from shardrank.jobs.storage import Location
 
-OPTION_COLUMNS = tuple(field.name for field in fields(QueryOptions))
+OPTION_COLUMNS = tuple(each.name for each in fields(QueryOptions))
 QUERY_COLUMNS = ("query", "text", "image", "video", "instruction", *OPTION_COLUMNS)
 DOCUMENT_COLUMNS = ("doc", "title", "text", "image", "video")
+CANDIDATES = "candidates."
+INPUT_QUERY_COLUMNS = ("query", "query_image", "query_video", "instruction", *OPTION_COLUMNS)
+"""What an `input` table has of a query; its `image` and `video` are a document's."""
+CANDIDATE_COLUMNS = ("doc_id", *DOCUMENT_COLUMNS, "rank", "score")
 
 TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
-    "input": ("query_id", "doc_id", "query", "doc", "candidates", "rank", "score")
-    + ("instruction", *OPTION_COLUMNS),
+    "input": ("query_id", "doc_id", "candidates", "rank", "score")
+    + (*INPUT_QUERY_COLUMNS, *DOCUMENT_COLUMNS),
     "queries": ("query_id", *QUERY_COLUMNS),
     "corpus": ("doc_id", *DOCUMENT_COLUMNS),
     "run": ("query_id", "doc_id", "rank", "score", "doc_ids"),
@@ -33,119 +41,159 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """What `--map TABLE.COLUMN=NAME` may name."""
 
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    location: Location
-    size_bytes: int
-    mtime_ns: int
-    is_parquet: bool
-
-    def check_unchanged(self) -> None:
-        """Raises UnreadableInput if it is no longer the file that the job was planned with.
-
-        By size and time, of which an object store's may be known to the second alone.
-        """
-        info = self.location.info()
-        if info.type == fs.FileType.NotFound:
-            raise UnreadableInput(f"{self.location} is gone since the job was planned")
-        unit = 1 if self.location.is_local else 10**9
-        found = info.size, (info.mtime_ns or 0) // unit
-        if found != (self.size_bytes, self.mtime_ns // unit):
-            raise UnreadableInput(
-                f"{self.location} has changed since the job was planned: {info.size:,} bytes, and "
-                f"then {self.size_bytes:,}"
-            )
+_IN_EVERY_FILE = ("query_id", "doc_id", "doc_ids", "candidates")
+"""Of what a table has, each file must; other columns are null where a file lacks them."""
+_CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "input": (("query", "query_image", "query_video"),),
+    "pairs": (("query", "query_image", "query_video"), ("doc", "text", "image", "video")),
+    "queries": (("query", "text", "image", "video"),),
+    "corpus": (("doc", "text", "image", "video"),),
+    "instructions": (("instruction",),),
+}
+"""At least one of those of each group that the table has must be in each file."""
+_SCANNED = ("query_id", "doc_id", "rank", "score", "doc_ids")
+_LISTS = (
+    pt.is_list,
+    pt.is_large_list,
+    pt.is_list_view,
+    pt.is_large_list_view,
+    pt.is_fixed_size_list,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`columns`: the job's name of a column -> its name in the files, for those that are there."""
+    """`columns`: the job's name of a column -> its path in the files, for those that are there;
+    candidate_fields: the same of a candidate's fields, for those of another name.
+    """
 
     name: str
     files: tuple[DataFile, ...]
     columns: dict[str, str]
+    candidate_fields: dict[str, str] = field(default_factory=dict)
 
     def has(self, column: str) -> bool:
         return column in self.columns
 
+    def candidate_path(self, field: str) -> str:
+        return self.candidate_fields.get(field, field)
+
     def fetch(
         self, file_index: int, positions: np.ndarray, columns: Sequence[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(position, row under the job's names) of the wanted rows of one file, each once."""
+        """(position, row under the job's names) of the wanted rows of one file, each once; a row
+        has those of the columns that its file, or its line, has.
+        """
         file = self.files[file_index]
         file.check_unchanged()
-        names = {self.columns[column]: column for column in columns if column in self.columns}
-        reader = parquet.fetch_rows if file.is_parquet else lines.fetch_rows
-        for position, row in reader(file.location, positions, list(names)):
-            yield position, {column: row[name] for name, column in names.items()}
+        paths = {column: self.columns[column] for column in columns if column in self.columns}
+        names = list(dict.fromkeys(paths.values()))
+        if file.is_parquet:
+            rows = parquet.fetch_rows(file.location, positions, names)
+        else:
+            rows = lines.fetch_rows(file.location, positions, names, file.tsv_columns)
+        for position, row in rows:
+            yield position, self.named(row, paths)
+
+    def named(self, row: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+        """The row's values under the job's names, of the columns that it has."""
+        return {
+            column: value_at(row, path) for column, path in paths.items() if is_begun(row, path)
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedTable:
-    """A table with its footers, which only the driver needs (None for line files)."""
+    """A table with what only the driver needs: `parts`, each file's footer or, of lines, its scan.
+
+    types: the job's name of a column -> its one type over all files, plain; null where nothing is
+    known, as of the contents in lines.
+    """
 
     table: Table
-    footers: tuple[Footer | None, ...]
+    parts: tuple[Footer | Scan, ...]
+    types: dict[str, pa.DataType]
 
-    def schema(self) -> pa.Schema | None:
-        return next((footer.schema for footer in self.footers if footer), None)
+    @property
+    def footers(self) -> tuple[Footer | None, ...]:
+        return tuple(part if isinstance(part, Footer) else None for part in self.parts)
 
     def ordered_as(self, paths: Sequence[str]) -> "OpenedTable":
         """The files of `paths` first, in that order, and the others after them."""
         place = {path: index for index, path in enumerate(paths)}
-        files = list(zip(self.table.files, self.footers, strict=True))
+        files = list(zip(self.table.files, self.parts, strict=True))
         files.sort(key=lambda each: place.get(str(each[0].location), len(place)))
         table = replace(self.table, files=tuple(file for file, _ in files))
-        return replace(self, table=table, footers=tuple(footer for _, footer in files))
+        return replace(self, table=table, parts=tuple(part for _, part in files))
 
-    def row_bytes(self, columns: Sequence[str], num_rows: int) -> int:
+    @property
+    def filled(self) -> "Filled":
+        """The files that have rows."""
+        return _filled(self.table.files, self.parts)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(part.num_rows for part in self.parts)
+
+    def row_bytes(self, columns: Sequence[str]) -> int:
         """A row's mean size in the given columns, decoded."""
         names = [self.table.columns[column] for column in columns if self.table.has(column)]
-        total = sum(
-            footer.size_bytes(names) if footer else file.size_bytes
-            for footer, file in zip(self.footers, self.table.files, strict=True)
-        )
-        return max(1, total // max(1, num_rows))
+        total = sum(part.size_bytes(names) for part in self.parts)
+        return max(1, total // max(1, self.num_rows))
 
 
+Filled = Sequence[tuple[DataFile, Footer | Scan]]
 Mapped = Mapping[str, str | tuple[str, ...]]
-"""The job's name of a column -> its name in the files, or the first of several that is there."""
+"""The job's name of a column -> its path in the files, which must be there; or several, of which
+the first that is there counts, or else the job's name.
+"""
 
 
-def open_table(name: str, uri: str, mapping: Mapped) -> OpenedTable:
-    """List the files, read the footers and find the columns; unmapped ones keep their name.
+def open_table(
+    name: str, uri: str, mapping: Mapped, layouts: Layouts = MappingProxyType({})
+) -> OpenedTable:
+    """List the files, read footers and lines, find the columns and the one type of each; unmapped
+    columns keep their name. A file without rows says nothing about columns.
 
-    Raises UsageError that names the file or the column.
+    layouts: names of the columns of a tab-separated file without a header. Raises UsageError that
+    names the file or the column.
     """
-    files = data_files(Location.parse(uri))
+    location = Location.parse(uri)
+    files = data_files(location)
     if not files:
-        raise UsageError(f"{name}: no Parquet or JSON lines files at {uri}")
-    footers = _read_footers(files)
-    columns = _find_columns(name, files, footers, mapping)
-    _check_same_types(name, files, footers, columns)
-    return OpenedTable(Table(name, tuple(files), columns), tuple(footers))
+        raise UsageError(f"{name}: {nothing_found(location)}")
+    files = [_with_tsv_columns(name, file, mapping, layouts) for file in files]
+    parts = _read_parts(files, _scanned_paths(name, mapping))
+    filled = _filled(files, parts)
+    if not filled:
+        raise UsageError(f"{name}: no rows in {location}")
+    columns = _find_columns(name, filled, mapping)
+    fields = _find_candidate_fields(filled, columns, mapping)
+    types = {column: _one_type(name, path, filled) for column, path in columns.items()}
+    return OpenedTable(Table(name, tuple(files), columns, fields), tuple(parts), types)
 
 
-def data_files(location: Location) -> list[DataFile]:
-    """Parquet files of a place, or where it has none, JSON lines and tab-separated files."""
-    found = [
-        DataFile(place, info.size, info.mtime_ns or 0, not _is_text(place.name))
-        for place, info in list_files(location)
-    ]
-    if len(found) == 1 and found[0].location == location:
-        return found
-    parquet_files = [file for file in found if file.location.name.endswith(".parquet")]
-    return parquet_files or [file for file in found if not file.is_parquet]
+def _filled(files: Sequence[DataFile], parts: Sequence[Footer | Scan]) -> Filled:
+    return [(file, part) for file, part in zip(files, parts, strict=True) if part.num_rows]
 
 
-def _is_text(name: str) -> bool:
-    return name.removesuffix(".gz").endswith((".jsonl", ".tsv"))
+def _with_tsv_columns(name: str, file: DataFile, mapping: Mapped, layouts: Layouts) -> DataFile:
+    try:
+        if file.is_parquet or not lines.is_tsv(file.location):
+            return file
+        ids = [column for column in ("query_id", "doc_id") if column in TABLE_COLUMNS[name]]
+        known = [each for column in ids for each in _names_of(column, mapping)]
+        columns = tsv_columns(name, file.location, list(dict.fromkeys(known)), layouts)
+        return replace(file, tsv_columns=columns)
+    except UnreadableInput as error:
+        raise UsageError(str(error)) from error
 
 
-def _read_footers(files: Sequence[DataFile]) -> list[Footer | None]:
-    def read(file: DataFile) -> Footer | None:
-        return parquet.read_footer(file.location) if file.is_parquet else None
+def _read_parts(files: Sequence[DataFile], scanned: Sequence[str]) -> list[Footer | Scan]:
+    def read(file: DataFile) -> Footer | Scan:
+        if file.is_parquet:
+            return parquet.read_footer(file.location)
+        return lines.scan(file.location, scanned, file.tsv_columns)
 
     try:
         with ThreadPoolExecutor(16) as pool:
@@ -154,68 +202,151 @@ def _read_footers(files: Sequence[DataFile]) -> list[Footer | None]:
         raise UsageError(str(error)) from error
 
 
-def _names(file: DataFile, footer: Footer | None) -> set[str]:
-    """Column names of one file; a line file is known by its first row."""
-    if footer is not None:
-        return set(footer.schema.names)
-    try:
-        return set(next(lines.scan_rows(file.location), (0, {}))[1])
-    except UnreadableInput as error:
-        raise UsageError(str(error)) from error
+def _scanned_paths(name: str, mapping: Mapped) -> list[str]:
+    """Columns that the driver reads of all rows, under each path that they may have."""
+    columns = TABLE_COLUMNS[name] if name == "instructions" else _SCANNED
+    known = [column for column in columns if column in TABLE_COLUMNS[name]]
+    return sorted({path for column in known for path in _names_of(column, mapping)})
 
 
-def _find_columns(
-    name: str,
-    files: Sequence[DataFile],
-    footers: Sequence[Footer | None],
-    mapping: Mapped,
-) -> dict[str, str]:
-    first = _names(files[0], footers[0])
+def _names_of(column: str, mapping: Mapped) -> tuple[str, ...]:
+    wanted = mapping.get(column, column)
+    return (wanted,) if isinstance(wanted, str) else (*wanted, column)
+
+
+def _has(part: Footer | Scan, path: str) -> bool:
+    return type_at(part.schema, path) is not None
+
+
+def _find_columns(name: str, filled: Filled, mapping: Mapped) -> dict[str, str]:
     present = {}
     for column in TABLE_COLUMNS[name]:
-        wanted = mapping.get(column, column)
-        names = (wanted,) if isinstance(wanted, str) else wanted
-        found = next((each for each in names if each in first), None)
+        names = _names_of(column, mapping)
+        found = next((each for each in names if any(_has(part, each) for _, part in filled)), None)
         if found:
             present[column] = found
-        elif column in mapping:
+            continue
+        file, part = filled[0]
+        if isinstance(mapping.get(column), str):
             raise UsageError(
-                f"{name}: no column {names[0]!r} (for {column}) in {files[0].location}; "
-                f"its columns: {', '.join(sorted(first))}"
+                f"{name}: no column {names[0]!r} (for {column}) in {file.location}; "
+                f"its columns: {', '.join(names_near(part.schema, names[0]))}"
             )
-    for file, footer in zip(files[1:], footers[1:], strict=True):
-        missing = sorted(set(present.values()) - _names(file, footer)) if footer else []
-        if missing:
-            raise UsageError(f"{name}: no column {missing[0]!r} in {file.location}")
+        _check_folders(name, names, filled)
+    for file, part in filled:
+        _check_columns(name, file, part, present)
+        _check_names(name, file, part, present)
     return present
 
 
-def _check_same_types(
-    name: str,
-    files: Sequence[DataFile],
-    footers: Sequence[Footer | None],
-    columns: Mapping[str, str],
-) -> None:
-    """Ids must have one type over all files, or they could not keep it in the output."""
-    for column in ("query_id", "doc_id"):
-        types = {
-            id_type(footer.schema.field(columns[column]).type)
-            for footer in footers
-            if footer is not None and column in columns
-        }
-        if len(types) > 1:
+def _check_folders(name: str, names: Sequence[str], filled: Filled) -> None:
+    for file, _ in filled:
+        found = [each for each in names if f"/{each}=" in file.location.path]
+        if found:
             raise UsageError(
-                f"{name}: column {columns[column]!r} has different types in different files: "
-                f"{', '.join(sorted(str(kind) for kind in types))}"
+                f"{name}: column {found[0]!r} stands in the name of a folder, {file.location}: "
+                "write it into the files"
             )
 
 
-def id_type(kind: pa.DataType) -> pa.DataType:
-    """The type of an id column as the job keeps it: integers as they are, strings large."""
+def _check_columns(
+    name: str, file: DataFile, part: Footer | Scan, columns: Mapping[str, str]
+) -> None:
+    """Raises UsageError for a file that lacks what each must have."""
+    is_pairs = name == "input" and "candidates" not in columns
+    groups = [(column,) for column in _IN_EVERY_FILE]
+    for group in (*groups, *_CONTENTS.get("pairs" if is_pairs else name, ())):
+        paths = [columns[column] for column in group if column in columns]
+        if paths and not any(_has(part, path) for path in paths):
+            raise UsageError(f"{name}: no column {paths[0]!r} in {file.location}")
+
+
+def _check_names(
+    name: str, file: DataFile, part: Footer | Scan, columns: Mapping[str, str]
+) -> None:
+    """Raises UsageError for a column, or a field in one, that stands twice."""
+    for path in columns.values():
+        root = path if path in part.schema.names else path.partition(".")[0]
+        twice = [root] if part.schema.names.count(root) > 1 else [*_twice(part.type_of(path))]
+        if twice:
+            raise UsageError(f"{name}: column {twice[0]!r} stands twice in {file.location}")
+
+
+def _twice(kind: pa.DataType) -> Iterator[str]:
+    fields = [kind.field(index) for index in range(kind.num_fields)]
+    names = [field.name for field in fields]
+    yield from (name for name in names if names.count(name) > 1)
+    for each in fields:
+        yield from _twice(each.type)
+
+
+def _find_candidate_fields(
+    filled: Filled, columns: Mapping[str, str], mapping: Mapped
+) -> dict[str, str]:
+    """The mapped fields of a candidate, which every file must have."""
+    fields = {
+        column.removeprefix(CANDIDATES): str(path)
+        for column, path in mapping.items()
+        if column.startswith(CANDIDATES)
+    }
+    for file, part in filled:
+        for field_, path in fields.items():
+            source = columns.get("candidates", "candidates")
+            kind = plain_type(part.type_of(source))
+            if not _is_candidates(kind):
+                raise UsageError(
+                    f"input: --map input.candidates.{field_}={path} needs a column {source!r} that "
+                    f"is a list of structs; {file.location} has none"
+                )
+            if type_at(kind.value_type, path) is None:
+                raise UsageError(
+                    f"input: no field {path!r} (for candidates.{field_}) in {source!r} of "
+                    f"{file.location}; its fields: {', '.join(names_near(kind.value_type, path))}"
+                )
+    return fields
+
+
+def _one_type(name: str, path: str, filled: Filled) -> pa.DataType:
+    """The plain type that holds the column's values of all files."""
+    files: dict[pa.DataType, DataFile] = {}
+    for file, part in filled:
+        files.setdefault(plain_type(part.type_of(path)), file)
+    unified, first = pa.null(), filled[0][0]
+    for kind, file in files.items():
+        try:
+            merged = _merged(unified, kind)
+        except pa.ArrowTypeError as error:
+            raise UsageError(
+                f"{name}: column {path!r} has different types in different files: {unified} in "
+                f"{first.location} and {kind} in {file.location}"
+            ) from error
+        first, unified = file if pt.is_null(unified) else first, merged
+    return unified
+
+
+def _merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Raises ArrowTypeError where no type holds the values of both."""
+    schemas = [pa.schema([("column", one)]), pa.schema([("column", other)])]
+    merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    if pa.uint64() in (one, other) and merged == pa.int64():
+        raise pa.ArrowTypeError("the largest of one are not in the other")
+    return merged
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The one type of the same values, whatever a file keeps them as; integers as they are."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
     if pt.is_dictionary(kind):
-        kind = kind.value_type
-    if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind):
+        return plain_type(kind.value_type)
+    if pt.is_string(kind) or pt.is_string_view(kind):
         return pa.large_string()
+    if pt.is_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind):
+        return pa.large_binary()
+    if any(is_list(kind) for is_list in _LISTS):
+        return pa.large_list(plain_type(kind.value_type))
+    if pt.is_struct(kind):
+        return pa.struct([pa.field(each.name, plain_type(each.type)) for each in kind])
     return kind
 
 
@@ -224,77 +355,89 @@ def require(opened: OpenedTable, columns: Iterable[str]) -> None:
     table = opened.table
     for column in columns:
         if not table.has(column):
-            schema = opened.schema()
-            known = f"; its columns: {', '.join(schema.names)}" if schema else ""
+            file, part = opened.filled[0]
             raise UsageError(
-                f"{table.name}: no column {column!r} in {table.files[0].location}{known} "
+                f"{table.name}: no column {column!r} in {file.location}; its columns: "
+                f"{', '.join(part.schema.names)} "
                 f"(name another with --map {table.name}.{column}=NAME)"
             )
 
 
 def check_types(opened: OpenedTable) -> None:
     """Raises UsageError for a column of a type that no row of it could be read from."""
-    for footer in opened.footers:
-        if footer is None:
-            continue
-        for column, source in opened.table.columns.items():
-            kind = footer.schema.field(source).type
-            _check_type(opened.table.name, column, source, kind)
-            if column == "candidates":
-                for each in kind.value_type:
-                    _check_type(opened.table.name, each.name, f"{source}.{each.name}", each.type)
+    for column, kind in opened.types.items():
+        path = opened.table.columns[column]
+        _check_type(opened, path, column, path, kind)
+        if column == "candidates":
+            _check_candidates(opened, path, kind.value_type)
 
 
-def _check_type(table: str, column: str, source: str, kind: pa.DataType) -> None:
+def _check_candidates(opened: OpenedTable, source: str, candidate: pa.StructType) -> None:
+    paths = {each.name: each.name for each in candidate} | opened.table.candidate_fields
+    if "doc_id" not in paths or not set(paths) & set(DOCUMENT_COLUMNS):
+        raise UsageError(
+            f"{opened.table.name}: column {source!r} must be {_EXPECTED['candidates'][0]}; its "
+            f"fields: {', '.join(each.name for each in candidate)} "
+            "(name another with --map input.candidates.doc_id=NAME)"
+        )
+    for column, path in paths.items():
+        kind = type_at(candidate, path)
+        assert kind is not None
+        _check_type(opened, source, column, f"{source}.{path}", kind)
+
+
+def _check_type(
+    opened: OpenedTable, source: str, column: str, shown: str, kind: pa.DataType
+) -> None:
+    """source: the path of the table's column in which `shown` is."""
     expected = _EXPECTED.get(column)
-    if expected and not expected[1](kind):
-        raise UsageError(f"{table}: column {source!r} must be {expected[0]}, got {kind}")
+    if expected is None or expected[1](kind):
+        return
+    found = [(plain_type(part.type_of(source)), file) for file, part in opened.filled]
+    whole = _one_type(opened.table.name, source, opened.filled)
+    file = next((file for each, file in found if each == whole), found[0][1])
+    raise UsageError(
+        f"{opened.table.name}: column {shown!r} must be {expected[0]}, got {kind} in "
+        f"{file.location}"
+    )
 
 
 def _is_id(kind: pa.DataType) -> bool:
-    kind = id_type(kind)
     return pt.is_large_string(kind) or pt.is_integer(kind)
 
 
 def _is_text_type(kind: pa.DataType) -> bool:
-    return pt.is_null(kind) or pt.is_large_string(id_type(kind))
+    return pt.is_null(kind) or pt.is_large_string(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return pt.is_null(kind) or pt.is_integer(kind) or pt.is_floating(kind)
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pt.is_list(kind) or pt.is_large_list(kind)
-
-
 def _is_media(kind: pa.DataType) -> bool:
-    return _is_text_type(kind) or _is_bytes(kind) or pt.is_struct(kind) or _is_list(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind)
+    return _is_content(kind) or pt.is_large_list(kind)
 
 
 def _is_content(kind: pa.DataType) -> bool:
-    return _is_text_type(kind) or _is_bytes(kind) or pt.is_struct(kind)
+    return _is_text_type(kind) or pt.is_large_binary(kind) or pt.is_struct(kind)
 
 
 def _is_text_or_list(kind: pa.DataType) -> bool:
-    return _is_text_type(kind) or (_is_list(kind) and _is_text_type(kind.value_type))
+    return _is_text_type(kind) or (pt.is_large_list(kind) and _is_text_type(kind.value_type))
+
+
+def _is_ids(kind: pa.DataType) -> bool:
+    return pt.is_large_list(kind) and _is_id(kind.value_type)
 
 
 def _is_candidates(kind: pa.DataType) -> bool:
-    if not _is_list(kind) or not pt.is_struct(kind.value_type):
-        return False
-    names = {field.name for field in kind.value_type}
-    return "doc_id" in names and bool(names & set(DOCUMENT_COLUMNS))
+    return pt.is_large_list(kind) and pt.is_struct(kind.value_type)
 
 
 _EXPECTED: dict[str, tuple[str, Any]] = {
     "query_id": ("a string or an integer", _is_id),
     "doc_id": ("a string or an integer", _is_id),
-    "doc_ids": ("a list of ids", lambda kind: _is_list(kind) and _is_id(kind.value_type)),
+    "doc_ids": ("a list of ids", _is_ids),
     "query": ("a string, an image or a struct of text, image and video", _is_content),
     "doc": ("a string, an image or a struct of text, image and video", _is_content),
     "text": ("a string or a list of strings", _is_text_or_list),
@@ -308,5 +451,7 @@ _EXPECTED: dict[str, tuple[str, Any]] = {
         "a list of structs with doc_id and doc (or text, image, video)",
         _is_candidates,
     ),
+    "query_image": ("bytes, a path, a struct of both, or a list of them", _is_media),
+    "query_video": ("bytes, a path, a struct, or a list of them", _is_media),
     **{name: ("a number", _is_number) for name in OPTION_COLUMNS},
 }

@@ -6,13 +6,14 @@ are there only while a document-major job runs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardrank.actors.errors import InvalidRow
-from shardrank.jobs.errors import JobError, VerificationError
+from shardrank.jobs.errors import JobError, UsageError, VerificationError
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.outputs.scores import (
     UNIT_COLUMNS,
@@ -32,7 +33,8 @@ from shardrank.jobs.storage import (
     write_stream,
 )
 from shardrank.jobs.units.documents import DocumentUnit
-from shardrank.jobs.units.plan import SetsUnit, Unit, unit_digest, unit_name
+from shardrank.jobs.units.plan import PairsUnit, Plan, SetsUnit, Unit, unit_digest, unit_name
+from shardrank.jobs.units.reading import expected_ids
 
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
@@ -159,6 +161,31 @@ def write_trec_run(output: Output, units: Sequence[Unit], tag: str = "shardrank"
     return place
 
 
+def check_trec_ids(plan: Plan) -> None:
+    """Raises UsageError for an id of the input that a TREC run cannot hold. Reads ids alone."""
+    for unit in plan.units:
+        for each in _ids(plan, unit):
+            if isinstance(each, str) and not is_trec_id(each):
+                raise UsageError(f"--trec-run: {_NO_TREC_ID.format(each)}")
+
+
+def _ids(plan: Plan, unit: Unit) -> Iterator[Any]:
+    if isinstance(unit, PairsUnit):
+        pairs = unit.pairs()
+        for column in ("query_id", "doc_id"):
+            yield from pairs[column].unique().to_pylist()
+        return
+    for query_id, doc_ids in expected_ids(plan.input, unit):
+        yield from (query_id, *doc_ids)
+
+
+def is_trec_id(text: str) -> bool:
+    return len(text.split()) == 1
+
+
+_NO_TREC_ID = "the id {!r} is empty or has a space, which TREC runs forbid"
+
+
 def trec_lines(scores: pa.Table, tag: str) -> Iterator[str]:
     """Lines whose scores strictly decrease within a query, as trec_eval breaks ties by document id.
 
@@ -177,8 +204,6 @@ def trec_lines(scores: pa.Table, tag: str) -> Iterator[str]:
 
 def _trec_id(value: str | int) -> str:
     text = str(value)
-    if len(text.split()) != 1:
-        raise JobError(
-            f"{TREC_RUN}: the id {text!r} is empty or has a space, which TREC runs forbid"
-        )
+    if not is_trec_id(text):
+        raise JobError(f"{TREC_RUN}: {_NO_TREC_ID.format(text)}")
     return text

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -20,13 +21,21 @@ import pyarrow.parquet as pq
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prompt import NULL, SYSTEM
-from shardrank.jobs.errors import UsageError
+from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs.digests import content_digest
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
 from shardrank.jobs.inputs.parquet import read_footer
-from shardrank.jobs.inputs.tables import DataFile, data_files
+from shardrank.jobs.inputs.paths import column_of
+from shardrank.jobs.inputs.tables import CANDIDATES, DataFile, Table
 from shardrank.jobs.outputs.files import MANIFEST, Output
-from shardrank.jobs.storage import Location, list_directory, read_bytes, redacted, write_atomically
+from shardrank.jobs.storage import (
+    Location,
+    list_directory,
+    list_files,
+    read_bytes,
+    redacted,
+    write_atomically,
+)
 from shardrank.jobs.units.growth import Held
 from shardrank.jobs.units.plan import Plan
 
@@ -78,7 +87,7 @@ def job_fingerprint(
         "options": _options(config),
         "form": opened.form,
         "order": plan.choice.order,
-        "columns": {each.table.name: each.table.columns for each in opened.tables},
+        "columns": {each.table.name: _columns(each.table) for each in opened.tables},
         "input": input_files(opened, known_files or (), with_digests=known_files is None),
         "unit_pairs": unit_pairs,
         "rankings": with_rankings,
@@ -99,6 +108,11 @@ def _options(config: RerankerConfig) -> Manifest:
 
 def _kept_roots(roots: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
     return tuple(map(_absolute, roots)) if isinstance(roots, tuple) else roots and _absolute(roots)
+
+
+def _columns(table: Table) -> dict[str, str]:
+    fields = table.candidate_fields.items()
+    return table.columns | {f"{CANDIDATES}{name}": path for name, path in fields}
 
 
 def input_files(
@@ -122,8 +136,12 @@ def input_files(
 def _digested(
     listed: tuple[str, DataFile, int | None, Sequence[str] | None], entry: Manifest
 ) -> Manifest:
+    """A file that cannot be read has none: its units say so when they are read."""
     _, file, _, columns = listed
-    return entry if "sha256" in entry else entry | {"sha256": _digest(file, columns, entry)}
+    if "sha256" not in entry:
+        with suppress(UnreadableInput):
+            return entry | {"sha256": _digest(file, columns, entry)}
+    return entry
 
 
 def _listed(
@@ -135,7 +153,9 @@ def _listed(
         for file, footer in zip(each.table.files, each.footers, strict=True):
             yield each.table.name, file, footer.num_rows if footer else None, columns
     if opened.run is not None:
-        for file in data_files(Location.parse(opened.run)):
+        for place, info in list_files(Location.parse(opened.run)):
+            is_parquet = place.name.lower().endswith(".parquet")
+            file = DataFile(place, info.size, info.mtime_ns or 0, is_parquet)
             yield "run", file, None, None
 
 
@@ -161,7 +181,8 @@ def _digest(file: DataFile, columns: Sequence[str] | None, entry: Manifest) -> s
     if not file.is_parquet:
         return content_digest(file, (), entry["size_bytes"])
     footer = read_footer(file.location)
-    names = footer.schema.names if columns is None else columns
+    paths = footer.schema.names if columns is None else columns
+    names = sorted({column_of(footer.schema, path) for path in paths})
     num_rows = entry["num_rows"]
     return content_digest(file, names, footer.num_rows if num_rows is None else num_rows)
 

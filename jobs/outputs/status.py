@@ -13,8 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from shardrank.actors.errors import DocumentNotFound, DuplicateId, NullId, QueryNotFound
+from shardrank.actors.errors import (
+    DocumentNotFound,
+    DuplicateId,
+    EmptyCandidates,
+    NullId,
+    QueryNotFound,
+)
 from shardrank.jobs.errors import UnreadableInput, UsageError
+from shardrank.jobs.inputs.joins import NO_CANDIDATES
 from shardrank.jobs.inputs.parquet import open_parquet
 from shardrank.jobs.outputs.files import ID_ERRORS, PARTS, SCORES, SUCCESS, Output
 from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
@@ -246,10 +253,11 @@ def id_errors(pairs: pa.Table) -> Counter[str]:
         [
             ~wrong["query_id"].is_valid().to_numpy(),
             wrong["query_file"].to_numpy() < 0,
+            wrong["doc_file"].to_numpy() == NO_CANDIDATES,
             ~wrong["doc_id"].is_valid().to_numpy(),
             wrong["doc_file"].to_numpy() < 0,
         ],
-        [NullId.code, QueryNotFound.code, NullId.code, DocumentNotFound.code],
+        [NullId.code, QueryNotFound.code, EmptyCandidates.code, NullId.code, DocumentNotFound.code],
         DuplicateId.code,
     )
     return Counter(codes.tolist())

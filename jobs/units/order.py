@@ -65,18 +65,17 @@ def has_media(opened: OpenedInput) -> bool:
     so there `doc` alone says nothing.
     """
     corpus = opened.corpus
-    schema = corpus.schema()
-    if schema is None:
+    if not any(corpus.footers):
         return corpus.table.has("image") or corpus.table.has("video")
-    columns = {name: schema.field(source).type for name, source in corpus.table.columns.items()}
-    if "doc" in columns:
-        return _is_media_content(columns["doc"])
+    columns = corpus.types
+    if "doc" in columns and _is_media_content(columns["doc"]):
+        return True
     return any(name in columns and not pt.is_null(columns[name]) for name in ("image", "video"))
 
 
 def _is_media_content(kind: pa.DataType) -> bool:
     """Bytes, a struct of bytes and path, or a struct with a field for images or videos."""
-    if pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind):
+    if pt.is_large_binary(kind):
         return True
     fields = {field.name: field.type for field in kind} if pt.is_struct(kind) else {}
     return any(

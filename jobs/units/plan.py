@@ -16,6 +16,7 @@ from shardrank.jobs.inputs.digests import TableDigest
 from shardrank.jobs.inputs.forms import JobInput, OpenedInput, job_input
 from shardrank.jobs.inputs.joins import list_pairs
 from shardrank.jobs.inputs.parquet import Footer, from_ipc, leaf_path, to_ipc
+from shardrank.jobs.inputs.paths import type_at
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
 from shardrank.jobs.units.documents import (
     BUCKET_PAIRS,
@@ -152,7 +153,7 @@ def plan_units(
             is_scorable = scorable(pairs)
             choice = shared_order(order, *num_shared(pairs, is_scorable))
             if choice.order == "document":
-                limit = _document_limit(opened, pairs, unit_pairs)
+                limit = _document_limit(opened, unit_pairs)
                 sizes = [unit.num_pairs for unit in units]
                 documents = plan_documents(
                     opened.corpus, pairs, is_scorable & ~is_kept, limit, sizes, bucket_pairs
@@ -169,19 +170,18 @@ def _set_units(
     table = opened.queries
     columns = list(table.table.columns.values())
     candidates = table.table.columns["candidates"]
+    doc_id = table.table.candidate_path("doc_id")
     units: list[SetsUnit] = []
     for index, footer in enumerate(table.footers):
         assert footer is not None
-        leaf = leaf_path(footer, candidates, "doc_id")
+        leaf = leaf_path(footer, candidates, doc_id)
         for start, stop, num_pairs in _row_ranges(footer, columns, leaf, unit_pairs):
             units.append(SetsUnit(len(units), index, start, stop, num_pairs))
     if held is not None:
         units = list(_grown_sets(units, held))
-    schema = table.schema()
-    assert schema is not None
-    document = schema.field(candidates).type.value_type
-    query_ids = schema.field(table.table.columns["query_id"]).type
-    return job_input(opened, query_ids, document.field("doc_id").type), tuple(units)
+    doc_ids = type_at(table.types["candidates"].value_type, doc_id)
+    assert doc_ids is not None
+    return job_input(opened, table.types["query_id"], doc_ids), tuple(units)
 
 
 def _grown_sets(planned: Sequence[SetsUnit], held: Held) -> Iterator[SetsUnit]:
@@ -229,7 +229,7 @@ def _row_ranges(
 def _pairs_units(
     opened: OpenedInput, pairs: pa.Table, unit_pairs: int
 ) -> tuple[JobInput, tuple[Unit, ...]]:
-    limit = _limit(unit_pairs, opened.corpus, DOCUMENT_COLUMNS, pairs.num_rows)
+    limit = _limit(unit_pairs, opened.corpus, DOCUMENT_COLUMNS)
     codes = pairs["query_index"].to_numpy()
     bounds = np.append(np.flatnonzero(np.diff(codes, prepend=-1)), len(codes)).tolist()
     units = tuple(
@@ -265,16 +265,14 @@ def _grown_units(
     return pairs, is_kept, job, tuple(units)
 
 
-def _document_limit(opened: OpenedInput, pairs: pa.Table, unit_pairs: int) -> int:
+def _document_limit(opened: OpenedInput, unit_pairs: int) -> int:
     """A unit's queries are in memory together, as its documents are in query-major order."""
-    return _limit(unit_pairs, opened.queries, QUERY_COLUMNS, pairs.num_rows)
+    return _limit(unit_pairs, opened.queries, QUERY_COLUMNS)
 
 
-def _limit(unit_pairs: int, table: OpenedTable, columns: Sequence[str], num_pairs: int) -> int:
+def _limit(unit_pairs: int, table: OpenedTable, columns: Sequence[str]) -> int:
     """Pairs of a unit whose rows of this table, which a worker holds, are of UNIT_BYTES at most."""
-    footers = [footer for footer in table.footers if footer]
-    num_rows = sum(footer.num_rows for footer in footers) or num_pairs
-    return max(1, min(unit_pairs, UNIT_BYTES // table.row_bytes(columns, num_rows)))
+    return max(1, min(unit_pairs, UNIT_BYTES // table.row_bytes(columns)))
 
 
 def _query_ranges(bounds: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import Content, parse_or_error
 from shardrank.actors.errors import (
+    ConflictingQuery,
     DocumentNotFound,
     DuplicateId,
     EmptyCandidates,
@@ -24,12 +25,23 @@ from shardrank.actors.errors import (
 )
 from shardrank.jobs.errors import UnreadableInput
 from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.inputs.joins import NO_CANDIDATES, PLACE_COLUMNS
 from shardrank.jobs.inputs.parquet import leaf_path, read_footer, read_range, to_rows
-from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, OPTION_COLUMNS, QUERY_COLUMNS, Table
+from shardrank.jobs.inputs.paths import value_at
+from shardrank.jobs.inputs.runs import settled_ranks
+from shardrank.jobs.inputs.tables import (
+    DOCUMENT_COLUMNS,
+    INPUT_QUERY_COLUMNS,
+    OPTION_COLUMNS,
+    QUERY_COLUMNS,
+    Table,
+)
+from shardrank.jobs.units.contents import document_value, query_value
 from shardrank.jobs.units.plan import KEPT, PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
 Row = dict[str, Any]
+Place = tuple[int, int]  # file, position
 
 DOCUMENT_NAME = "doc"
 """What messages call a document: its row has its id, and its place in a set says nothing."""
@@ -83,20 +95,21 @@ def expected_ids(job_input: JobInput, unit: Unit) -> Iterator[tuple[Id, list[Id]
         return
     table = job_input.queries
     query_id, candidates = table.columns["query_id"], table.columns["candidates"]
+    doc_id = table.candidate_path("doc_id")
     footer = read_footer(table.files[unit.file].location)
-    leaf = leaf_path(footer, candidates, "doc_id") or candidates
+    leaf = leaf_path(footer, candidates, doc_id) or candidates
     for row in _set_rows(table, unit, [query_id, leaf]):
-        ids = [(candidate or {}).get("doc_id") for candidate in row[candidates] or []]
-        yield row[query_id], ids or [None]
+        ids = [value_at(candidate, doc_id) for candidate in value_at(row, candidates) or []]
+        yield value_at(row, query_id), ids or [None]
 
 
 def _read_sets(job_input: JobInput, unit: SetsUnit) -> Iterator[QueryRow]:
     table = job_input.queries
     names = list(table.columns.values())
     for index, row in enumerate(_set_rows(table, unit, names)):
-        named = {column: row[name] for column, name in table.columns.items()}
-        candidates = tuple(_candidate(each) for each in named["candidates"] or [])
-        yield _query_row(index, named, candidates)
+        named = table.named(row, table.columns)
+        candidates = [_candidate(each, table) for each in named["candidates"] or []]
+        yield _query_row(index, named, _with_settled_ranks(candidates))
 
 
 def _set_rows(table: Table, unit: SetsUnit, columns: Sequence[str]) -> Iterator[Row]:
@@ -107,27 +120,22 @@ def _set_rows(table: Table, unit: SetsUnit, columns: Sequence[str]) -> Iterator[
             yield from to_rows(batch.slice(start, 1))
 
 
-def _candidate(value: Row | None) -> Candidate:
-    """A null in the list has no id; `doc` wins over text, image and video beside it."""
+def _candidate(value: Row | None, table: Table) -> Candidate:
+    """A null in the list has no id."""
     value = value or {}
+    mapped = {field: value_at(value, path) for field, path in table.candidate_fields.items()}
+    value = value | mapped
     rank, score = _rank(value.get("rank")), value.get("score")
     return Candidate(value.get("doc_id"), document_value(value), rank, score)
 
 
-def document_value(row: Mapping[str, Any]) -> Any:
-    """What the engine parses; a title goes before its text, joined by a space, as in BEIR."""
-    if "doc" in row:
-        return row["doc"]
-    content = {name: row[name] for name in ("text", "image", "video") if name in row}
-    if row.get("title") and isinstance(row.get("text"), str | None):
-        content["text"] = f"{row['title']} {row.get('text') or ''}".strip()
-    return content
-
-
-def query_value(row: Row) -> Any:
-    if "query" in row:
-        return row["query"]
-    return {name: row[name] for name in ("text", "image", "video") if name in row}
+def _with_settled_ranks(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    ranks = np.array([each.rank for each in candidates], np.float64)  # null becomes NaN
+    scores = np.array([each.score for each in candidates], np.float64)
+    settled = settled_ranks(np.zeros(len(candidates), np.int64), ranks, scores).tolist()
+    return tuple(
+        replace(each, rank=_rank(rank)) for each, rank in zip(candidates, settled, strict=True)
+    )
 
 
 def _rank(value: float | None) -> int | None:
@@ -148,6 +156,9 @@ def _query_row(index: int, row: Row, candidates: tuple[Candidate, ...]) -> Query
     for candidate in candidates:
         _check_id("doc_id", candidate.doc_id)
     options, wrong = _options(row)
+    query = query_value(row)
+    if isinstance(query, RerankError):
+        wrong = wrong or query
     if row.get("query_id") is None:
         wrong = NullId("query_id is null")
     if not candidates:
@@ -157,9 +168,7 @@ def _query_row(index: int, row: Row, candidates: tuple[Candidate, ...]) -> Query
     checked = _checked(candidates)
     if wrong is not None:
         checked = tuple(replace(each, error=wrong) for each in checked)
-    return QueryRow(
-        index, row.get("query_id"), query_value(row), row.get("instruction"), options, checked
-    )
+    return QueryRow(index, row.get("query_id"), query, row.get("instruction"), options, checked)
 
 
 def _options(row: Row) -> tuple[QueryOptions, RerankError | None]:
@@ -197,9 +206,35 @@ class Kept(RerankError):
 def _read_pairs(job_input: JobInput, unit: PairsUnit, reads: Reads) -> Iterator[QueryRow]:
     pairs, is_kept = unit.pairs(), unit.is_kept()
     unscored = pairs.filter(pa.array(~is_kept))
-    queries = read_queries(job_input.queries, unscored, reads=reads)
-    fetched = _fetch(job_input.corpus, unscored, "doc", DOCUMENT_COLUMNS)
+    if job_input.form == "run":
+        queries = read_queries(job_input.queries, unscored, reads=reads)
+        fetched = _fetch(job_input.corpus, unscored, "doc", DOCUMENT_COLUMNS)
+    else:
+        queries = read_queries(job_input.queries, unscored, INPUT_QUERY_COLUMNS, reads)
+        columns = (*DOCUMENT_COLUMNS, *INPUT_QUERY_COLUMNS)
+        fetched = _fetch(job_input.corpus, unscored, "doc", columns)
+        fetched = _checked_documents(fetched, unscored, queries)
     return _paired_rows(pairs, is_kept, queries, dict(reads(fetched, "documents")))
+
+
+_CONFLICT = "conflict"
+
+
+def _checked_documents(
+    fetched: Iterator[tuple[Place, Row]], pairs: pa.Table, queries: Mapping[Place, Row]
+) -> Iterator[tuple[Place, Row]]:
+    """The documents of pairs, which carry their query each: where it is not the one of the query's
+    first row, the column that differs is named under _CONFLICT.
+    """
+    places = (pairs[name].to_pylist() for name in PLACE_COLUMNS)
+    first_rows = {
+        (f, p): (query_f, query_p) for query_f, query_p, f, p in zip(*places, strict=True)
+    }
+    for place, row in fetched:
+        query = queries[first_rows[place]]
+        document = {name: value for name, value in row.items() if name in DOCUMENT_COLUMNS}
+        differing = [name for name in INPUT_QUERY_COLUMNS if row.get(name) != query.get(name)]
+        yield place, document | ({_CONFLICT: differing[0]} if differing else {})
 
 
 def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
@@ -217,7 +252,7 @@ def read_queries(
     pairs: pa.Table,
     columns: Sequence[str] = QUERY_COLUMNS,
     reads: Reads = unwatched,
-) -> dict[tuple[int, int], Row]:
+) -> dict[Place, Row]:
     """(file, position) -> row of every query that the pairs name."""
     return dict(reads(_fetch(table, pairs, "query", columns), "queries"))
 
@@ -245,7 +280,7 @@ def read_documents(corpus: Table, pairs: pa.Table) -> Iterator[tuple[Any, list[R
 def _paired_rows(
     pairs: pa.Table,
     is_kept: np.ndarray,
-    queries: Mapping[tuple[int, int], Row],
+    queries: Mapping[Place, Row],
     documents: Mapping[Any, Row],
 ) -> Iterator[QueryRow]:
     pairs = pairs.append_column("is_kept", pa.array(is_kept))
@@ -267,12 +302,18 @@ def _paired_row(index: int, pair: Row, query: Row, candidates: tuple[Candidate, 
     return _query_row(index, named, candidates)
 
 
-def _paired_candidate(pair: Row, documents: Mapping[tuple[int, int], Row]) -> Candidate:
+def _paired_candidate(pair: Row, documents: Mapping[Place, Row]) -> Candidate:
     doc_id = pair["doc_id"]
     row = documents.get((pair["doc_file"], pair["doc_position"]))
     error: RerankError | None = Kept("") if pair["is_kept"] else None
-    if pair["doc_file"] < 0 and doc_id is not None:
+    if pair["doc_file"] == NO_CANDIDATES:
+        error = EmptyCandidates("the query has no candidates")
+    elif pair["doc_file"] < 0 and doc_id is not None:
         error = DocumentNotFound(f"doc_id {doc_id!r} is not in the corpus")
+    elif row is not None and _CONFLICT in row:
+        error = ConflictingQuery(
+            f"query_id {pair['query_id']!r} has another {row[_CONFLICT]} in its first row"
+        )
     document = None if row is None else document_value(row)
     return Candidate(doc_id, document, _rank(pair["rank"]), pair["score"], error)
 
@@ -293,7 +334,7 @@ def pair_row(query: QueryRow, doc_index: int, candidate: Candidate) -> Row:
 
 def _fetch(
     table: Table, pairs: pa.Table, side: str, columns: Sequence[str]
-) -> Iterator[tuple[tuple[int, int], Row]]:
+) -> Iterator[tuple[Place, Row]]:
     """((file, position), row) of everything that the pairs name, each once, in that order."""
     files = pairs[f"{side}_file"].to_numpy()
     positions = pairs[f"{side}_position"].to_numpy()

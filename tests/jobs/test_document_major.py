@@ -228,7 +228,7 @@ def test_every_pair_is_in_one_unit_and_documents_are_in_corpus_order(
         }
     )
     footer = Footer(None, tuple(RowGroup(rows, {}) for rows in groups))
-    corpus = OpenedTable(Table("corpus", (), {}), (footer,))
+    corpus = OpenedTable(Table("corpus", (), {}), (footer,), {})
     plan = plan_documents(corpus, table, known, unit_pairs, [len(named)], 10)
     rows = [row for unit in plan.units for row in unit.pairs().to_pylist()]
     assert sorted(row["place"] for row in rows) == np.flatnonzero(known).tolist()

@@ -23,6 +23,7 @@ from shardrank.jobs.evaluate.measures import (
     compare,
     evaluate_queries,
     evaluate_run,
+    first_stage_run,
     load_run_from_scores,
     load_scores,
 )
@@ -180,6 +181,76 @@ def test_qrels_are_read_as_trec_and_beir_write_them(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mixed.qrels", "q1 0\td1\t1\nq1 0\td2\t0\nq2 0\td1\t2\n"),
+        ("bom.tsv", "\ufeffquery-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq2\td1\t2\n"),
+        ("crlf.qrels", "\ufeffq1 0 d1 1\r\nq1 0 d2 0\r\nq2 0 d1 2\r\n"),
+        ("docno.tsv", "qid\tdocno\tlabel\nq1\td1\t1\nq1\td2\t0\nq2\td1\t2\n"),
+        ("topics", "topic iter docno rel\nq1 0 d1 1\nq1 0 d2 0\nq2 0 d1 2\n"),
+    ],
+)
+def test_qrels_are_read_with_any_white_space_marks_and_headers(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    assert load_qrels(str(tmp_path / name)) == EXPECTED
+
+
+def test_an_id_between_tabs_may_have_spaces(tmp_path):
+    (tmp_path / "qrels").write_text("q1\t0\td1\t1\nq1\t0\tmy file\t2\n")
+    assert load_qrels(str(tmp_path / "qrels")) == {"q1": {"d1": 1, "my file": 2}}
+
+
+def test_a_judgement_with_one_word_too_many_is_refused(tmp_path):
+    (tmp_path / "qrels").write_text("q1 0 d1 1\nq1 0 doc 2 1\n")
+    with pytest.raises(UsageError, match="line 2: expected 4 columns as in the first line"):
+        load_qrels(str(tmp_path / "qrels"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.tsv", "dev.tsv", "test.tsv"),
+        ("qrels.train.tsv", "qrels.dev.small.tsv"),
+        ("test/part-0.tsv", "validation/part-0.tsv"),
+        ("NanoA-00000-of-00001.tsv", "NanoB-00000-of-00001.tsv"),
+    ],
+)
+def test_qrels_of_several_splits_are_refused_by_their_names(tmp_path, names):
+    for name in names:
+        (tmp_path / "qrels" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "qrels" / name).write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    with pytest.raises(UsageError, match="holds the splits .*: name the one that is meant"):
+        load_qrels(str(tmp_path / "qrels"))
+    assert load_qrels(str(tmp_path / "qrels" / names[0])) == {"q1": {"d1": 1}}
+
+
+def test_parts_of_one_split_are_read_together(tmp_path):
+    for part in range(2):
+        text = f"query-id\tcorpus-id\tscore\nq1\td{part}\t1\n"
+        (tmp_path / f"test-0000{part}-of-00002.tsv").write_text(text)
+    assert load_qrels(str(tmp_path)) == {"q1": {"d0": 1, "d1": 1}}
+
+
+def test_a_table_of_two_columns_lists_what_is_relevant(tmp_path):
+    table = pa.table({"query-id": ["q1", "q2"], "corpus-id": [["d1", "d2"], ["d3"]]})
+    pq.write_table(table, tmp_path / "lists.parquet")
+    assert load_qrels(str(tmp_path / "lists.parquet")) == {
+        "q1": {"d1": 1, "d2": 1},
+        "q2": {"d3": 1},
+    }
+    pq.write_table(table.append_column("grade", pa.array([1, 1])), tmp_path / "other.parquet")
+    with pytest.raises(UsageError, match="no column for relevance"):
+        load_qrels(str(tmp_path / "other.parquet"))
+
+
+def test_tied_ranks_are_ordered_by_the_first_stages_scores(tmp_path):
+    scored = [("a", 5.0), ("b", 9.0), ("c", 7.0)]
+    rows = [("q1", doc, 0.5, 0.1, 0, score, None) for doc, score in scored]
+    first_stage = first_stage_run(load_scores(write_scores(tmp_path, rows)))
+    assert first_stage == {"q1": {"b": 3.0, "c": 2.0, "a": 1.0}}
+
+
+@pytest.mark.parametrize(
     ("query", "doc", "relevance"),
     [("query-id", "corpus-id", "score"), ("query_id", "doc_id", "relevance")],
 )
@@ -208,7 +279,7 @@ def test_qrels_columns_can_be_mapped(tmp_path):
     [
         ("q1 0 d1 0.5\n", "line 1: the relevance must be a whole number, got '0.5'"),
         ("q1 0 d1 1\nq1 0 d1 2\n", "line 2: query q1 and document d1 are judged twice, 1 and 2"),
-        ("q1 0 d1 1\nq1 0\n", "line 2: expected at least 4 columns"),
+        ("q1 0 d1 1\nq1 0\n", "line 2: expected 4 columns"),
         ("q1 0 d1 1 5\n", "line 1: expected `query 0 document relevance`"),
         ("", "holds no judgement"),
     ],
@@ -266,6 +337,14 @@ def test_groups_are_averaged_by_a_column_of_the_queries(output, tmp_path):
     assert values["measures"]["RR@10"]["after"] == 0.75
     with pytest.raises(UsageError, match="no column 'colour'"):
         run_evaluate(*arguments, "--queries", queries, "--group-by", "colour")
+
+
+def test_a_table_without_the_ids_is_refused_with_what_it_has(output, tmp_path):
+    write_tables(tmp_path)
+    (tmp_path / "beir.jsonl").write_text('{"_id": "q1", "text": "red"}\n')
+    arguments = (output, "--qrels", str(tmp_path / "qrels.txt"))
+    with pytest.raises(UsageError, match="queries: no column 'query_id'"):
+        run_evaluate(*arguments, "--queries", str(tmp_path / "beir.jsonl"))
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shardrank.jobs.errors import UnreadableInput, UsageError
-from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.verify import Counts
 from tests.support.job_cases import (
     candidate,
@@ -152,11 +152,9 @@ def test_options_and_instructions_of_a_query_are_read(tmp_path: Path) -> None:
     assert (query.instruction, query.options.max_frames, query.options.fps) == ("find", 8, 0.5)
 
 
-def test_duplicate_corpus_ids_take_the_first(tmp_path: Path) -> None:
+def test_an_id_that_the_corpus_has_twice_is_read_once_if_both_say_the_same(tmp_path: Path) -> None:
     queries, _ = write_corpus(tmp_path)
-    corpus = write_table(
-        tmp_path / "twice.parquet", [{"doc_id": "d", "text": "one"}, {"doc_id": "d", "text": "2"}]
-    )
+    corpus = write_table(tmp_path / "twice.parquet", [{"doc_id": "d", "text": "one"}] * 2)
     run = write_text(tmp_path / "run.trec", "q0 Q0 d 1 1 t\n")
     (query,) = read_all(InputOptions(run=run, queries=queries, corpus=corpus))
     assert query.candidates[0].document == {"text": "one"}
@@ -375,6 +373,4 @@ def test_a_broken_json_line_is_named_by_its_offset(tmp_path: Path) -> None:
     write_text(tmp_path / "queries.jsonl", '{"_id": "a", "text": "b"}\n')
     run = write_text(tmp_path / "run.trec", "a Q0 a 1 0.5 t\n")
     options = InputOptions(str(tmp_path), run=run, preset="beir")
-    assert open_job_input(options).form == "run"
-    with pytest.raises(UnreadableInput, match=r"corpus\.jsonl, byte 26"):
-        plan_of(options)
+    assert "corpus.jsonl, byte 26: not a JSON line" in refused(options)

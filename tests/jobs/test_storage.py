@@ -26,7 +26,8 @@ def test_a_directory_is_listed_in_order_without_hidden_names(tmp_path: Path) -> 
         path.touch()
     assert names(str(tmp_path)) == ["z.parquet", "b.parquet"]
     assert names(f"file://{tmp_path}/b.parquet") == ["b.parquet"]
-    assert names(str(tmp_path / "*.parquet")) == ["z.parquet", "b.parquet"]
+    assert names(str(tmp_path / "*.parquet")) == ["b.parquet"]
+    assert names(str(tmp_path / "**" / "*.parquet")) == ["z.parquet", "b.parquet"]
     assert names(str(tmp_path / "a" / "nothing*")) == []
     assert names(str(tmp_path / "nowhere")) == []
 

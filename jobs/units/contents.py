@@ -1,0 +1,60 @@
+"""The content of a row: what the engine parses, made of a table's columns under the job's names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shardrank.actors.errors import InvalidContent
+
+
+def document_value(row: Mapping[str, Any]) -> Any:
+    """What the engine parses, or an error. A title goes before its text, joined by a space, as in
+    BEIR; `doc` is the whole text, and images and videos beside it are added.
+    """
+    if "doc" in row:
+        return _merged("doc", row["doc"], {name: row.get(name) for name in ("image", "video")})
+    content = {name: row[name] for name in ("text", "image", "video") if name in row}
+    if row.get("title") and isinstance(row.get("text"), str | None):
+        content["text"] = f"{row['title']} {row.get('text') or ''}".strip()
+    return content
+
+
+def query_value(row: Mapping[str, Any]) -> Any:
+    """The same for a query, whose media an input table has as `query_image` and `query_video`."""
+    media = {
+        name: row.get(name) if row.get(f"query_{name}") is None else row[f"query_{name}"]
+        for name in ("image", "video")
+    }
+    if "query" in row:
+        return _merged("query", row["query"], media)
+    if "text" in row:
+        media = {"text": row["text"], **media}
+    return {name: value for name, value in media.items() if name in row or f"query_{name}" in row}
+
+
+def _merged(name: str, whole: Any, media: Mapping[str, Any]) -> Any:
+    """The content of a column with what the columns for media beside it add. A medium that both
+    give is an error: two sources of one thing have no order.
+    """
+    added = _given(media)
+    if not added:
+        return whole
+    if not isinstance(whole, Mapping) or (whole and set(whole) <= {"bytes", "path"}):
+        whole = {"text" if isinstance(whole, str) else "image": whole}
+    own = _given(whole)
+    twice = sorted(own.keys() & added.keys())
+    if twice:
+        return InvalidContent(f"{name} and the column beside it both give {_A[twice[0]]}")
+    return own | added
+
+
+def _given(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say something: a null, an empty list or a struct of nulls does not."""
+
+    def says_nothing(value: Any) -> bool:
+        is_void = isinstance(value, Mapping) and not any(v is not None for v in value.values())
+        return value is None or value == [] or is_void
+
+    return {name: value for name, value in content.items() if not says_nothing(value)}
+
+
+_A = {"image": "an image", "video": "a video"}
