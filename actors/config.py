@@ -13,6 +13,9 @@ from shardrank.actors.fetch.reader import is_object_store
 from shardrank.actors.fetch.web import WebMedia
 
 DEFAULT_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
+VideoReader = Literal["pyav", "decord"]
+"""The package that decodes video files."""
+
 PIXELS_PER_TOKEN = 32 * 32  # patch 16 x 16, merged 2 x 2
 
 OFFICIAL_DEFAULTS: dict[str, int | float] = {
@@ -125,6 +128,8 @@ class RerankerConfig:
         GPU's those that had to leave it on the host.
     quantization: "fp8" rounds the decoder's linear layers to float8 (by row, dynamically), which
         moves scores; for GPUs that multiply fp8, a CPU imitates it.
+    video_reader: "pyav" gives the frames that a sequential decode shows; "decord" those that the
+        official scorer sees, which are others for edit lists, B-frames in AVI and the like.
     compile: torch.compile for the layers' parts; None: on CUDA only.
     max_video_s: seconds of a video file; None: any length, as in the official scorer.
     media_root: a directory or an object store's prefix, or several: relative media paths start at
@@ -156,6 +161,7 @@ class RerankerConfig:
     compile: bool | None = None
     web_media: WebMedia | None = None
     local_media: bool = True
+    video_reader: VideoReader = "pyav"
 
     def __post_init__(self) -> None:
         for name in ("model", "instruction"):
@@ -172,6 +178,7 @@ class RerankerConfig:
             value = getattr(self, name)
             _check_limit(name, 0 if value is None else value)
         _check_choice("quantization", self.quantization, ("none", "fp8"))
+        _check_choice("video_reader", self.video_reader, ("pyav", "decord"))
         for name in ("feature_cache_bytes", "host_feature_cache_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:

@@ -25,7 +25,7 @@
     │   ├── VideoDecodeError     video_decode
     │   ├── VideoTooLong         video_too_long          more seconds than max_video_s
     │   ├── VideoTooShort        video_too_short         a file of one frame, an empty list
-    │   └── VideoReaderMissing   video_reader_missing    neither decord nor PyAV is installed
+    │   └── VideoReaderMissing   video_reader_missing    PyAV (or decord) is not installed
     ├── ScoringError
     │   ├── OutOfMemory          out_of_memory           one pair alone does not fit the device
     │   └── NonFiniteScore       non_finite_score        the model gave NaN or infinity

@@ -54,7 +54,7 @@ class Preprocessor:
             checkpoint / "tokenizer.json", neutralize=config.special_tokens == "neutralize"
         )
         self._reader = MediaReader(config.media_root, config.web_media, config.local_media)
-        self._videos = VideoProcesses()
+        self._videos = VideoProcesses(decoder=config.video_reader)
         self._pixels: LRU[tuple[bytes, QueryOptions], np.ndarray] = LRU(_PIXEL_CACHE_BYTES)
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:

@@ -11,8 +11,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.config import (
+    DEFAULT_INSTRUCTION,
+    QueryOptions,
+    RerankerConfig,
+    VideoReader,
+)
 from shardrank.actors.fetch.web import WebMedia
+from shardrank.actors.media.readers import missing_reader
 from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.serve.gate.keys import ApiKeys, check_exposed, hash_key, new_key
 from shardrank.serve.proxy import CALLBACK, CALLBACK_VARIABLE
@@ -81,6 +87,13 @@ def serve_command(
         Literal["scale", "official"],
         typer.Option(help="Grey images of over 8 bits: scaled by their range, or clipped at 255"),
     ] = "scale",
+    video_reader: Annotated[
+        VideoReader,
+        typer.Option(
+            help="decord: the official scorer's own reader and frames, from an old FFmpeg; "
+            "for callers who are trusted"
+        ),
+    ] = "pyav",
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a replica")] = None,
     max_body_bytes: Annotated[int, typer.Option()] = _DEFAULTS.max_body_bytes,
@@ -94,6 +107,8 @@ def serve_command(
 ) -> None:
     """Answer Cohere's, Jina's, vLLM's, TEI's, Voyage's and others' rerank clients over HTTP."""
     try:
+        if video_reader != "pyav" and (lacking := missing_reader(video_reader)):
+            raise ValueError(lacking)
         limits = Limits(
             max_body_bytes=max_body_bytes,
             max_documents=max_documents,
@@ -114,6 +129,7 @@ def serve_command(
                 image_depth=image_depth,
                 max_batch_tokens=max_batch_tokens,
                 num_threads=threads,
+                video_reader=video_reader,
             ),
             served_name=served_model_name or (None if model else "shardrank-demo"),
             is_strict_model=strict_model,

@@ -89,6 +89,7 @@ class AppArguments(BaseModel):
     image_depth: str = "scale"
     threads: int | None = None
     max_batch_tokens: int | None = None
+    video_reader: str = "pyav"
     served_name: str | None = None
     strict_model: bool = False
     keys_file: str | None = None
@@ -114,6 +115,7 @@ class AppArguments(BaseModel):
                 image_depth=self.image_depth,  # type: ignore[arg-type]
                 num_threads=self.threads,
                 max_batch_tokens=self.max_batch_tokens,
+                video_reader=self.video_reader,  # type: ignore[arg-type]
                 **config,
             ),
             served_name=self.served_name,

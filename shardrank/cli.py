@@ -19,8 +19,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.config import (
+    DEFAULT_INSTRUCTION,
+    QueryOptions,
+    RerankerConfig,
+    VideoReader,
+)
 from shardrank.actors.fetch.web import WebMedia
+from shardrank.actors.media.readers import missing_reader
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.evaluate.cli import evaluate, roots_of
 from shardrank.jobs.inputs.forms import PRESETS, InputOptions
@@ -150,6 +156,13 @@ def rerank(
         Literal["scale", "official"],
         typer.Option(help="Grey images of over 8 bits: scaled by their range, or clipped at 255"),
     ] = "scale",
+    video_reader: Annotated[
+        VideoReader,
+        typer.Option(
+            help="decord: the official scorer's own reader and frames, from an old FFmpeg; "
+            "for files that are trusted"
+        ),
+    ] = "pyav",
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a scoring actor")] = None,
     quantization: Annotated[
@@ -212,6 +225,8 @@ def rerank(
     if output is None or model is None:
         missing = "--output" if output is None else "--model"
         raise UsageError(f"{missing} is missing")
+    if video_reader != "pyav" and (lacking := missing_reader(video_reader)):
+        raise UsageError(lacking)
     try:
         config = RerankerConfig(
             model=model,
@@ -236,6 +251,7 @@ def rerank(
             num_threads=threads,
             quantization=quantization,
             compile=compile,
+            video_reader=video_reader,
             media_root=roots_of(media_root),
             web_media=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
         )

@@ -1,23 +1,23 @@
-"""Frames of a video file, sampled as the official scorer does, with decord or PyAV.
+"""Frames of a video file, sampled as the official scorer does, with PyAV or decord.
 
-decord is what the official scores were made with; it has wheels for x86-64 only, so PyAV stands in
-elsewhere. Every failure is a MediaError with a sentence.
+PyAV gives the frames that a sequential decode shows. decord is what the official scores were made
+with: of files without B-frames in odd containers, edit lists and open groups of pictures, the same.
+Every failure is a MediaError with a sentence.
 """
 
-import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from shardrank.actors.config import VideoReader
 from shardrank.actors.data import Video
 from shardrank.actors.errors import (
-    ImageTooLarge,
     MediaError,
     MediaUnreachable,
     VideoDecodeError,
@@ -26,11 +26,14 @@ from shardrank.actors.errors import (
     VideoTooShort,
 )
 from shardrank.actors.fetch.reader import MediaReader, name_of
+from shardrank.actors.media.decord_frames import DecordVideo
+from shardrank.actors.media.readers import missing_reader
+from shardrank.actors.media.video_frames import LookAgain, Progress, PyAvVideo
 
 MIN_FRAMES = 4
 _EVEN = 2
-_PIXELS_AT_ONCE = 1 << 27
-"""Decoded before they are resized: 64 frames of full HD, one of the largest."""
+_LOOKS = 3
+"""At a file whose packets or key frames turn out to be other than they said."""
 
 _PROBED_BYTES = 1 << 20  # FFmpeg's probe looks no further (PROBE_BUF_MAX)
 _CONTAINERS = re.compile(
@@ -48,6 +51,21 @@ would find `<MPD`, in one case or the other, in the data of one honest video in 
 """
 
 
+_OTHER_KINDS = {
+    rb"G.{187}(G|$)": "an MPEG transport stream",
+    rb"\0\0\1\xba": "an MPEG program stream",
+    rb"\0\0\0?\1": "a video stream without a container",
+    rb"GIF8": "a GIF",
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM": "an image",
+    rb"ID3|\xff[\xf0-\xff]|fLaC|RIFF....WAVE": "sound",
+    rb"%PDF": "a PDF",
+    rb"PK\3\4|\x1f\x8b|7z": "an archive",
+    rb"ffconcat": "a playlist",
+    rb"version https://git-lfs": "a Git LFS pointer, whose file was not fetched",
+    rb"\s*(<!doctype html|<html|<\?xml|<!DOCTYPE HTML)": "a web page or XML",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class SampledVideo:
     """Frames of a video file, as resized, and the time of each in seconds."""
@@ -61,7 +79,10 @@ class _OpenVideo(Protocol):
     fps: float
 
     def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
-        """(t, H, W, 3) uint8, some frames after the other, so that not all are held at once."""
+        """(t, H, W, 3) uint8, some frames after the other, so that not all are held at once.
+
+        Raises LookAgain where num_frames and fps are others by now.
+        """
         ...
 
 
@@ -82,11 +103,14 @@ def load_video(
     name: str | None = None,
     max_seconds: float | None = None,
     resize: Resize = _as_decoded,
+    decoder: VideoReader = "pyav",
+    progress: Progress = lambda: None,
 ) -> SampledVideo:
     """Sample a video file at `fps` (its own fps first), at most max_frames, an even number.
 
-    Decoders may crash on damaged files, which VideoProcess keeps away from its caller. `name` is
-    what error sentences say, instead of the path.
+    Decoders may crash on damaged files, or hang, which VideoProcess keeps away from its caller:
+    `progress` is called as packets and frames come. `name` is what error sentences say, instead of
+    the path.
     """
     source: bytes | Path
     if isinstance(video.source, str):
@@ -97,26 +121,37 @@ def load_video(
         name, source = name or f"a video of {len(video.source)} bytes", video.source
     try:
         _check_container(source)
-        opened = _open(source)
-        if opened.num_frames <= 0 or not 0 < opened.fps < math.inf:
-            raise VideoTooShort(f"{name}: has no frames")
-        seconds = opened.num_frames / opened.fps
-        if max_seconds is not None and seconds > max_seconds:
-            raise VideoTooLong(f"{name}: {seconds:.0f} s, over the limit of {max_seconds:.0f} s")
-        indices = frame_indices(opened.num_frames, opened.fps, video.fps or fps, max_frames)
-        if not indices:
-            raise VideoTooShort(
-                f"{name}: {opened.num_frames} frames, at most {max_frames} wanted: fewer than two"
-            )
-        frames = np.concatenate(
-            [resize(some, len(indices)) for some in opened.frames(indices, max_pixels)]
-        )
+        opened = _open(source, decoder, progress)
+        for _ in range(_LOOKS):
+            indices = _indices(opened, video.fps or fps, max_frames, max_seconds)
+            try:
+                chunks = opened.frames(indices, max_pixels)
+                frames = np.concatenate([resize(some, len(indices)) for some in chunks])
+            except LookAgain:
+                continue
+            return SampledVideo(frames, [index / opened.fps for index in indices])
+        raise VideoDecodeError("each look at it finds other frames")
     except MediaError as error:
         raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
     except Exception as error:  # the decoders raise many kinds on damaged files
         lines = str(error).strip().splitlines() or [""]
         raise VideoDecodeError(f"{name}: {type(error).__name__}: {lines[-1][:300]}") from error
-    return SampledVideo(frames, [index / opened.fps for index in indices])
+
+
+def _indices(
+    opened: _OpenVideo, fps: float, max_frames: int, max_seconds: float | None
+) -> list[int]:
+    if opened.num_frames <= 0 or not 0 < opened.fps < math.inf:
+        raise VideoTooShort("has no frames")
+    seconds = opened.num_frames / opened.fps
+    if max_seconds is not None and seconds > max_seconds:
+        raise VideoTooLong(f"{seconds:.0f} s, over the limit of {max_seconds:.0f} s")
+    indices = frame_indices(opened.num_frames, opened.fps, fps, max_frames)
+    if not indices:
+        raise VideoTooShort(
+            f"{opened.num_frames} frames, at most {max_frames} wanted: fewer than two"
+        )
+    return indices
 
 
 def frame_indices(num_frames: int, video_fps: float, fps: float, max_frames: int) -> list[int]:
@@ -133,10 +168,10 @@ def frame_indices(num_frames: int, video_fps: float, fps: float, max_frames: int
 
 
 def _check_container(source: bytes | Path) -> None:
-    """Only files that hold their video themselves.
+    """Raises VideoDecodeError for a file that does not hold its video itself, and for MPEG streams
+    and GIF, which have no index of their frames.
 
-    FFmpeg follows a playlist (HLS, SDP) to other hosts and to files outside the media root. Left
-    out: MPEG streams and GIF, of which decord 0.6 gives wrong frames without a word, or none.
+    FFmpeg follows a playlist (HLS, SDP) to other hosts and to files outside the media root.
     """
     if isinstance(source, bytes):
         head = source[:_PROBED_BYTES]
@@ -148,90 +183,25 @@ def _check_container(source: bytes | Path) -> None:
             raise MediaUnreachable(f"{error.strerror or error}") from error
     is_link = _PLAYLISTS.search(head) or _XML_PLAYLISTS.search(head.partition(b"\0")[0])
     if not _CONTAINERS.match(head) or is_link:
+        kind = "a playlist" if is_link else _kind(head)
         raise VideoDecodeError(
-            "not a video file that is read: MP4, QuickTime, Matroska, WebM, AVI, FLV, Ogg or WMV"
+            f"{kind}, not a video file that is read: MP4, QuickTime, Matroska, WebM, AVI, FLV, Ogg "
+            "or WMV"
         )
 
 
-def _open(source: bytes | Path) -> _OpenVideo:
+def _kind(head: bytes) -> str:
+    """What a file is by its first bytes, in words."""
+    if not head:
+        return "empty"
+    named = (kind for start, kind in _OTHER_KINDS.items() if re.match(start, head, re.DOTALL))
+    return next(named, "of an unknown kind")
+
+
+def _open(source: bytes | Path, decoder: VideoReader, progress: Progress) -> _OpenVideo:
     try:
-        return _DecordVideo(source)
-    except ImportError:
-        pass
-    try:
-        return _PyAvVideo(source)
+        if decoder == "decord":
+            return DecordVideo(source, progress)
+        return PyAvVideo(source, progress)
     except ImportError as error:
-        raise VideoReaderMissing(
-            "reading video files needs decord (x86-64) or PyAV: pip install decord, or av"
-        ) from error
-
-
-def _check_size(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise ImageTooLarge(f"frames of {width} x {height} pixels, over the limit of {max_pixels}")
-
-
-def _file(source: bytes | Path) -> io.BytesIO | str:
-    """What both readers open; absolute, because FFmpeg takes "a:b.mp4" for protocol a."""
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source.absolute())
-
-
-class _DecordVideo:
-    def __init__(self, source: bytes | Path) -> None:
-        import decord
-
-        self._reader: Any = decord.VideoReader(_file(source), num_threads=1)
-        self.num_frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
-
-    def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
-        height, width, _ = self._reader[0].shape
-        _check_size(height, width, max_pixels)
-        at_once = max(1, _PIXELS_AT_ONCE // (height * width))
-        for start in range(0, len(indices), at_once):
-            frames = self._reader.get_batch(list(indices[start : start + at_once])).asnumpy()
-            if start + at_once < len(indices):
-                self._reader.seek(0)  # or it would decode ahead, without bound, until it is asked
-            yield frames
-
-
-class _PyAvVideo:
-    def __init__(self, source: bytes | Path) -> None:
-        import av
-
-        self._av: Any = av
-        self._source = source
-        with self._container() as container:
-            stream = self._stream(container)
-            self.fps = float(stream.average_rate or 0)
-            self.num_frames = sum(1 for packet in container.demux(stream) if packet.size)
-
-    def _container(self) -> Any:
-        return self._av.open(_file(self._source))
-
-    def _stream(self, container: Any) -> Any:
-        if not container.streams.video:
-            raise VideoDecodeError("has no video stream")
-        return container.streams.video[0]
-
-    def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
-        """Indices ascend; one that is asked for twice comes twice."""
-        remaining = list(reversed(indices))
-        with self._container() as container:
-            stream = self._stream(container)
-            _check_size(stream.height, stream.width, max_pixels)
-            for index, frame in enumerate(container.decode(stream)):
-                _check_size(frame.height, frame.width, max_pixels)
-                while remaining and remaining[-1] == index:
-                    remaining.pop()
-                    yield _upright(frame)[None]
-                if not remaining:
-                    return
-        raise VideoDecodeError(f"{len(remaining)} of {len(indices)} sampled frames do not decode")
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """Turned as the file says, which decord does by itself: phones turn their videos so."""
-    quarters = getattr(frame, "rotation", 0) / 90  # not every PyAV 14 tells it
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, int(quarters)) if quarters.is_integer() else pixels
+        raise VideoReaderMissing(missing_reader(decoder) or str(error)) from error

@@ -1,7 +1,9 @@
-"""Video files decoded in a child process: decoders crash, or hang, on damaged files.
+"""Video files decoded in a child process: decoders crash, or hang, on damaged files, and strangers
+may have made a file that takes a decoder over.
 
 Of 533 damaged MP4 files decord 0.6 died on 19, and a dead worker takes its whole unit with it. The
-child lives as long as its parent and is started again after a file that killed it.
+child lives as long as its parent and is started again after a file that killed it; such a file is
+not tried again.
 """
 
 import math
@@ -12,7 +14,11 @@ import sys
 import threading
 import time
 import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import LifoQueue
@@ -20,32 +26,50 @@ from typing import Any
 
 import numpy as np
 
-from shardrank.actors.config import QueryOptions
+from shardrank.actors.config import QueryOptions, VideoReader
 from shardrank.actors.data import Video
 from shardrank.actors.errors import RerankError, VideoDecodeError
 from shardrank.actors.fetch.reader import MediaReader, name_of
+from shardrank.actors.media import sandbox
 from shardrank.actors.media.pixels import video_file_pixels
 from shardrank.actors.media.video import load_video
 
 TIMEOUT_S = 300.0
 """For one file. Sampling 64 frames of an hour of video takes seconds."""
+SILENCE_S = 30.0
+"""Without a packet or a frame a decoder hangs."""
 MAX_PROCESSES = 4
 """Of one Preprocessor. One thread alone never starts a second."""
 
+_MAX_LOST = 10_000
+"""Files kept in mind of which a decoder died or hung."""
 _MIN_BYTES = 4 << 30
 _BYTES_PER_PIXEL = 32
 """What decoding one file may take, by the pixels that a frame may have: decord decodes ahead of
 what it is asked for, and FFmpeg keeps up to 16 frames that later ones refer to.
 """
 
+_ALIVE_EVERY_S = 1.0
 _POLL_EVERY_S = 1.0
 _GRACE_S = 30
 """After which the child ends itself: its parent, if it lives, has long stopped it."""
+_MAX_CPUS = 4
+"""That decoding one file may keep busy: the child's CPU seconds are limited to so many times the
+seconds that it has.
+"""
+
+_ALIVE = None
+"""What the child sends when it is ready, and then while packets or frames come."""
 
 _STARTUP = (
-    "import sys; from shardrank.actors.media.video_process import serve; "
+    "import sys; from shardrank.actors.media.sandbox import enter; enter(); "
+    "from shardrank.actors.media.video_process import serve; "
     "serve(*map(int, sys.argv[1:]))"
 )
+
+
+class DecoderLost(VideoDecodeError):
+    """A file hung its decoder or killed it; trying again would cost as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +79,21 @@ class _Request:
     options: QueryOptions
     max_pixels: int
     max_seconds: float | None
+    decoder: VideoReader
     timeout_s: float
+
+    @property
+    def key(self) -> bytes:
+        """One a file, whatever it is called in an error: its content, or which version it is."""
+        source = self.video.source
+        assert source is not None
+        if isinstance(source, bytes):
+            return blake2b(source).digest()
+        try:
+            status = os.stat(source)
+        except OSError:  # it went just now, which its reader says
+            return source.encode("utf-8", "surrogateescape")
+        return repr((source, status.st_ino, status.st_size, status.st_mtime_ns)).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +106,26 @@ class _Child:
         ours, theirs = Pipe()
         packages = str(Path(__file__).absolute().parents[3])
         path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
+        environment = sandbox.environment(os.environ)
         process = subprocess.Popen(
             [sys.executable, "-c", _STARTUP, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env=environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # FFmpeg writes a line for every damaged frame
             start_new_session=True,  # Ctrl-C is for the job: here it would look like a bad file
         )
         theirs.close()
-        return cls(process, ours)
+        child = cls(process, ours)
+        try:
+            if ours.poll(TIMEOUT_S):
+                ours.recv()
+                return child
+        except (EOFError, OSError):
+            pass
+        child.stop()
+        raise VideoDecodeError("the process that decodes videos does not start")
 
     def stop(self) -> None:
         self.connection.close()
@@ -90,8 +137,15 @@ class _Child:
 class VideoProcess:
     """Samples and resizes video files in a child process; safe to call from several threads."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        timeout_s: float = TIMEOUT_S,
+        silence_s: float = SILENCE_S,
+        decoder: VideoReader = "pyav",
+    ) -> None:
         self._timeout_s = timeout_s
+        self._silence_s = silence_s
+        self._decoder: VideoReader = decoder
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._cleanup: Any = None
@@ -106,15 +160,19 @@ class VideoProcess:
     ) -> tuple[np.ndarray, list[float]]:
         """Resized frames (T, H, W, 3) uint8, T even, and the time of each in seconds.
 
-        Raises a MediaError, VideoDecodeError also where the child dies of the file or is too slow.
+        Raises a MediaError, DecoderLost where the child dies of the file or is too slow.
         """
-        request = _Request(
-            *_local(video, reader), options, max_pixels, max_seconds, self._timeout_s
+        local = _local(video, reader)
+        return self.answer(
+            _Request(*local, options, max_pixels, max_seconds, self._decoder, self._timeout_s)
         )
+
+    def answer(self, request: _Request) -> tuple[np.ndarray, list[float]]:
+        """As `frames`."""
         with self._lock:
             reply = self._ask(request)
             if reply is None:  # killed by the file, or by somebody else: a second child tells
-                reply = self._ask(request) or VideoDecodeError(
+                reply = self._ask(request) or DecoderLost(
                     f"{request.name}: the decoder's process died of it, twice"
                 )
         if isinstance(reply, RerankError):
@@ -124,15 +182,23 @@ class VideoProcess:
     def _ask(self, request: _Request) -> Any:
         """The child's reply, an error where it is too slow, None where it died."""
         child = self._running()
+        ends = time.monotonic() + request.timeout_s
         try:
             child.connection.send(request)
-            if child.connection.poll(self._timeout_s):
-                return child.connection.recv()
+            while child.connection.poll(min(self._silence_s, max(0.0, ends - time.monotonic()))):
+                reply = child.connection.recv()
+                if reply is not _ALIVE:
+                    return reply
         except (EOFError, OSError):
             self._stop()
             return None
         self._stop()
-        return VideoDecodeError(f"{request.name}: not decoded within {self._timeout_s:.0f} s")
+        if time.monotonic() < ends:
+            return DecoderLost(
+                f"{request.name}: the decoder hung, with no packet and no frame for "
+                f"{self._silence_s:.0f} s"
+            )
+        return DecoderLost(f"{request.name}: not decoded within {request.timeout_s:.0f} s")
 
     def _running(self) -> _Child:
         if self._child is None:
@@ -148,15 +214,25 @@ class VideoProcess:
 
 
 class VideoProcesses:
-    """Several of them behind one `frames`: a file that hangs a decoder holds up one thread alone.
+    """Several of them behind one `frames`: a file that hangs a decoder holds up one thread alone,
+    and once: it is kept in mind, and who asks for it meanwhile waits without a process.
 
     Each starts its child when all before it are busy.
     """
 
-    def __init__(self, num_processes: int = MAX_PROCESSES) -> None:
+    def __init__(
+        self,
+        num_processes: int = MAX_PROCESSES,
+        decoder: VideoReader = "pyav",
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._decoder: VideoReader = decoder
         self._idle: LifoQueue[VideoProcess] = LifoQueue()
         for _ in range(num_processes):
-            self._idle.put(VideoProcess())
+            self._idle.put(VideoProcess(silence_s=silence_s, decoder=decoder))
+        self._lost: OrderedDict[bytes, str] = OrderedDict()
+        self._in_work: set[bytes] = set()
+        self._changed = threading.Condition()
 
     def frames(
         self,
@@ -167,11 +243,38 @@ class VideoProcesses:
         max_seconds: float | None = None,
     ) -> tuple[np.ndarray, list[float]]:
         """As VideoProcess.frames; waits while all are busy."""
-        videos = self._idle.get()
+        local = _local(video, reader)
+        request = _Request(*local, options, max_pixels, max_seconds, self._decoder, TIMEOUT_S)
+        with self._alone(request):
+            process = self._idle.get()
+            try:
+                return process.answer(request)
+            finally:
+                self._idle.put(process)
+
+    @contextmanager
+    def _alone(self, request: _Request) -> Iterator[None]:
+        """Nobody else decodes the file meanwhile. Raises DecoderLost where one was lost to it."""
+        key = request.key
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._in_work)
+            if key in self._lost:
+                raise DecoderLost(f"{request.name}: {self._lost[key]} (not tried again)")
+            self._in_work.add(key)
+        lost = None
         try:
-            return videos.frames(video, reader, options, max_pixels, max_seconds)
+            yield
+        except DecoderLost as error:
+            lost = str(error).removeprefix(f"{request.name}: ")
+            raise
         finally:
-            self._idle.put(videos)
+            with self._changed:
+                self._in_work.discard(key)
+                if lost is not None:
+                    self._lost[key] = lost
+                    while len(self._lost) > _MAX_LOST:
+                        self._lost.popitem(last=False)
+                self._changed.notify_all()
 
 
 def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
@@ -191,16 +294,34 @@ def serve(handle: int, parent: int) -> None:
     connection = Connection(handle)
     reader = MediaReader()
     at_start = _data_bytes()
+    alive = _Alive(connection)
+    connection.send(_ALIVE)
     while True:
         try:
             request = connection.recv()
         except EOFError:
             return
         _limit_memory(at_start + max(_MIN_BYTES, _BYTES_PER_PIXEL * request.max_pixels))
-        signal.alarm(math.ceil(request.timeout_s) + _GRACE_S)
-        reply = _answer(request, reader)
+        within = math.ceil(request.timeout_s) + _GRACE_S
+        sandbox.limit_cpu(within * _MAX_CPUS)
+        signal.alarm(within)
+        reply = _answer(request, reader, alive)
         signal.alarm(0)
         connection.send(reply)
+
+
+class _Alive:
+    """Tells the parent that packets or frames come, not more often than it needs to know."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._told_at = 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= _ALIVE_EVERY_S:
+            self._told_at = now
+            self._connection.send(_ALIVE)
 
 
 def _end_with(parent: int) -> None:
@@ -233,7 +354,9 @@ def _limit_memory(size_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (within, hardest))
 
 
-def _answer(request: _Request, reader: MediaReader) -> tuple[np.ndarray, list[float]] | RerankError:
+def _answer(
+    request: _Request, reader: MediaReader, alive: _Alive
+) -> tuple[np.ndarray, list[float]] | RerankError:
     options = request.options
     assert options.fps is not None and options.max_frames is not None
     try:
@@ -246,6 +369,8 @@ def _answer(request: _Request, reader: MediaReader) -> tuple[np.ndarray, list[fl
             request.name,
             request.max_seconds,
             lambda frames, num_frames: video_file_pixels(frames, options, num_frames),
+            request.decoder,
+            alive,
         )
         return sampled.frames, sampled.times_s
     except RerankError as error:

@@ -39,7 +39,7 @@ from shardrank.jobs.storage import (
 from shardrank.jobs.units.growth import Held
 from shardrank.jobs.units.plan import Plan
 
-_PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow")
+_PACKAGES = ("shardrank", "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "av")
 _NOT_IN_SCORES = (
     "model",
     "revision",
@@ -59,6 +59,7 @@ _CAME_LATER = {
     "max_video_s": None,
     "empty": "official",
     "image_depth": "official",
+    "video_reader": "decord",
 }
 """Left out at the value that had been the rule, so that a job of that time can be gone on with."""
 
