@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class _Packets:
     """A stream's packets in the order of decoding."""
 
     pts: list[int] = field(default_factory=list)
+    orders: list[tuple[int, int]] = field(default_factory=list)  # in which they are shown
     unused: set[int] = field(default_factory=set)  # places of those that nothing refers to
     entries: list[int] = field(default_factory=list)  # places that decoding may start from
     trailing: set[int] = field(default_factory=set)  # of these: right for later times alone
@@ -110,6 +112,7 @@ class PyAvVideo:
     def __init__(self, source: bytes | Path, progress: Progress = lambda: None) -> None:
         self._source = source
         self._progress = progress
+        self._packets: _Packets | None = None
         with self._opened() as (container, stream):
             self._declared = (stream.average_rate, stream.base_rate)
             self._tick_s = Fraction(stream.time_base)
@@ -133,7 +136,9 @@ class PyAvVideo:
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         with open_container(self._source) as container:
             stream = video_stream(container)
-            stream.thread_type, stream.thread_count = "AUTO", _THREADS
+            # What a frame refers to and the file lacks is made up, by frame threads another way.
+            stream.thread_type = "SLICE" if self._packets is None else "AUTO"
+            stream.thread_count = _THREADS
             yield container, stream
 
     def _look(self, container: Any, stream: Any) -> tuple[_Span, _Packets | None]:
@@ -292,6 +297,7 @@ def _note(packets: _Packets, packet: Any, parse: Parse) -> bool:
         return False
     place = len(packets.pts)
     packets.pts.append(packet.pts)
+    packets.orders.append(picture.order or (place, 0))
     if packet.is_discard:
         packets.hidden.add(packet.pts)
     if picture.entry is not Entry.NONE:
@@ -304,23 +310,18 @@ def _note(packets: _Packets, packet: Any, parse: Parse) -> bool:
 
 
 def _is_in_order(packets: _Packets, reorder_depth: int) -> bool:
-    """Whether times are one a picture, and the decoder shows pictures in the order of their times.
+    """Whether the pictures' times are in the order in which the decoder shows them.
 
-    It waits for as many pictures as the stream says; one that comes too late it drops. What is
-    decoded before an entry that stands for itself is to be shown before it, the rest after it.
+    It waits for as many pictures as the stream says; one that comes too late it drops.
     """
-    pts = packets.pts
-    if not pts or packets.entries[:1] != [0] or len(set(pts)) != len(pts):
+    pts, orders = packets.pts, packets.orders
+    if not pts or packets.entries[:1] != [0] or _reorder_depth(pts) > reorder_depth:
         return False
-    closed = set(packets.entries) - packets.trailing
-    earliest = latest = min(pts)
-    for place, time in enumerate(pts):
-        if place in closed:
-            earliest = max(latest, time)
-        if time < earliest:
-            return False
-        latest = max(latest, time)
-    return _reorder_depth(pts) <= reorder_depth
+    by_time = sorted(range(len(pts)), key=pts.__getitem__)
+    return all(
+        pts[place] < pts[following] and orders[place] < orders[following]
+        for place, following in pairwise(by_time)
+    )
 
 
 def _reorder_depth(pts: Sequence[int]) -> int:
