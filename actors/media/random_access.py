@@ -31,6 +31,7 @@ Parse = Callable[[memoryview], Picture | None]
 or that does not follow on the one before.
 """
 
+
 def parser_of(codec: str, extradata: bytes) -> Parse | None:
     """None where nothing can be proved of the stream: it is to be decoded from its first packet."""
     try:

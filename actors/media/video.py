@@ -52,17 +52,17 @@ would find `<MPD`, in one case or the other, in the data of one honest video in 
 
 
 _OTHER_KINDS = {
-    rb"G.{187}(G|$)": "an MPEG transport stream",
-    rb"\0\0\1\xba": "an MPEG program stream",
-    rb"\0\0\0?\1": "a video stream without a container",
+    rb"G.{187}(G|\Z)": "an MPEG transport stream",
+    rb"\x00\x00\x01\xba": "an MPEG program stream",
+    rb"\x00\x00\x00?\x01": "a video stream without a container",
     rb"GIF8": "a GIF",
     rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM": "an image",
     rb"ID3|\xff[\xf0-\xff]|fLaC|RIFF....WAVE": "sound",
     rb"%PDF": "a PDF",
-    rb"PK\3\4|\x1f\x8b|7z": "an archive",
+    rb"PK\x03\x04|\x1f\x8b|7z": "an archive",
     rb"ffconcat": "a playlist",
     rb"version https://git-lfs": "a Git LFS pointer, whose file was not fetched",
-    rb"\s*(<!doctype html|<html|<\?xml|<!DOCTYPE HTML)": "a web page or XML",
+    rb"(?i)\s*(<!doctype html|<html|<\?xml|<svg)": "a web page or XML",
 }
 
 

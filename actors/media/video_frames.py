@@ -148,7 +148,7 @@ class PyAvVideo:
             context = stream.codec_context
             parse = parser_of(context.name, context.extradata or b"")
         span, packets, is_proved = _Span(), _Packets(), parse is not None
-        for packet in container.demux(stream):
+        for packet in _demuxed(container, stream):
             self._progress()
             if not packet.size:
                 continue
@@ -186,7 +186,7 @@ class PyAvVideo:
             raise LookAgain
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
-        for packet in container.demux(stream):
+        for packet in _demuxed(container, stream):
             self._progress()
             for frame in _decode(stream.codec_context, packet if packet.size else None):
                 self._progress()
@@ -202,7 +202,7 @@ class PyAvVideo:
         run, remaining = next(runs), len(set(wanted))
         context = stream.codec_context
         depth = max(context.reorder_depth, _reorder_depth(packets.pts))
-        for place, packet in enumerate(p for p in container.demux(stream) if p.size):
+        for place, packet in enumerate(p for p in _demuxed(container, stream) if p.size):
             self._progress()
             if place >= len(packets.pts) or packet.pts != packets.pts[place]:
                 break  # the file has changed
@@ -275,6 +275,15 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
 
 def _words(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def _demuxed(container: Any, stream: Any) -> Iterator[Any]:
+    import av
+
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError as error:
+        raise VideoDecodeError(f"its packets end early: {_words(error)}") from error
 
 
 def _decode(context: Any, packet: Any) -> list[Any]:

@@ -1,3 +1,4 @@
+import io
 import math
 import struct
 import subprocess
@@ -13,16 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from shardrank.actors.config import VideoReader
 from shardrank.actors.data import Video
 from shardrank.actors.errors import ImageTooLarge, MediaNotFound, VideoDecodeError, VideoTooShort
 from shardrank.actors.fetch.reader import MediaReader
-from shardrank.actors.media.video import (
-    SampledVideo,
-    _DecordVideo,
-    _PyAvVideo,
-    frame_indices,
-    load_video,
-)
+from shardrank.actors.media.decord_frames import DecordVideo
+from shardrank.actors.media.video import SampledVideo, frame_indices, load_video
+from shardrank.actors.media.video_frames import PyAvVideo
 
 torch.set_num_threads(1)
 
@@ -37,9 +35,14 @@ def read(reader: Any, indices: list[int], max_pixels: int = LIMIT) -> np.ndarray
 
 
 def load(
-    source: bytes | str, fps: float = 1.0, max_frames: int = 64, own_fps: float | None = None
+    source: bytes | str,
+    fps: float = 1.0,
+    max_frames: int = 64,
+    own_fps: float | None = None,
+    decoder: VideoReader = "pyav",
 ) -> SampledVideo:
-    return load_video(Video(source, fps=own_fps), MediaReader(), fps, max_frames, LIMIT)
+    video = Video(source, fps=own_fps)
+    return load_video(video, MediaReader(), fps, max_frames, LIMIT, decoder=decoder)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_bytes_and_path_give_the_same_frames(path: Path) -> None:
 def test_both_readers_see_the_same_video(path: Path) -> None:
     """Their pixels were equal when this was written; other builds of FFmpeg may round otherwise."""
     pytest.importorskip("decord")
-    decord, pyav = _DecordVideo(path), _PyAvVideo(path)
+    decord, pyav = DecordVideo(path), PyAvVideo(path)
     assert (decord.num_frames, decord.fps) == (pyav.num_frames, pytest.approx(pyav.fps))
     indices = frame_indices(decord.num_frames, decord.fps, 1.0, 64)
     difference = np.abs(read(decord, indices).astype(int) - read(pyav, indices).astype(int))
@@ -112,7 +115,7 @@ def test_both_readers_turn_a_video_as_it_says(tmp_path: Path, angle: int) -> Non
     matrix = struct.pack(">9i", cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 30)
     place = data.index(b"tkhd") + 44
     data[place : place + len(matrix)] = matrix
-    decord, pyav = read(_DecordVideo(bytes(data)), [0, 2]), read(_PyAvVideo(bytes(data)), [0, 2])
+    decord, pyav = read(DecordVideo(bytes(data)), [0, 2]), read(PyAvVideo(bytes(data)), [0, 2])
     assert np.abs(decord.astype(int) - pyav.astype(int)).max() <= 4
     corner = {90: (0, -1), 180: (-1, -1), 270: (-1, 0)}.get(angle, (0, 0))
     assert pyav[0][corner].min() > 200
@@ -127,20 +130,38 @@ def test_a_file_of_three_frames_gives_two() -> None:
 
 
 def made(
-    path: Path, num_frames: int, codec: str = "mpeg4", size: int = 64, marked: bool = False
+    path: Path,
+    num_frames: int,
+    codec: str = "mpeg4",
+    size: int = 64,
+    marked: bool = False,
+    pixels: str = "",
 ) -> Path:
     """A video file written by PyAV, its frames brighter and brighter; marked: the corner white."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width = stream.height = size
-        container.start_encoding()
-        for index in range(num_frames):
-            pixels = np.full((size, size, 3), 20 * index, dtype=np.uint8)
-            if marked:
-                pixels[: size // 4, : size // 4] = 255
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
+        encode(container, num_frames, codec, size, marked, pixels)
     return path
+
+
+def encode(
+    container: Any,
+    num_frames: int,
+    codec: str,
+    size: int = 64,
+    marked: bool = False,
+    pixel_format: str = "",
+) -> None:
+    stream = container.add_stream(codec, rate=25)
+    stream.width = stream.height = size
+    if pixel_format:
+        stream.pix_fmt = pixel_format
+    container.start_encoding()
+    for index in range(num_frames):
+        pixels = np.full((size, size, 3), 240 * index // max(12, num_frames), dtype=np.uint8)
+        if marked:
+            pixels[: size // 4, : size // 4] = 255
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+    container.mux(stream.encode())
 
 
 @pytest.mark.parametrize(
@@ -161,12 +182,79 @@ def test_the_usual_containers_are_read(tmp_path: Path, name: str, codec: str) ->
         assert len(levels) == 4 and levels == sorted(levels) and levels[-1] > 100
 
 
-@pytest.mark.parametrize("name", ["a.mpg", "a.ts", "a.m2v"])
-def test_mpeg_streams_are_refused(tmp_path: Path, name: str) -> None:
-    """decord 0.6 gave black or neighbouring frames of these."""
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.mpg", "an MPEG program stream"),
+        ("a.ts", "an MPEG transport stream"),
+        ("a.m2v", "a video stream without a container"),
+    ],
+)
+def test_streams_without_an_index_are_refused_by_name(tmp_path: Path, name: str, kind: str) -> None:
     path = made(tmp_path / name, 8, "mpeg2video")
-    with pytest.raises(VideoDecodeError, match="not a video file that is read: MP4"):
+    with pytest.raises(VideoDecodeError, match=f": {kind}, not a video file that is read: MP4"):
         load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty"),
+        (b"words", "of an unknown kind"),
+        (b"%PDF-1.7\n", "a PDF"),
+        (b"GIF89a", "a GIF"),
+        (b"\x89PNG\r\n\x1a\n", "an image"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "a web page or XML"),
+        (b"ID3\4\0", "sound"),
+    ],
+)
+def test_a_refusal_says_what_the_file_is(data: bytes, kind: str) -> None:
+    with pytest.raises(VideoDecodeError, match=f"^a video of {len(data)} bytes: {kind}"):
+        load(data)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_a_codec_that_is_not_on_the_list_is_not_opened(
+    tmp_path: Path, decoder: VideoReader
+) -> None:
+    pytest.importorskip("decord")
+    path = made(tmp_path / "a.avi", 8, "magicyuv", pixels="gbrp")
+    with pytest.raises(VideoDecodeError, match="its video codec is magicyuv, which is not read: H"):
+        load(str(path), decoder=decoder)
+
+
+def test_a_codec_that_is_not_read_is_named(tmp_path: Path) -> None:
+    data = made(tmp_path / "a.avi", 8).read_bytes().replace(b"FMP4", b"theo")
+    with pytest.raises(VideoDecodeError, match="its video codec is theora, which is not read: H"):
+        load(data)
+
+
+def test_a_video_of_2_by_2_pixels_is_read(tmp_path: Path) -> None:
+    frames = load(str(made(tmp_path / "a.mp4", 8, size=2))).frames
+    assert frames.shape == (4, 2, 2, 3)
+
+
+def test_a_recording_without_a_duration_is_read(tmp_path: Path) -> None:
+    """Browsers' MediaRecorder writes such: a stream to which nothing is added at its start."""
+
+    class Pipe(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            written.extend(data)
+            return len(data)
+
+    written = bytearray()
+    with av.open(Pipe(), "w", format="matroska") as container:
+        encode(container, 75, "libx264")
+    with av.open(io.BytesIO(written)) as opened:
+        assert opened.duration is None
+    sampled = load(bytes(written))
+    assert sampled.times_s == [0, 1.0, 1.96, 2.96]
+    levels = sampled.frames[:, 32, 32, 0].tolist()
+    assert levels == sorted(levels)
 
 
 def test_a_file_of_one_frame_is_too_short(tmp_path: Path) -> None:
@@ -190,7 +278,7 @@ def test_a_file_of_sound_alone_does_not_decode(tmp_path: Path) -> None:
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
         frame.sample_rate = 8000
         container.mux([*stream.encode(frame), *stream.encode()])
-    with pytest.raises(VideoDecodeError, match=f"^{path}: "):
+    with pytest.raises(VideoDecodeError, match=f"^{path}: holds no video, but audio$"):
         load(path)
 
 
@@ -212,7 +300,7 @@ def test_a_missing_file_is_named() -> None:
         load("gone.mp4")
 
 
-@pytest.mark.parametrize("reader", [_DecordVideo, _PyAvVideo])
+@pytest.mark.parametrize("reader", [DecordVideo, PyAvVideo])
 def test_frames_over_the_pixel_limit_are_refused(reader: Any) -> None:
     path = MEDIA / "v_short3.mp4"
     assert read(reader(path), [0, 2], 96 * 96).shape == (2, 96, 96, 3)
@@ -226,7 +314,7 @@ def test_a_relative_path_with_a_colon_opens(
     (tmp_path / "clip:1.mp4").write_bytes(WHOLE)
     monkeypatch.chdir(tmp_path)
     assert len(load("clip:1.mp4").times_s) == 4
-    assert _PyAvVideo(Path("clip:1.mp4")).num_frames == 48
+    assert PyAvVideo(Path("clip:1.mp4")).num_frames == 48
 
 
 @pytest.fixture
@@ -279,36 +367,32 @@ def test_a_playlist_is_not_followed(
 WITHOUT = """
 import sys
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing}:
-            raise ImportError(name)
-
-sys.meta_path.insert(0, Missing())
+sys.modules |= dict.fromkeys({missing})
 from shardrank.actors.data import Video
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.media.video import load_video
 from shardrank.actors.errors import RerankError
 try:
-    sampled = load_video(Video(sys.argv[1]), MediaReader(), 1.0, 64, 10**8)
+    sampled = load_video(Video(sys.argv[1]), MediaReader(), 1.0, 64, 10**8, decoder={decoder})
     print(sampled.frames.shape, int(sampled.frames.sum()))
 except RerankError as error:
     print(error.code, error)
 """
 
 
-def load_without(*missing: str) -> str:
-    command = [sys.executable, "-c", WITHOUT.replace("{missing}", repr(missing))]
+def load_without(*missing: str, decoder: VideoReader = "pyav") -> str:
+    code = WITHOUT.replace("{missing}", repr(missing)).replace("{decoder}", repr(decoder))
     path = str(MEDIA / "v2s_24.mp4")
     return subprocess.run(
-        [*command, path], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
 
 
-def test_without_a_reader_the_sentence_names_both() -> None:
-    said = load_without("decord", "av")
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_without_pyav_the_sentence_says_what_to_install(decoder: VideoReader) -> None:
+    said = load_without("decord", "av", decoder=decoder)
     assert said.startswith("video_reader_missing ") and "v2s_24.mp4: " in said
-    assert "decord" in said and "PyAV" in said and "pip install" in said
+    assert "PyAV: pip install av" in said
 
 
 def test_without_decord_pyav_reads() -> None:
@@ -316,7 +400,12 @@ def test_without_decord_pyav_reads() -> None:
     assert said.startswith("(4, 120, 160, 3) ")
 
 
-@pytest.mark.parametrize("reader", [_DecordVideo, _PyAvVideo])
+def test_without_decord_who_asks_for_it_is_told_what_to_install() -> None:
+    said = load_without("decord", decoder="decord")
+    assert said.startswith("video_reader_missing ") and "pip install 'shardrank[decord]'" in said
+
+
+@pytest.mark.parametrize("reader", [DecordVideo, PyAvVideo])
 def test_frames_come_in_the_order_asked_for(tmp_path: Path, reader: Any) -> None:
     levels = read(reader(made(tmp_path / "a.mp4", 8)), [0, 3, 6])[:, 32, 32, 0]
     assert np.abs(levels.astype(int) - [0, 60, 120]).max() < 10

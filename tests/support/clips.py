@@ -1,4 +1,4 @@
-"""Small video files that the tests encode themselves, and what a sequential decode shows of them."""
+"""Small video files that the tests encode themselves, and what a sequential decode shows."""
 
 import io
 from dataclasses import dataclass, replace
