@@ -143,7 +143,8 @@ def _h264_sizes(sps: bytes) -> tuple[int, int | None] | None:
     if profile in _H264_HIGH:
         if bits.golomb() == 3 and bits.bits(1):  # 4:4:4 in separate planes
             return None
-        bits.skip_golombs(2), bits.bits(1)
+        bits.skip_golombs(2)
+        bits.bits(1)
         if bits.bits(1):
             return None  # scaling matrices, which are not read here
     log2_frame_num = bits.golomb() + 4
@@ -267,7 +268,9 @@ def _hevc_sequence(sps: bytes) -> tuple[_Count, list[_References]] | None:
         return None  # scaling lists
     bits.bits(2)
     if bits.bits(1):  # PCM
-        bits.bits(8), bits.skip_golombs(2), bits.bits(1)
+        bits.bits(8)
+        bits.skip_golombs(2)
+        bits.bits(1)
     num_sets = bits.golomb()
     sets: list[_References] = []
     for index in range(min(num_sets, 64)):
@@ -304,7 +307,8 @@ def _hevc_references(
 def _hevc_slice_bits(pps: bytes) -> int | None:
     """Extra bits in slice headers; None where pictures may say that they are not shown."""
     bits = _Bits(pps[2:])
-    bits.skip_golombs(2), bits.bits(1)
+    bits.skip_golombs(2)
+    bits.bits(1)
     may_hide, num_extra = bits.bits(1), bits.bits(3)
     return None if may_hide else num_extra
 
@@ -348,7 +352,9 @@ class _Hevc:
         if is_entry and bits.bits(1):
             return None  # pictures that still wait are not shown
         self._num_entries += is_entry
-        bits.golomb(), bits.bits(self._num_extra_bits), bits.golomb()
+        bits.golomb()
+        bits.bits(self._num_extra_bits)
+        bits.golomb()
         order, references = 0, set()
         if kind in _IDR:
             self._period += 1
