@@ -169,6 +169,21 @@ def test_local_media_are_read_under_the_given_roots_alone(
     assert [config.media_root for config in configs] == [roots]
 
 
+@pytest.mark.parametrize("command", ["rerank", "serve"])
+def test_a_video_reader_that_is_not_installed_is_refused_before_anything_starts(
+    tmp_path: Path,
+    sets: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)  # as where it is not installed
+    inputs = [sets, f"--output={tmp_path / 'out'}"] if command == "rerank" else []
+    assert main([command, *inputs, f"--model={TINY}", "--video-reader=decord"]) == 2
+    assert "pip install 'shardrank[decord]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["status", "verify", "rerank"])
 def test_only_a_job_that_failed_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],

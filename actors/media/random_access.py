@@ -255,8 +255,8 @@ def _hevc_sequence(sps: bytes) -> tuple[_Count, list[_References]] | None:
     for flags in present:
         bits.bits(88 * (flags >> 1) + 8 * (flags & 1))
     bits.golomb()
-    if bits.golomb() == 3:
-        bits.bits(1)
+    if bits.golomb() == 3 and bits.bits(1):  # 4:4:4 in separate planes
+        return None
     bits.skip_golombs(2)  # size
     if bits.bits(1):
         bits.skip_golombs(4)  # conformance window

@@ -54,6 +54,17 @@ def test_all_cases_packed_together_keep_their_official_scores():
         assert scored[0].score == pytest.approx(case["official"]["score"], abs=1e-4), case["id"]
 
 
+VIDEO_FILES = [case for case in SCORED if case["kind"] == "vfile"]
+
+
+@pytest.mark.parametrize("case", VIDEO_FILES, ids=case_id)
+def test_decord_gives_the_official_scores_too(case):
+    pytest.importorskip("decord")
+    with_decord = tiny_reranker(special_tokens="official", video_reader="decord")
+    scored = with_decord.score_sets([candidate_set(case)])[0][0]
+    assert scored.score == pytest.approx(case["official"]["score"], abs=1e-4)
+
+
 @pytest.mark.parametrize("case", REFUSED, ids=case_id)
 def test_what_the_official_scorer_scores_as_null_is_an_error_here(case):
     scored = official().score_sets([candidate_set(case)])[0][0]
