@@ -1,7 +1,7 @@
 """Frames of a video file, sampled as the official scorer does, with PyAV or decord.
 
-PyAV gives the frames that a sequential decode shows. decord is what the official scores were made
-with: of files without B-frames in odd containers, edit lists and open groups of pictures, the same.
+PyAV gives the frames that a sequential decode shows. decord, which the official scores were made
+with, gives others for edit lists, open groups of pictures, and B-frames in AVI and WMV.
 Every failure is a MediaError with a sentence.
 """
 

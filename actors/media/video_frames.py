@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from shardrank.actors.errors import ImageTooLarge, VideoDecodeError
-from shardrank.actors.media.random_access import Entry, Parse, parser_of
+from shardrank.actors.media.pictures import Entry, Parse
+from shardrank.actors.media.random_access import parser_of
 
 CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "flv", "ogg", "asf")
 """FFmpeg's names of the demuxers that are used."""
@@ -251,7 +252,9 @@ def video_stream(container: Any) -> Any:
         if not stream.disposition & stream.disposition.attached_pic
     ]
     if not videos:
-        held = sorted({str(stream.type) for stream in container.streams}) or ["no stream"]
+        is_cover = bool(container.streams.video)
+        held = sorted({str(each.type) for each in container.streams if each.type != "video"})
+        held += ["a cover picture"] if is_cover else [] if held else ["no stream"]
         raise VideoDecodeError(f"holds no video, but {' and '.join(held)}")
     best = container.streams.best("video")
     stream = best if best in videos else videos[0]

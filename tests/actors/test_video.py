@@ -282,6 +282,22 @@ def test_a_file_of_sound_alone_does_not_decode(tmp_path: Path) -> None:
         load(path)
 
 
+def test_sound_with_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    path = str(tmp_path / "song.mp4")
+    with av.open(path, "w") as container:
+        sound = container.add_stream("aac", rate=8000, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        container.mux([*sound.encode(frame), *sound.encode()])
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        container.mux([*cover.encode(picture), *cover.encode()])
+    with pytest.raises(VideoDecodeError, match="holds no video, but audio and a cover picture$"):
+        load(path)
+
+
 WHOLE = (MEDIA / "v2s_24.mp4").read_bytes()
 
 
