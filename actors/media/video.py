@@ -27,6 +27,7 @@ from shardrank.actors.errors import (
 )
 from shardrank.actors.fetch.reader import MediaReader, name_of
 from shardrank.actors.media.decord_frames import DecordVideo
+from shardrank.actors.media.kinds import kind_of
 from shardrank.actors.media.readers import missing_reader
 from shardrank.actors.media.video_frames import LookAgain, Progress, PyAvVideo
 
@@ -56,13 +57,8 @@ _OTHER_KINDS = {
     rb"\x00\x00\x01\xba": "an MPEG program stream",
     rb"\x00\x00\x00?\x01": "a video stream without a container",
     rb"GIF8": "a GIF",
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM": "an image",
-    rb"ID3|\xff[\xf0-\xff]|fLaC|RIFF....WAVE": "sound",
-    rb"%PDF": "a PDF",
-    rb"PK\x03\x04|\x1f\x8b|7z": "an archive",
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\x00|MM\x00\*": "a picture",
     rb"ffconcat": "a playlist",
-    rb"version https://git-lfs": "a Git LFS pointer, whose file was not fetched",
-    rb"(?i)\s*(<!doctype html|<html|<\?xml|<svg)": "a web page or XML",
 }
 
 
@@ -192,10 +188,8 @@ def _check_container(source: bytes | Path) -> None:
 
 def _kind(head: bytes) -> str:
     """What a file is by its first bytes, in words."""
-    if not head:
-        return "empty"
     named = (kind for start, kind in _OTHER_KINDS.items() if re.match(start, head, re.DOTALL))
-    return next(named, "of an unknown kind")
+    return next(named, "") or kind_of(head)
 
 
 def _open(source: bytes | Path, decoder: VideoReader, progress: Progress) -> _OpenVideo:

@@ -199,14 +199,14 @@ def test_streams_without_an_index_are_refused_by_name(tmp_path: Path, name: str,
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
-        (b"", "empty"),
-        (b"words", "of an unknown kind"),
-        (b"%PDF-1.7\n", "a PDF"),
+        (b"", "an empty file"),
+        (b"words", "text"),
+        (b"%PDF-1.7\n", "a PDF document"),
         (b"GIF89a", "a GIF"),
-        (b"\x89PNG\r\n\x1a\n", "an image"),
+        (b"\x89PNG\r\n\x1a\n", "a picture"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html>", "a web page or XML"),
-        (b"ID3\4\0", "sound"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"ID3\4\0", "an audio file"),
     ],
 )
 def test_a_refusal_says_what_the_file_is(data: bytes, kind: str) -> None:
