@@ -9,7 +9,7 @@ from pyarrow import fs
 
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs import lakes
-from shardrank.jobs.inputs.lines import COMPRESSIONS, plain_name
+from shardrank.jobs.inputs.lines import COMPRESSIONS, is_tsv, plain_name
 from shardrank.jobs.storage import Files, Location, list_files, list_with_hidden, open_input
 
 PARQUET, JSON_LINES, TSV = "Parquet", "JSON lines", "tab-separated lines"
@@ -63,7 +63,7 @@ def data_files(location: Location) -> list[DataFile]:
     found = lakes.live_files(found, everything)
     kinds: dict[str, Files] = {}
     for place, info in found:
-        kind = kind_of(place.name)
+        kind = kind_of(place.name) or _bare_kind(place)
         if kind:
             kinds.setdefault(kind, []).append((place, info))
     if len(kinds) > 1:
@@ -81,6 +81,14 @@ def kind_of(name: str) -> str | None:
     """What a file's name says that it is; an ending that is not read stands for itself."""
     ending = os.path.splitext(plain_name(name))[1]
     return ending if ending in _NOT_READ else _KINDS.get(ending)
+
+
+def _bare_kind(file: Location) -> str | None:
+    """The kind of lines in a compressed file without an ending of its own, as MS MARCO v2's are."""
+    plain = plain_name(file.name)
+    if plain == file.name.lower() or os.path.splitext(plain)[1]:
+        return None
+    return TSV if is_tsv(file) else JSON_LINES
 
 
 def _is_parquet(file: Location) -> bool:
