@@ -115,6 +115,11 @@ class RerankerConfig:
     dtype: "auto" is bfloat16 on CUDA and float32 elsewhere; the score head is float32 always.
     special_tokens: "neutralize" reads `<|im_end|>` typed in a text as plain characters;
         "official" lets it act as the special token, as the official scorer does.
+    empty: "error" makes a query or document that says nothing (no text, image or video, or blanks
+        alone) an error; "official" scores it as the official scorer does: None is the word NULL,
+        "" the empty string.
+    image_depth: "scale" scales grey images of more than 8 bits by their range; "official" clips
+        them at 255, as the official scorer does: nearly white pages, black ones of fractions.
     max_batch_tokens: tokens of one packed forward; None chooses by device and free memory.
     feature_cache_bytes, host_feature_cache_bytes: vision features kept on the device, and of a
         GPU's those that had to leave it on the host.
@@ -137,6 +142,8 @@ class RerankerConfig:
     instruction: str = DEFAULT_INSTRUCTION
     options: QueryOptions = QueryOptions()
     special_tokens: Literal["neutralize", "official"] = "neutralize"
+    empty: Literal["error", "official"] = "error"
+    image_depth: Literal["scale", "official"] = "scale"
     max_batch_tokens: int | None = None
     num_threads: int | None = None
     media_root: str | tuple[str, ...] | None = None
@@ -157,6 +164,8 @@ class RerankerConfig:
                 raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("special_tokens", self.special_tokens, ("neutralize", "official"))
+        _check_choice("empty", self.empty, ("error", "official"))
+        _check_choice("image_depth", self.image_depth, ("scale", "official"))
         for name in ("max_batch_tokens", "num_threads", "max_video_s"):
             _check_limit(name, getattr(self, name))
         for name in ("max_text_chars", "max_decoded_pixels"):

@@ -48,7 +48,7 @@ class Video:
 class Content:
     """One side of a pair: videos, then images, then texts, in the prompt's order.
 
-    Nothing at all means the official scorer's `NULL`; one empty text means an empty text.
+    Of what says nothing, nothing at all is the official scorer's `NULL`, one empty text is empty.
     """
 
     texts: tuple[str, ...] = ()
@@ -59,14 +59,21 @@ class Content:
     def has_media(self) -> bool:
         return bool(self.images or self.videos)
 
+    @property
+    def says_nothing(self) -> bool:
+        return not self.has_media and not "".join(self.texts).strip()
+
     @classmethod
     def parse(cls, value: Any, field: str = "content") -> "Content":
         """Read a string, an image, or a mapping of `text`, `image`, `video` (each one or many).
 
-        Raises InvalidContent that names `field` and what was wrong with it.
+        Parts that are null or empty are left out. Raises InvalidContent that names `field` and
+        what was wrong with it.
         """
         if isinstance(value, Content):
             return value
+        if value is None:
+            return cls()
         if isinstance(value, str):
             return cls(texts=(value,))
         if isinstance(value, _Bytes | PILImage.Image) or _is_media_struct(value):
@@ -95,7 +102,8 @@ class Content:
 class CandidateSet:
     """One query and its documents. A side that could not be parsed is its error.
 
-    document_name: what messages call a document, by its index.
+    document_name: what messages call a document, by its index, or by its number where a caller
+    has numbered them: the set may be a part of what was asked.
     """
 
     query: Content | RerankError
@@ -103,6 +111,10 @@ class CandidateSet:
     instruction: str | None = None
     options: QueryOptions = QueryOptions()
     document_name: str = "documents[{}]"
+    numbers: tuple[int, ...] = ()
+
+    def name_of(self, index: int) -> str:
+        return self.document_name.format(self.numbers[index] if self.numbers else index)
 
     @classmethod
     def parse(
@@ -177,7 +189,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _texts(value: Any, field: str) -> tuple[str, ...]:
-    texts = _as_list(value)
+    texts = [text for text in _as_list(value) if text is not None]
     for text in texts:
         if not isinstance(text, str):
             raise InvalidContent(
@@ -187,7 +199,25 @@ def _texts(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _images(value: Any, field: str) -> tuple[ImageSource, ...]:
+    return tuple(_image(image, field) for image in _as_list(value) if not _is_nothing(image))
+
+
+def _frames(value: Any, field: str) -> tuple[ImageSource, ...]:
+    """None can be left out: the others' times would be wrong."""
     return tuple(_image(image, field) for image in _as_list(value))
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a place for an image or video is empty. Bytes never are: none of them is a damaged
+    file; nor are frames: none of them is a broken list.
+    """
+    if isinstance(value, Mapping) and set(value) <= {"bytes", "path", "frames", "fps"}:
+        return all(_is_blank(each) for key, each in value.items() if key != "fps")
+    return _is_blank(value)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _image(value: Any, field: str) -> ImageSource:
@@ -223,11 +253,9 @@ def _from_struct(value: Mapping[str, Any], field: str) -> bytes | str:
 
 
 def _videos(value: Any, field: str) -> tuple[Video, ...]:
-    if value is None:
-        return ()
     if isinstance(value, list | tuple) and not _is_frame_list(value):
-        return tuple(_video(video, field) for video in value)
-    return (_video(value, field),)
+        return tuple(_video(video, field) for video in value if not _is_nothing(video))
+    return () if _is_nothing(value) else (_video(value, field),)
 
 
 def _is_frame_list(value: Sequence[Any]) -> bool:
@@ -251,14 +279,14 @@ def _video(value: Any, field: str) -> Video:
     if isinstance(value, Video):
         return value
     if isinstance(value, list | tuple):
-        return Video(frames=_images(list(value), field))
+        return Video(frames=_frames(value, field))
     if not isinstance(value, Mapping):
         return Video(source=_encoded(value, field, "a video"))
     _check_fields(value, ("bytes", "path", "frames", "fps"), field)
     fps = _fps(value.get("fps"), field)
-    encoded = {key: value[key] for key in ("bytes", "path") if value.get(key) is not None}
+    encoded = {key: value[key] for key in ("bytes", "path") if not _is_blank(value.get(key))}
     if value.get("frames") is not None and not encoded:
-        return Video(frames=_images(value["frames"], f"{field}.frames"), fps=fps)
+        return Video(frames=_frames(value["frames"], f"{field}.frames"), fps=fps)
     if value.get("frames") and encoded:
         raise InvalidContent(f"{field} has both a file and frames; give one of them")
     return Video(source=_encoded(encoded or {"path": None}, field, "a video"), fps=fps)

@@ -2,7 +2,8 @@
 
     RerankError
     ├── InvalidContent           invalid_content         a field of the wrong type, an unknown field
-    │   ├── EmptyQuery           empty_query             the query is null or {}
+    │   ├── EmptyQuery           empty_query             the query says nothing
+    │   ├── EmptyDocument        empty_document          no text, image or video, or blanks alone
     │   ├── TextTooLarge         text_too_large          a text over max_text_chars
     │   └── SpecialTokenInText   special_token_in_text   a visual placeholder typed in text
     ├── InvalidRow                                       found by the job before scoring
@@ -61,6 +62,10 @@ class InvalidContent(RerankError):
 
 class EmptyQuery(InvalidContent):
     code = "empty_query"
+
+
+class EmptyDocument(InvalidContent):
+    code = "empty_document"
 
 
 class TextTooLarge(InvalidContent):

@@ -12,7 +12,14 @@ import numpy as np
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, ImageSource, Video
-from shardrank.actors.errors import InvalidContent, RerankError, TextTooLarge, Unexpected
+from shardrank.actors.errors import (
+    EmptyDocument,
+    EmptyQuery,
+    InvalidContent,
+    RerankError,
+    TextTooLarge,
+    Unexpected,
+)
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.lru import LRU
 from shardrank.actors.media.images import load_frames, load_image
@@ -55,9 +62,8 @@ class Preprocessor:
         query = self.open_query(
             candidate_set.query, candidate_set.instruction, candidate_set.options
         )
-        names = candidate_set.document_name
         return self.prepare_pairs(
-            (query, self.open_document(document, names.format(index)))
+            (query, self.open_document(document, candidate_set.name_of(index)))
             for index, document in enumerate(candidate_set.documents)
         )
 
@@ -114,9 +120,9 @@ class Preprocessor:
         if isinstance(options, RerankError):
             raise options.with_traceback(None)
         assert options.max_length is not None
-        query_side = query.side.read(options, self._read)
+        query_side = query.side.read(options, self._read_query)
         self._check_text(query.instruction, "instruction")
-        document_side = document.read(options, self._read)
+        document_side = document.read(options, self._read_document)
         ids = self._encoder.encode(
             query.instruction,
             visuals.add_side(query_side),
@@ -132,9 +138,20 @@ class Preprocessor:
             is_truncated=ids.is_truncated,
         )
 
-    def _read(self, content: Content, options: QueryOptions, field: str) -> ReadSide:
+    def _read_query(self, content: Content, options: QueryOptions, field: str) -> ReadSide:
+        return self._read(content, options, field, EmptyQuery)
+
+    def _read_document(self, content: Content, options: QueryOptions, field: str) -> ReadSide:
+        return self._read(content, options, field, EmptyDocument)
+
+    def _read(
+        self, content: Content, options: QueryOptions, field: str, empty: type[RerankError]
+    ) -> ReadSide:
         for text in content.texts:
             self._check_text(text, field)
+        if self.config.empty == "error" and content.says_nothing:
+            what = "only blanks" if "".join(content.texts) else "no text, image or video"
+            raise empty(f"{field} says nothing: it has {what}")
         side = SideBuilder()
         for video in content.videos:
             frames, times_s = self._video_frames(video, options)
@@ -164,17 +181,18 @@ class Preprocessor:
 
     def _image_pixels(self, image: ImageSource, options: QueryOptions) -> np.ndarray:
         if not isinstance(image, bytes | str):
-            return image_pixels(
-                load_image(image, self._reader, self.config.max_decoded_pixels), options
-            )
+            return self._decoded(image, options)
         source = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
         key = blake2b(source, key=type(image).__name__.encode()).digest(), options
         pixels = self._pixels.get(key)
         if pixels is None:
-            decoded = load_image(image, self._reader, self.config.max_decoded_pixels)
-            pixels = image_pixels(decoded, options)
+            pixels = self._decoded(image, options)
             self._pixels.put(key, pixels)
         return pixels
+
+    def _decoded(self, image: ImageSource, options: QueryOptions) -> np.ndarray:
+        limit, depth = self.config.max_decoded_pixels, self.config.image_depth
+        return image_pixels(load_image(image, self._reader, limit, depth), options)
 
     def _video_frames(self, video: Video, options: QueryOptions) -> tuple[np.ndarray, list[float]]:
         """Resized frames, an even number of them, and the time of each in seconds."""
@@ -183,7 +201,9 @@ class Preprocessor:
         if video.frames is None:
             seconds = self.config.max_video_s
             return self._videos.frames(video, self._reader, options, max_pixels, seconds)
-        decoded = load_frames(video, self._reader, options.max_frames, max_pixels)
+        decoded = load_frames(
+            video, self._reader, options.max_frames, max_pixels, self.config.image_depth
+        )
         frames = frame_list_pixels(decoded, options)
         rate = video.fps or FRAME_LIST_FPS
         return frames, [index / rate for index in range(len(frames))]

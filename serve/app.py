@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -149,6 +149,7 @@ def _add_rerank_routes(app: FastAPI) -> None:
     @post("/score", "/v1/score", answer=openapi.ScoreAnswer)
     async def score(body: ScoreRequest, request: Request) -> Response:
         """vLLM's, in input order."""
+        body = _without_null_scores(body)
         scored = await _service(request).score(body)
         return Json(answers.scores(scored, body.is_raw, request.app.state.naming))
 
@@ -167,7 +168,10 @@ def _add_rerank_routes(app: FastAPI) -> None:
         return Json(answers.canonical(scored, body, naming, returns_documents))
 
 
-def _without_null_scores(body: RerankRequest) -> RerankRequest:
+_Body = TypeVar("_Body", RerankRequest, ScoreRequest)
+
+
+def _without_null_scores(body: _Body) -> _Body:
     """For dialects whose clients know no null score: a document that fails fails all by default."""
     return body if body.on_error else body.model_copy(update={"on_error": "fail"})
 

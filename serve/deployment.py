@@ -85,6 +85,8 @@ class AppArguments(BaseModel):
     dtype: str = "auto"
     instruction: str | None = None
     max_length: int | None = None
+    empty: str = "error"
+    image_depth: str = "scale"
     threads: int | None = None
     max_batch_tokens: int | None = None
     served_name: str | None = None
@@ -108,6 +110,8 @@ class AppArguments(BaseModel):
                 device=self.device,
                 dtype=self.dtype,  # type: ignore[arg-type]
                 options=QueryOptions(max_length=self.max_length),
+                empty=self.empty,  # type: ignore[arg-type]
+                image_depth=self.image_depth,  # type: ignore[arg-type]
                 num_threads=self.threads,
                 max_batch_tokens=self.max_batch_tokens,
                 **config,

@@ -53,8 +53,11 @@ class BadRequest(ApiError):
 
     @classmethod
     def of(cls, error: RerankError, param: str | None = None) -> "BadRequest":
-        """The engine's error about a query or document, with its own code."""
-        return cls(str(error), param=param, code=error.code)
+        """The engine's error about a query or document, with its own code, which names it."""
+        sentence = str(error)
+        if param is not None and param not in sentence:
+            sentence = f"{param}: {sentence}"
+        return cls(sentence, param=param, code=error.code)
 
 
 class Unauthorized(ApiError):

@@ -15,7 +15,7 @@ from shardrank.actors.prompt import NUM_CLOSING_TOKENS
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.cutting import TextCutter
 from shardrank.serve.dialects.contents import Parsed, parse_side
-from shardrank.serve.dialects.requests import Options, RerankRequest, ScoreRequest, Side
+from shardrank.serve.dialects.requests import Document, Options, RerankRequest, ScoreRequest, Side
 from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher
 from shardrank.serve.metrics import Metrics
@@ -25,7 +25,7 @@ from shardrank.serve.settings import Limits, ServeSettings
 _MAX_WARNINGS = 20
 _MERGED_TOKENS = 4
 """By so many a prompt may differ from the sum of its parts, where a text meets the template."""
-_ANY_DOCUMENT = Content(texts=("",))
+_ANY_DOCUMENT = Content(texts=("a",))  # one token
 
 ParsedSide = Parsed | RerankError
 Sides = list[Content | RerankError]
@@ -33,11 +33,15 @@ Sides = list[Content | RerankError]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a request wants scored: documents[i] for queries[query_of[i]], in the answer's order."""
+    """What a request wants scored: documents[i] for queries[query_of[i]], in the answer's order.
+
+    document_name: what the request calls documents[i], to be formatted with i.
+    """
 
     queries: list[ParsedSide]
     documents: list[ParsedSide]
     query_of: list[int]
+    document_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class RerankService:
             queries=[_parsed(request.query, "query")],
             documents=self._parse_all(documents, name, request.rank_fields),
             query_of=[0] * len(documents),
+            document_name=f"{name}[{{}}]",
         )
         return await self._score(work, request)
 
@@ -115,6 +120,7 @@ class RerankService:
             queries=self._parse_all(queries, left, None),
             documents=self._parse_all(documents, right, None),
             query_of=list(range(len(queries))) if len(queries) > 1 else [0] * len(documents),
+            document_name=f"{right}[{{}}]",
         )
         return await self._score(work, request)
 
@@ -125,7 +131,7 @@ class RerankService:
             raise ModelNotFound(f"model {name!r} is not served here, {served!r} is", param="model")
 
     def _parse_all(
-        self, sides: Sequence[Side], name: str, rank_fields: Sequence[str] | None
+        self, sides: Sequence[Document], name: str, rank_fields: Sequence[str] | None
     ) -> list[ParsedSide]:
         limit = self.settings.limits.max_documents
         if len(sides) > limit:
@@ -152,7 +158,7 @@ class RerankService:
             for pair, is_cut in zip(pairs, are_cut, strict=True)
         ]
         self._count(pairs)
-        await self._check(pairs, queries, request, options)
+        await self._check(pairs, queries, work.document_name, request, options)
         contents = [side for side in (*queries, *documents) if isinstance(side, Content)]
         texts = [_text(side) for side in work.documents]
         heads = [_text(work.queries[number]) for number in work.query_of]
@@ -244,7 +250,7 @@ class RerankService:
         pair = self._preprocessor.prepare(alone).pairs[0]
         if isinstance(pair, RerankError):
             return None
-        return max(0, self._max_tokens(options) - pair.num_tokens - _MERGED_TOKENS)
+        return max(0, self._max_tokens(options) + 1 - pair.num_tokens - _MERGED_TOKENS)
 
     def _max_tokens(self, options: QueryOptions) -> int:
         """Of a whole pair."""
@@ -267,7 +273,12 @@ class RerankService:
             groups.setdefault((number, _instruction(work, index) or default), []).append(index)
         sets = [
             CandidateSet(
-                queries[number], tuple(documents[i] for i in members), instruction, options
+                queries[number],
+                tuple(documents[i] for i in members),
+                instruction,
+                options,
+                work.document_name,
+                tuple(members),
             )
             for (number, instruction), members in groups.items()
         ]
@@ -278,16 +289,22 @@ class RerankService:
         return [scores[index] for index in range(len(documents))]
 
     async def _check(
-        self, pairs: list[PairScore], queries: Sides, request: Options, options: QueryOptions
+        self,
+        pairs: list[PairScore],
+        queries: Sides,
+        document_name: str,
+        request: Options,
+        options: QueryOptions,
     ) -> None:
         """Raises BadRequest on what must fail the whole request."""
         if not request.may_truncate and any(pair.is_truncated for pair in pairs):
             longest = self._max_tokens(options)
             index = next(i for i, pair in enumerate(pairs) if pair.is_truncated)
+            place = document_name.format(index)
             raise BadRequest(
-                f"documents[{index}] with its query is longer than {longest} tokens. "
+                f"{place} with its query is longer than {longest} tokens. "
                 "Please reduce the length of the input prompt.",
-                param=f"documents[{index}]",
+                param=place,
                 code="context_length_exceeded",
             )
         failed = {i: pair.error for i, pair in enumerate(pairs) if pair.error is not None}
@@ -299,7 +316,7 @@ class RerankService:
                 raise BadRequest.of(error, "query")
         if request.on_error == "fail":
             index, error = next(iter(failed.items()))
-            raise BadRequest.of(error, f"documents[{index}]")
+            raise BadRequest.of(error, document_name.format(index))
 
     def _query_error(
         self, query: Content | RerankError, options: QueryOptions
@@ -325,7 +342,7 @@ def start_service(
     return RerankService(reranker, queue, settings, metrics)
 
 
-def _parsed(side: Side, name: str, rank_fields: Sequence[str] | None = None) -> ParsedSide:
+def _parsed(side: Document, name: str, rank_fields: Sequence[str] | None = None) -> ParsedSide:
     try:
         return parse_side(side, name, rank_fields)
     except RerankError as error:

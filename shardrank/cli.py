@@ -142,6 +142,14 @@ def rerank(
         Literal["neutralize", "official"],
         typer.Option(help="Special tokens typed in a text: plain characters, or acting"),
     ] = "neutralize",
+    empty: Annotated[
+        Literal["error", "official"],
+        typer.Option(help="A query or document that says nothing: an error, or NULL scored"),
+    ] = "error",
+    image_depth: Annotated[
+        Literal["scale", "official"],
+        typer.Option(help="Grey images of over 8 bits: scaled by their range, or clipped at 255"),
+    ] = "scale",
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a scoring actor")] = None,
     quantization: Annotated[
@@ -222,6 +230,8 @@ def rerank(
                 max_frames=max_frames,
             ),
             special_tokens=special_tokens,
+            empty=empty,
+            image_depth=image_depth,
             max_batch_tokens=max_batch_tokens,
             num_threads=threads,
             quantization=quantization,

@@ -1,10 +1,12 @@
 """The command line's refusals: one sentence on stderr and exit code 2, nothing written."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from shardrank import cli
 from shardrank.actors.config import RerankerConfig
@@ -79,6 +81,16 @@ def test_a_model_directory_without_weights_is_refused(
         write_text(tmp_path / "model" / name, (TINY / name).read_text())
     given = [sets, f"--output={tmp_path / 'out'}", f"--model={tmp_path / 'model'}"]
     assert "no *.safetensors" in refused(capsys, *given)
+
+
+def test_an_adapter_beside_the_weights_is_refused_before_ray_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sets: str
+) -> None:
+    model = shutil.copytree(TINY, tmp_path / "model")
+    write_text(model / "adapter_config.json", "{}")
+    stderr = refused(capsys, sets, f"--output={tmp_path / 'out'}", f"--model={model}")
+    assert f"--model: {model}/adapter_config.json is an adapter's file" in stderr
+    assert not (tmp_path / "out").exists() and not ray.is_initialized()
 
 
 def test_the_module_is_the_same_command() -> None:

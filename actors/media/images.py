@@ -19,6 +19,8 @@ from PIL.ImageFile import ImageFile
 from shardrank.actors.data import ImageSource, Video
 from shardrank.actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
 from shardrank.actors.fetch.reader import MediaReader, name_of
+from shardrank.actors.media.depth import ImageDepth, is_deep, to_eight_bits
+from shardrank.actors.media.kinds import READ, kind_of
 
 # For the process, since filters within a block are not safe beside other threads: Pillow's size
 # warning (the limit is ours), and what it says about files that are a little wrong.
@@ -37,13 +39,18 @@ _MAX_JPEG_SEGMENTS = 10_000  # before each that has Exif data, Pillow copies all
 _MAX_PPM_COMMENTS = 1_000  # for each, Pillow copies a megabyte
 _JPEG_MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # no stuffing, restart or fill byte
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 
 
-def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PILImage.Image:
+def load_image(
+    source: ImageSource, reader: MediaReader, max_pixels: int, depth: ImageDepth = "scale"
+) -> PILImage.Image:
     """An RGB image of any source, by the official rules.
 
-    Mode RGBA alone is laid on white; every other mode goes through Pillow's `convert("RGB")`.
-    EXIF rotation is not applied; of an animation the first frame counts.
+    Mode RGBA alone is laid on white; grey of more than eight bits is scaled, unless `depth` is
+    "official"; every other mode goes through Pillow's `convert("RGB")`. EXIF rotation is not
+    applied; of an animation the first frame counts.
     """
     if isinstance(source, PILImage.Image):
         name = "an image"
@@ -52,27 +59,30 @@ def load_image(source: ImageSource, reader: MediaReader, max_pixels: int) -> PIL
     data = reader.read(source) if isinstance(source, str) else source
     try:
         if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on
-            return _to_rgb(data, name, max_pixels)
+            return _to_rgb(data, name, max_pixels, depth)
         _check_work(data, name, max_pixels)
-        with PILImage.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return _to_rgb(image, name, max_pixels)
+        with PILImage.open(io.BytesIO(_without_metadata(data)), formats=_FORMATS) as image:
+            return _to_rgb(image, name, max_pixels, depth)
     except PILImage.DecompressionBombError as error:
         raise ImageTooLarge(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageDecodeError(f"{name}: not an image that can be read") from error
+        what = kind_of(data) if isinstance(data, bytes) else "no picture"
+        raise ImageDecodeError(f"{name}: this is {what}; {READ} are read") from error
     except MediaError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise ImageDecodeError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: PILImage.Image, name: str, max_pixels: int) -> PILImage.Image:
+def _to_rgb(image: PILImage.Image, name: str, max_pixels: int, depth: ImageDepth) -> PILImage.Image:
     _check_size(image, name, max_pixels)
     if image.format in _PROGRAMS and isinstance(image, ImageFile) and image.tile:  # not decoded yet
         raise ImageDecodeError(f"{name}: {image.format} is not decoded: it starts a program")
     if image.mode == "RGB":
         image.load()
         return image
+    if depth == "scale" and is_deep(image):
+        return to_eight_bits(image, name).convert("RGB")
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = PILImage.new("RGB", image.size, (255, 255, 255))
@@ -87,6 +97,23 @@ def _check_size(image: PILImage.Image, name: str, max_pixels: int) -> None:
         raise ImageTooLarge(
             f"{name}: {image.width} x {image.height} pixels, over the limit of {max_pixels}"
         )
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile, of which Pillow refuses a picture that has over
+    a megabyte, unpacked. No pixel depends on them.
+    """
+    if not data.startswith(_PNG) or not any(kind in data for kind in _PNG_METADATA):
+        return data
+    kept: list[bytes] = []
+    start = place = len(_PNG)
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] in _PNG_METADATA and end <= len(data):
+            kept.append(data[start:place])
+            start = end
+        place = end
+    return b"".join([_PNG, *kept, data[start:]])
 
 
 def _check_work(data: bytes, name: str, max_pixels: int) -> None:
@@ -123,16 +150,23 @@ class FrameList:
     sources: tuple[ImageSource, ...]
     reader: MediaReader
     max_pixels: int
+    depth: ImageDepth
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __iter__(self) -> Iterator[PILImage.Image]:
         for source in self.sources:
-            yield load_image(source, self.reader, self.max_pixels)
+            yield load_image(source, self.reader, self.max_pixels, self.depth)
 
 
-def load_frames(video: Video, reader: MediaReader, max_frames: int, max_pixels: int) -> FrameList:
+def load_frames(
+    video: Video,
+    reader: MediaReader,
+    max_frames: int,
+    max_pixels: int,
+    depth: ImageDepth = "scale",
+) -> FrameList:
     """The frames of a frame list, thinned to max_frames as the official sample_frames does."""
     assert video.frames is not None
     if not video.frames:
@@ -141,4 +175,4 @@ def load_frames(video: Video, reader: MediaReader, max_frames: int, max_pixels: 
     if len(chosen) > max_frames:
         kept = np.linspace(0, len(chosen) - 1, max_frames, dtype=int)
         chosen = tuple(chosen[index] for index in kept)
-    return FrameList(chosen, reader, max_pixels)
+    return FrameList(chosen, reader, max_pixels, depth)

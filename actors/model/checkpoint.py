@@ -5,13 +5,21 @@ import json
 import os
 from pathlib import Path
 
+from shardrank.actors.model.foreign import (
+    check_config,
+    check_no_adapter,
+    check_weights,
+    tensor_names,
+)
+
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
 def resolve_checkpoint(model: str, revision: str | None = None, weights: bool = True) -> Path:
     """The local directory of a checkpoint, downloaded first when `model` is a hub name.
 
-    Raises ValueError where it is neither. weights=False fetches configuration and tokenizer only.
+    Raises ValueError where it is neither, or holds what would not be read. weights=False fetches
+    configuration and tokenizer only.
     """
     path = Path(os.path.expanduser(model))  # Path.expanduser raises where there is no such user
     if path.is_dir():
@@ -22,14 +30,13 @@ def resolve_checkpoint(model: str, revision: str | None = None, weights: bool = 
 
     patterns = _FILES if weights else [name for name in _FILES if name != "*.safetensors"]
     try:
-        return _checked(Path(snapshot_download(model, revision=revision, allow_patterns=patterns)))
-    except ValueError:
-        raise
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean the same to a user
         raise ValueError(
             f"model {model!r} is not a directory and could not be fetched from the hub: "
             f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
         ) from error
+    return _checked(path, weights)
 
 
 def checkpoint_fingerprint(checkpoint: Path) -> dict[str, str]:
@@ -71,14 +78,19 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _checked(path: Path) -> Path:
+def _checked(path: Path, weights: bool = True) -> Path:
+    check_no_adapter(path)  # an adapter's directory lacks the files below
     for name in ("config.json", "tokenizer.json"):
         if not (path / name).is_file():
             raise ValueError(f"{path} has no {name}: not a Qwen3-VL-Reranker checkpoint")
     try:
-        model_type = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        model_type, expected = config["model_type"], tensor_names(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / 'config.json'} cannot be read: {error!r}") from error
     if model_type != "qwen3_vl":
         raise ValueError(f"{path} holds a {model_type!r} model, not a qwen3_vl reranker")
+    check_config(path, config)
+    if weights:
+        check_weights(path, expected)
     return path

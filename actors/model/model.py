@@ -1,5 +1,6 @@
 """A Qwen3-VL-Reranker checkpoint in memory: vision tower, decoder, the yes-no row of its head."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from shardrank.actors.model.decoder import Decoder
+from shardrank.actors.model.foreign import described
 from shardrank.actors.model.vision import VisionTower
 
 logger = logging.getLogger(__name__)
@@ -51,12 +53,19 @@ def load_model(
     except Exception as error:  # transformers and safetensors raise many kinds on broken files
         lines = str(error).strip().splitlines() or [""]
         raise ValueError(f"{checkpoint} cannot be loaded: {lines[0][:300]}") from error
-    broken = sorted(loading["missing_keys"]) or sorted(map(str, loading["mismatched_keys"]))
+    missing = set(loading["missing_keys"])
+    text = model.config.text_config
+    is_tied = _is_tied(checkpoint)
+    if is_tied:
+        missing -= {"lm_head.weight"}
+    broken = sorted(missing) or sorted(map(str, loading["mismatched_keys"]))
     if broken:
         raise ValueError(f"{checkpoint} lacks weights the model needs, such as {broken[0]}")
+    if loading["unexpected_keys"]:
+        raise ValueError(f"{checkpoint} holds {described(loading['unexpected_keys'])}")
     model.requires_grad_(False).eval().to(device)
-    head = _yes_no_row(model.lm_head.weight, checkpoint / "tokenizer.json")
-    text = model.config.text_config
+    head_module = model.model.language_model.embed_tokens if is_tied else model.lm_head
+    head = _yes_no_row(head_module.weight, checkpoint / "tokenizer.json")
     logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
     return RerankerModel(
         vision=VisionTower(
@@ -68,6 +77,16 @@ def load_model(
         dtype=dtype,
         bytes_per_token=dtype.itemsize * (16 * text.hidden_size + 4 * text.intermediate_size),
     )
+
+
+def _is_tied(checkpoint: Path) -> bool:
+    """Whether the head is the embeddings, whatever lm_head.weight the files may hold.
+
+    The official class ties by text_config under transformers 4.57.6; under 5.x, which reads the
+    outer setting instead, it takes a head out of the files that differs.
+    """
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    return bool((config.get("text_config") or {}).get("tie_word_embeddings"))
 
 
 def _yes_no_row(head_weight: torch.Tensor, tokenizer_file: Path) -> torch.Tensor:

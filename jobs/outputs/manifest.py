@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prompt import NULL, SYSTEM
-from shardrank.jobs.errors import UsageError
+from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs.digests import content_digest
 from shardrank.jobs.inputs.discovery import PARQUET, kind_of
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
@@ -54,7 +55,12 @@ _NOT_IN_SCORES = (
 """Config that may differ between the runs of one job; the model is there by its weights' hash, and
 what may be fetched decides on what is still to do alone.
 """
-_CAME_LATER = {"local_media": True, "max_video_s": None}
+_CAME_LATER = {
+    "local_media": True,
+    "max_video_s": None,
+    "empty": "official",
+    "image_depth": "official",
+}
 """Left out at the value that had been the rule, so that a job of that time can be gone on with."""
 
 _NUM_READERS = 8
@@ -131,8 +137,12 @@ def input_files(
 def _digested(
     listed: tuple[str, DataFile, int | None, Sequence[str] | None], entry: Manifest
 ) -> Manifest:
+    """A file that cannot be read has none: its units say so when they are read."""
     _, file, _, columns = listed
-    return entry if "sha256" in entry else entry | {"sha256": _digest(file, columns, entry)}
+    if "sha256" not in entry:
+        with suppress(UnreadableInput):
+            return entry | {"sha256": _digest(file, columns, entry)}
+    return entry
 
 
 def _listed(

@@ -2,12 +2,14 @@
 
 A string; an object of `text`, `image`, `video` (each one or many); an object of `content`; a list
 of content parts, as OpenAI's and vLLM's. URLs stay strings, to be fetched later; data: URLs and
-base64 become bytes. What has the wrong shape is InvalidRequest, which names the field; what has
-the right one and does not decode is InvalidContent, an error of that side alone.
+base64 become bytes. Parts that are null or empty are left out, which may leave nothing. What has
+the wrong shape is InvalidRequest, which names the field; a number, and what has the right shape
+and does not decode, is InvalidContent, an error of that side alone.
 """
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +43,10 @@ def parse_side(value: Any, name: str, rank_fields: Sequence[str] | None = None) 
         return Parsed(Content(texts=(_text(value, name),)))
     if isinstance(value, list):
         return Parsed(_from_parts(value, name))
+    if value is None:
+        return Parsed(Content())
     if not isinstance(value, Mapping):
+        _refuse_number(value, name)
         raise InvalidRequest(
             f"{name} must be a string, an object or a list of content parts, got {kind(value)}",
             param=name,
@@ -56,15 +61,18 @@ def parse_side(value: Any, name: str, rank_fields: Sequence[str] | None = None) 
 
 def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str] | None) -> Parsed:
     if rank_fields and not any(value.get(key) for key in ("image", "video", "content")):
-        return Parsed(_from_fields({key: value[key] for key in rank_fields if key in value}, name))
-    if value.get("content") is not None:
-        content = value["content"]
+        chosen = {key: value[key] for key in rank_fields if key in value}
+        return Parsed(_from_fields({key: _in_words(each) for key, each in chosen.items()}, name))
+    content = value.get("content")
+    has_others = not all(_is_nothing(value.get(key)) for key in _CONTENT_FIELDS)
+    if content is not None and not (has_others and _is_nothing(content)):
         known = {"content"}
         if isinstance(content, str):
             parsed = Content(texts=(_text(content, f"{name}.content"),))
         elif isinstance(content, list):
             parsed = _from_parts(content, f"{name}.content")
         else:
+            _refuse_number(content, f"{name}.content")
             raise InvalidRequest(
                 f"{name}.content must be a string or a list of parts, got {kind(content)}",
                 param=f"{name}.content",
@@ -72,8 +80,16 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
     elif any(key in value for key in _CONTENT_FIELDS):
         known = set(_CONTENT_FIELDS)
         parsed = Content(
-            texts=tuple(_text(t, f"{name}.text") for t in _as_list(value.get("text"))),
-            images=tuple(image_of(i, f"{name}.image") for i in _as_list(value.get("image"))),
+            texts=tuple(
+                _text(text, f"{name}.text")
+                for text in _as_list(value.get("text"))
+                if text is not None
+            ),
+            images=tuple(
+                image_of(image, f"{name}.image")
+                for image in _as_list(value.get("image"))
+                if not _is_nothing(image)
+            ),
             videos=_videos(value.get("video"), f"{name}.video"),
         )
     elif isinstance(value.get("type"), str) and value["type"] in _PARTS:
@@ -85,15 +101,19 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
 
 
 def _from_fields(values: Mapping[str, Any], name: str) -> Content:
+    values = {key: value for key, value in values.items() if value is not None}
     if not values:
-        raise InvalidRequest(f"{name} has none of text, image, video and content", param=name)
+        return Content()
     for key, value in values.items():
         if not isinstance(value, str):
+            _refuse_number(value, f"{name}.{key}")
             raise InvalidRequest(
                 f"{name}.{key} must be a string, got {kind(value)}", param=f"{name}.{key}"
             )
     if list(values) == ["text"]:
         return Content(texts=(_text(values["text"], f"{name}.text"),))
+    if not any(value.strip() for value in values.values()):
+        return Content(texts=("",))
     lines = [f"{key}: {value}" for key, value in values.items()]
     return Content(texts=(_text("\n".join(lines), name),))
 
@@ -104,18 +124,22 @@ def _from_parts(parts: Sequence[Any], name: str) -> Content:
     videos: list[Video] = []
     for index, part in enumerate(parts):
         place = f"{name}[{index}]"
+        if part is None or part == {}:
+            continue
         if isinstance(part, str):
             texts.append(_text(part, place))
             continue
         kind_of_part, value = _part(part, place)
+        if value is None:
+            continue
         if kind_of_part == "text":
             texts.append(_text(value, f"{place}.text"))
+        elif _is_nothing(value):
+            continue
         elif kind_of_part == "image":
             images.append(image_of(value, place))
         else:
             videos += _videos(value, place)
-    if not parts:
-        raise InvalidRequest(f"{name} is an empty list of content parts", param=name)
     return Content(tuple(texts), tuple(images), tuple(videos))
 
 
@@ -138,18 +162,19 @@ _NOT_ECHOED = {"content", "instruction", "instruct", "role", "type"} | {
 
 def _part(part: Any, place: str) -> tuple[str, Any]:
     if not isinstance(part, Mapping):
+        _refuse_number(part, place)
         raise InvalidRequest(f"{place} must be an object, got {kind(part)}", param=place)
     name = part.get("type")
     if name is None:  # {"text": ...} alone says what it is
-        name = next((key for key in _PARTS if part.get(key) is not None), None)
+        present = sorted((key for key in _PARTS if key in part), key=lambda key: part[key] is None)
+        name = present[0] if present else None
     if not isinstance(name, str) or name not in _PARTS:
         known = ", ".join(_PARTS)
         raise InvalidRequest(f"{place}.type must be one of {known}, got {name!r}", param=place)
     holds, key = _PARTS[name]
-    value = part.get(key)
-    if value is None:
+    if key not in part:
         raise InvalidRequest(f"{place}.{key} is missing", param=f"{place}.{key}")
-    return holds, value
+    return holds, part[key]
 
 
 def image_of(value: Any, name: str) -> bytes | str:
@@ -157,6 +182,7 @@ def image_of(value: Any, name: str) -> bytes | str:
     if isinstance(value, Mapping):
         value = value.get("url") or value.get("base64") or value.get("data")
     if not isinstance(value, str) or not value:
+        _refuse_number(value, name)
         raise InvalidRequest(
             f"{name} must be an http(s) URL, a data: URL or base64, got {kind(value)}", param=name
         )
@@ -171,10 +197,10 @@ def image_of(value: Any, name: str) -> bytes | str:
 
 def _videos(value: Any, name: str) -> tuple[Video, ...]:
     """One video (URL, bytes, list of frames, object), or a list of URLs or objects."""
-    if value is None:
+    if _is_nothing(value):
         return ()
     if isinstance(value, list):
-        if value and all(isinstance(each, Mapping) and "frames" in each for each in value):
+        if all(isinstance(each, Mapping) and "frames" in each for each in value):
             return tuple(_video(each, f"{name}[{i}]") for i, each in enumerate(value))
         return (_video({"frames": value}, name),)
     return (_video(value, name),)
@@ -221,6 +247,7 @@ _STANDARD = str.maketrans("-_", "+/")
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
+        _refuse_number(value, name)
         raise InvalidRequest(f"{name} must be a string, got {kind(value)}", param=name)
     try:
         value.encode("utf-8")
@@ -229,6 +256,28 @@ def _text(value: Any, name: str) -> str:
             f"{name} is not valid Unicode: half of a surrogate pair at {error.start}", param=name
         ) from error
     return value
+
+
+def _refuse_number(value: Any, name: str) -> None:
+    """A table's cell that is a number is common enough to cost no more than its document."""
+    if _is_number(value):
+        raise InvalidContent(f"{name} must be a string, got a number: {value}")
+
+
+def _in_words(value: Any) -> Any:
+    return json.dumps(value) if _is_number(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a part is there and empty; an object of media by its sources."""
+    if isinstance(value, Mapping) and not value.get("frames"):
+        sources = [value[key] for key in ("url", "base64", "data") if key in value]
+        return not value or (bool(sources) and not any(sources))
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _as_list(value: Any) -> list[Any]:

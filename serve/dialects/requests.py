@@ -11,7 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Side = str | dict[str, Any] | list[Any]
 """A query or document; serve/dialects/contents.py reads it."""
 
-Sides = Annotated[list[Side], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
+_Number = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)]
+Document = Side | None | _Number
+"""Null and numbers come from tables' cells and are their document's error."""
+
+Sides = Annotated[list[Document], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
 """The first that is wrong ends it: errors of all would take gigabytes for a body of one."""
 
 _WholeNumber = Annotated[int, Field(strict=True)]
@@ -94,7 +98,7 @@ class Options(BaseModel):
 class RerankRequest(Options):
     """The superset of Cohere's, Jina's, vLLM's, Voyage's, TEI's, SGLang's and Infinity's."""
 
-    query: Side
+    query: Side | None
     documents: Sides | None = Field(None, description="In every dialect but TEI's")
     texts: Sides | None = Field(None, description="TEI's documents: the answer is TEI's too")
     top_n: _WholeNumber | None = Field(None, ge=0, description="null, 0 or more than n: all")
@@ -117,7 +121,7 @@ class RerankRequest(Options):
         return self.documents is None
 
     @property
-    def sides(self) -> list[Side]:
+    def sides(self) -> list[Document]:
         return self.texts if self.documents is None else self.documents  # type: ignore[return-value]
 
     @property
@@ -170,7 +174,7 @@ _SCORE_FIELDS = (
 
 
 class DashScopeInput(BaseModel):
-    query: Side
+    query: Side | None
     documents: Sides
 
 

@@ -106,7 +106,7 @@ def prepare(
         for index in range(part.start, part.stop):
             if not is_wanted():
                 return
-            name = candidate_set.document_name.format(index)
+            name = candidate_set.name_of(index)
             yield query, preprocessor.open_document(candidate_set.documents[index], name)
 
     return pieces(part, preprocessor.prepare_pairs(pairs()), max_batch_tokens)

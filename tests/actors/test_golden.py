@@ -10,7 +10,7 @@ REFUSED = [case for case in golden_cases() if case["kind"] == "error"]
 
 
 def official():
-    return tiny_reranker(special_tokens="official")
+    return tiny_reranker(special_tokens="official", empty="official", image_depth="official")
 
 
 def case_id(case):
@@ -64,7 +64,7 @@ def test_what_the_official_scorer_scores_as_null_is_an_error_here(case):
 def test_neutralised_is_the_same_where_no_special_token_is_typed():
     plain = [case for case in SCORED if "<|" not in str(case["query"]) + str(case["document"])]
     assert len(plain) > 40
-    preprocessor = tiny_reranker().preprocessor
+    preprocessor = tiny_reranker(empty="official").preprocessor
     for case in plain:
         pair = preprocessor.prepare(candidate_set(case)).pairs[0]
         assert isinstance(pair, PreparedPair)

@@ -25,6 +25,8 @@ def golden_difference(dtype, **settings):
         device="cuda",
         dtype=dtype,
         special_tokens="official",
+        empty="official",
+        image_depth="official",
         media_root=str(GOLDEN),
         **settings,
     )

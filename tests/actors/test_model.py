@@ -31,6 +31,11 @@ def change_weights(checkpoint, change):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def another_head(weights):
+    embedding = weights["model.language_model.embed_tokens.weight"]
+    weights["lm_head.weight"] = embedding.flip(0).contiguous()
+
+
 def first_score(checkpoint):
     return Reranker(str(checkpoint)).score("a query", ["a document"])[0]
 
@@ -50,12 +55,8 @@ def test_the_config_form_of_transformers_5_gives_the_same_scores(copy):
 
 
 def test_an_untied_head_is_used(copy):
-    def untie(weights):
-        embedding = weights["model.language_model.embed_tokens.weight"]
-        weights["lm_head.weight"] = embedding.flip(0).contiguous()
-
     before = first_score(copy)
-    change_weights(copy, untie)
+    change_weights(copy, another_head)
     text = json.loads((copy / "config.json").read_text())["text_config"]
     change_config(
         copy, tie_word_embeddings=False, text_config=text | {"tie_word_embeddings": False}
@@ -65,6 +66,33 @@ def test_an_untied_head_is_used(copy):
     rows = flipped.flip(0).float()
     assert torch.equal(head, rows[9693] - rows[2152])
     assert first_score(copy) != before
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "is_tied"),
+    [(True, True, True), (True, False, True), (False, True, False), (False, False, False)],
+)
+def test_a_head_beside_tied_embeddings_is_used_as_by_the_official_class(
+    copy, inner, outer, is_tied
+):
+    """Measured with the official class under transformers 4.57.6, which gave the golden scores."""
+    change_weights(copy, another_head)
+    text = json.loads((copy / "config.json").read_text())["text_config"]
+    change_config(
+        copy, tie_word_embeddings=outer, text_config=text | {"tie_word_embeddings": inner}
+    )
+    tied = load_model(TINY, CPU, torch.float32).head
+    assert torch.equal(load_model(copy, CPU, torch.float32).head, tied) == is_tied
+
+
+def test_tied_embeddings_need_no_head_whichever_setting_ties_them(copy):
+    text = json.loads((copy / "config.json").read_text())["text_config"]
+    tied = load_model(TINY, CPU, torch.float32).head
+    for inner, outer in ((True, False), (False, True)):
+        change_config(
+            copy, tie_word_embeddings=outer, text_config=text | {"tie_word_embeddings": inner}
+        )
+        assert torch.equal(load_model(copy, CPU, torch.float32).head, tied)
 
 
 def test_missing_weights_are_refused_by_name(copy):

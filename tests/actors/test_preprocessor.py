@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import (
+    EmptyDocument,
     EmptyQuery,
     ImageDecodeError,
     InvalidContent,
@@ -26,6 +28,7 @@ from shardrank.actors.preprocessor import Preprocessor
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+TOKENIZER = Tokenizer.from_file(str(GOLDEN / "tiny" / "tokenizer.json"))
 
 
 def preprocessor(**settings: Any) -> Preprocessor:
@@ -100,6 +103,10 @@ def test_an_image_that_a_bad_document_shared_stays_with_the_others() -> None:
     [
         (None, EmptyQuery),
         ({}, EmptyQuery),
+        ("", EmptyQuery),
+        ({"text": None}, EmptyQuery),
+        ({"image": []}, EmptyQuery),
+        ({"text": [" ", "\n"]}, EmptyQuery),
         (3, InvalidContent),
         ({"image": b"broken"}, ImageDecodeError),
         ("\udfff", InvalidContent),
@@ -109,6 +116,36 @@ def test_a_bad_query_is_every_documents_error(query: Any, kind: type[RerankError
     prepared = prepare(query, "a", {"image": png(64, 64)})
     assert [type(pair) for pair in prepared.pairs] == [kind, kind]
     assert prepared.visuals == ()
+
+
+EMPTY_DOCUMENTS = [None, {}, {"text": None}, {"image": []}, "", " \n\t", {"text": "", "image": ""}]
+
+
+@pytest.mark.parametrize("document", EMPTY_DOCUMENTS)
+def test_a_document_that_says_nothing_is_its_own_error(document: Any) -> None:
+    pairs = prepare("q", "a", document, "b").pairs
+    assert [type(pair) for pair in pairs] == [PreparedPair, EmptyDocument, PreparedPair]
+    assert str(pairs[1]).startswith("documents[1] says nothing: it has ")
+
+
+@pytest.mark.parametrize(
+    ("document", "written"),
+    [(None, "NULL"), ({}, "NULL"), ({"text": None}, "NULL"), ({"image": []}, "NULL"), ("", "")],
+)
+def test_what_says_nothing_is_read_as_officially_where_that_is_wanted(
+    document: Any, written: str
+) -> None:
+    official = preprocessor(empty="official")
+    pair = official.prepare(CandidateSet.parse("q", [document])).pairs[0]
+    assert isinstance(pair, PreparedPair)
+    said = TOKENIZER.decode(pair.input_ids.tolist())
+    assert said.endswith(f"<Query>:q\n<Document>:{written}\nassistant\n")
+
+
+def test_an_empty_part_beside_a_real_one_is_left_out() -> None:
+    left, right = prepare("q", {"text": "x", "image": "", "video": None}, "x").pairs
+    assert isinstance(left, PreparedPair) and isinstance(right, PreparedPair)
+    assert left.input_ids.tolist() == right.input_ids.tolist()
 
 
 def test_a_set_without_documents_is_empty() -> None:

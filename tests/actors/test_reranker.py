@@ -38,7 +38,7 @@ SETS = st.tuples(
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(SETS, min_size=1, max_size=3))
 def test_packed_and_shared_equals_one_by_one(drawn):
-    reranker = tiny_reranker(feature_cache_bytes=0)
+    reranker = tiny_reranker(feature_cache_bytes=0, empty="official")
     together = reranker.score_sets([CandidateSet.parse(q, docs, ins) for q, docs, ins in drawn])
     for (query, documents, instruction), scores in zip(drawn, together, strict=True):
         for document, scored in zip(documents, scores, strict=True):

@@ -442,9 +442,9 @@ def pngs() -> Iterator[Hostile]:
         "iTXt": chunk(b"iTXt", b"a\0\1\0en\0b\0" + bomb),
         "iCCP": chunk(b"iCCP", b"a\0\0" + bomb),
     }.items():
-        yield image(f"png with a {name} bomb", png(9, 9, before=before), "image_decode")
+        yield image(f"png with a {name} bomb", png(9, 9, before=before), SCORE)
     texts = chunk(b"zTXt", b"a\0\0" + zeros(1 << 20)) * 80
-    yield image("png with 80 MB of texts", png(9, 9, before=texts), "image_decode")
+    yield image("png with 80 MB of texts", png(9, 9, before=texts), SCORE)
     yield image("png whose pixels inflate to 500 MB", png(9, 9, data=zeros(500 << 20)))
     yield image("png of 20,000 chunks", png(9, 9, before=chunk(b"teSt", b"x") * 20_000), SCORE)
     parts = zlib.compress(bytes(10 * 300))
@@ -747,7 +747,7 @@ def opened_pictures() -> Iterator[Hostile]:
         ("at its last frame", beyond, SCORE),
         ("eps", Image.open(io.BytesIO(SCRIPT)), "image_decode"),
         ("of no width", Image.new("RGB", (0, 5)), "image_decode"),
-        ("of no numbers", strange, SCORE),
+        ("of no numbers", strange, "image_decode"),
         ("of whole numbers", Image.new("I", (9, 9), 2**31 - 1), SCORE),
         ("of CMYK", Image.new("CMYK", (9, 9)), SCORE),
         ("of Lab", Image.new("LAB", (9, 9)), None),
@@ -929,11 +929,12 @@ def frame_lists() -> Iterator[Hostile]:
 
 
 def texts() -> Iterator[Hostile]:
+    blanks = "".join(map(chr, [9, 11, 12, 0x85, 0xA0, 0x2028, 0x3000]))
+    for text in ("", " ", blanks, "\n" * 5_000):
+        yield Hostile(f"a text of {text[:9]!a}", text, "empty_document")
+        yield Hostile(f"a query of {text[:9]!a}", query={"text": text}, outcome="empty_query")
+        yield Hostile(f"an instruction of {text[:9]!a}", instruction=text, outcome=SCORE)
     for name, text, outcome in [
-        ("nothing", "", SCORE),
-        ("a space", " ", SCORE),
-        ("spaces of all kinds", "".join(map(chr, [9, 11, 12, 0x85, 0xA0, 0x2028, 0x3000])), SCORE),
-        ("newlines", "\n" * 5_000, SCORE),
         ("a lone high surrogate", "a \ud800 b", "invalid_content"),
         ("a lone low surrogate", "\udfff", "invalid_content"),
         ("surrogates in the wrong order", "\udc00\ud800", "invalid_content"),
@@ -966,8 +967,8 @@ def texts() -> Iterator[Hostile]:
         text = f"a{chr(number)}b{chr(number)}"
         yield Hostile(f"the character {number:04x}", {"text": [text, text]}, SCORE, query=text)
     yield Hostile("10,000 texts", {"text": ["ab"] * 10_000}, SCORE)
-    yield Hostile("empty texts", {"text": [""] * 1_000}, SCORE)
-    yield Hostile("no texts", {"text": []}, SCORE)
+    yield Hostile("empty texts", {"text": [""] * 1_000}, "empty_document")
+    yield Hostile("no texts", {"text": []}, "empty_document")
 
 
 TOKENS = (
@@ -1016,7 +1017,7 @@ def _levels(depth: int, wrap: Callable[[Any], Any]) -> Any:
 
 def structs() -> Iterator[Hostile]:
     """Values of the wrong type in every field, and deep ones."""
-    bad = "invalid_content"
+    bad, empty = "invalid_content", "empty_document"
     values: dict[str, Any] = {
         "a number": 7,
         "a fraction": 1.5,
@@ -1057,20 +1058,21 @@ def structs() -> Iterator[Hostile]:
         for name, value in values.items():
             if field == "fps" and name in ("a number", "a fraction"):
                 continue
-            yield Hostile(f"{name} for {field}", place(value), bad)
+            is_nothing = name == "a list of null" and field in ("text", "image", "video")
+            yield Hostile(f"{name} for {field}", place(value), empty if is_nothing else bad)
     for name, value, outcome in [
-        ("null", None, bad),
-        ("{}", {}, SCORE),
-        ("nulls", {"text": None, "image": None, "video": None}, SCORE),
+        ("null", None, empty),
+        ("{}", {}, empty),
+        ("nulls", {"text": None, "image": None, "video": None}, empty),
         ("an unknown field", {"text": "a", "audio": b"x"}, bad),
         ("a field with a null", {"te\0xt": "a"}, bad),
         ("a field with a surrogate", {"\ud800": "a"}, bad),
         ("a field of 10^6 characters", {"x" * 1_000_000: "a"}, bad),
         ("10^5 fields", {str(number): None for number in range(100_000)}, bad),
-        ("an image of nothing", {"image": {}}, bad),
-        ("an image of nulls", {"image": {"bytes": None, "path": None}}, bad),
+        ("an image of nothing", {"image": {}}, empty),
+        ("an image of nulls", {"image": {"bytes": None, "path": None}}, empty),
         ("an image of other keys", {"image": {"bytes": b"x", "url": "y"}}, bad),
-        ("a video of nulls", {"video": {"bytes": None, "path": None, "frames": None}}, bad),
+        ("a video of nulls", {"video": {"bytes": None, "path": None, "frames": None}}, empty),
         ("numbers for keys", {1: 2}, bad),
         ("bytes", b"text", "image_decode"),
         ("a view of bytes", memoryview(b"text")[::2], "image_decode"),
@@ -1130,7 +1132,7 @@ def paths(folder: Path) -> Iterator[Hostile]:
         ("gone.png", gone),
         ("out.png", forbidden),
         ("pipe.png", gone),
-        ("", "invalid_content"),
+        ("", "empty_document"),
         (".", gone),
         ("..", forbidden),
         ("/", forbidden),

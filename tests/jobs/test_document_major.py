@@ -108,7 +108,7 @@ def everything_wrong(directory: Path) -> InputOptions:
     """Shared pages, and whatever can be wrong with a pair, in one run."""
     corpus = [document(i) for i in range(8)]
     corpus[2]["image"] = {"bytes": b"\x89PNG damaged", "path": None}
-    corpus[3]["image"] = {"bytes": None, "path": None}
+    corpus[3] |= {"text": None, "image": {"bytes": None, "path": None}}
     corpus[4] |= {"text": None}
     corpus[5] |= {"text": "no picture", "image": None}
     queries = [
@@ -149,6 +149,7 @@ def test_both_orders_give_the_same_rows(tmp_path: Path) -> None:
         assert row == other
     codes = {row["error_code"] for row in rows}
     assert codes == {None, "image_decode", "invalid_content", "document_not_found", "null_id"} | {
+        "empty_document",
         "duplicate_id",
         "query_not_found",
     }

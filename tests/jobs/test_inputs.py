@@ -282,11 +282,11 @@ def test_a_querys_impossible_option_is_its_own_error(tmp_path: Path) -> None:
 
 
 def test_every_error_row_has_a_sentence(tmp_path: Path) -> None:
-    rows = [query_row(1, [candidate(None, text("x")), candidate("a", image(None))])]
+    rows = [query_row(1, [candidate(None, text("x")), candidate("a", image(b"broken"))])]
     run_inline(plan_of(write_sets(tmp_path / "sets.parquet", rows)), tmp_path / "out")
     assert [row["error"] for row in score_rows(tmp_path / "out")] == [
         "doc_id is null",
-        "doc.image has neither bytes nor a path",
+        "the image cannot be decoded",
     ]
 
 

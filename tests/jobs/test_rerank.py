@@ -253,7 +253,12 @@ def write_golden(path: Path) -> str:
 
 def test_the_job_gives_the_official_scores(tmp_path: Path) -> None:
     config = RerankerConfig(
-        model=str(TINY), num_threads=2, media_root=str(GOLDEN), special_tokens="official"
+        model=str(TINY),
+        num_threads=2,
+        media_root=str(GOLDEN),
+        special_tokens="official",
+        empty="official",
+        image_depth="official",
     )
     golden = write_golden(tmp_path / "golden.parquet")
     rerank(JobOptions(str(tmp_path / "out"), InputOptions(golden), unit_pairs=20), config)
@@ -276,7 +281,8 @@ BAD_DOCUMENTS = {
     "text_too_large": {"text": ["x" * 10_000_000]},
     "video_too_short": {"video": [{"frames": []}]},
     "video_decode": {"video": [{"bytes": b"not a video", "path": None}]},
-    "invalid_content": {"image": [{"bytes": None, "path": None}]},
+    "invalid_content": {"video": [{"bytes": b"mp4", "fps": -1.0}]},
+    "empty_document": {"text": [" "], "image": [{"bytes": None, "path": None}]},
 }
 
 

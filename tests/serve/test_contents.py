@@ -84,21 +84,18 @@ def test_fields_that_nobody_reads_are_named():
 @pytest.mark.parametrize(
     ("value", "field"),
     [
-        (3, "documents[4]"),
-        (None, "documents[4]"),
-        ({}, "documents[4]"),
-        ([], "documents[4]"),
-        ({"text": 3}, "documents[4].text"),
+        (True, "documents[4]"),
         ({"text": ["a", {}]}, "documents[4].text"),
-        ({"image": 3}, "documents[4].image"),
+        ({"image": True}, "documents[4].image"),
         ({"image": {"path": "/etc/passwd"}}, "documents[4].image"),
         ({"video": {"frames": []}}, "documents[4].video.frames"),
         ({"video": {"url": URL, "fps": 0}}, "documents[4].video.fps"),
         ({"video": {"url": URL, "fps": True}}, "documents[4].video.fps"),
-        ({"content": 3}, "documents[4].content"),
+        ({"content": True}, "documents[4].content"),
         ({"content": [{"type": "audio"}]}, "documents[4].content[0]"),
         ({"content": [{"type": "text"}]}, "documents[4].content[0].text"),
-        ({"title": 3}, "documents[4].title"),
+        ({"title": True}, "documents[4].title"),
+        ({"title": ["a"]}, "documents[4].title"),
         ({"instruction": 3, "text": "t"}, "documents[4].instruction"),
         ("half of a pair: \ud800", "documents[4]"),
     ],
@@ -107,6 +104,78 @@ def test_a_wrong_shape_is_refused_by_name(value, field):
     with pytest.raises(InvalidRequest) as refused:
         parse_side(value, "documents[4]")
     assert refused.value.param == field and str(refused.value).startswith(field)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {},
+        [],
+        "",
+        " \n",
+        {"text": None},
+        {"text": []},
+        {"text": ""},
+        {"image": []},
+        {"image": ""},
+        {"image": [None, "", {"url": ""}, {}]},
+        {"video": {"url": None}},
+        {"content": None},
+        {"content": ""},
+        {"content": []},
+        {"content": "", "text": " "},
+        {"content": [{"type": "text", "text": None}, {}, None, {"image": ""}]},
+        {"type": "image_url", "image_url": {"url": "", "detail": "low"}},
+        {"title": None, "body": ""},
+    ],
+)
+def test_a_side_can_say_nothing(value):
+    assert parse_side(value, "documents[0]").content.says_nothing
+
+
+@pytest.mark.parametrize("fields", [["title"], ["price"], ["title", "price"]])
+def test_a_document_without_its_rank_fields_says_nothing(fields):
+    document = {"body": "B", "title": None, "price": " "}
+    assert parse_side(document, "documents[0]", fields).content.says_nothing
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": "t", "image": ""},
+        {"text": ["t", None], "image": {"url": ""}, "video": {}},
+        {"text": "t", "content": ""},
+        {"text": "t", "content": []},
+        [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": {"url": ""}}, None],
+    ],
+)
+def test_an_empty_part_beside_a_real_one_is_left_out(value):
+    assert parse_side(value, "documents[0]").content == Content(texts=("t",))
+
+
+def test_numbers_in_rank_fields_are_words():
+    side = parse_side({"title": "T", "year": 1931, "stars": 4.5}, "d", ["title", "year", "stars"])
+    assert side.content.texts == ("title: T\nyear: 1931\nstars: 4.5",)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (3, "documents[4]"),
+        (0.5, "documents[4]"),
+        ([3], "documents[4][0]"),
+        ({"text": 3}, "documents[4].text"),
+        ({"text": ["a", 3]}, "documents[4].text"),
+        ({"image": 3}, "documents[4].image"),
+        ({"content": 3}, "documents[4].content"),
+        ({"title": "A film", "year": 1931}, "documents[4].year"),
+    ],
+)
+def test_a_number_elsewhere_is_that_documents_own_error(value, place):
+    with pytest.raises(InvalidContent) as refused:
+        parse_side(value, "documents[4]")
+    assert str(refused.value).startswith(f"{place} must be a string, got a number: ")
 
 
 @pytest.mark.parametrize("image", ["data:image/png", "data:;base64,!", "/etc/passwd.png", "data:,"])

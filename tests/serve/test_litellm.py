@@ -174,7 +174,7 @@ def test_hosted_vllm_sends_its_limits(url):
 def test_media_that_fail_are_named_where_the_dialect_has_no_null_score(provider, url):
     import litellm
 
-    with pytest.raises(litellm.BadRequestError, match="not an image that can be read"):
+    with pytest.raises(litellm.BadRequestError, match="JPEG, PNG, .* are read"):
         rerank(provider, url, ["a", BROKEN])
 
 

@@ -32,7 +32,7 @@ def test_top_n_and_top_k_limit(fields, limit):
         {"texts": ["a"]},
         {"query": 3},
         {"documents": "a"},
-        {"documents": [3]},
+        {"documents": [True]},
         {"top_n": -1},
         {"top_n": "2"},
         {"top_n": 1.5},

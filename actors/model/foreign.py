@@ -1,0 +1,168 @@
+"""What a checkpoint may not hold: adapters, quantised weights, another head, any other tensor.
+
+transformers loads such checkpoints without a word and leaves out what it does not know, so that
+another model than the one meant would score. Reads configuration and tensor names, no weights.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+ARCHITECTURE = "Qwen3VLForConditionalGeneration"
+_ARCHITECTURES = {ARCHITECTURE, "Qwen3VLModel"}  # the latter saves the same tensors, without a head
+_DTYPES = {"F64", "F32", "F16", "BF16"}
+_KINDS = [
+    (
+        re.compile(
+            r"lora_|\.base_layer\.|magnitude_vector|modules_to_save|hada_|lokr_|\.oft_|ia3_"
+        ),
+        "an adapter's tensor: merge the adapter into the weights first",
+    ),
+    (
+        re.compile(
+            r"scale|qweight|qzeros|g_idx|zero_point|weight_packed|weight_shape|absmax|quant|SCB$"
+        ),
+        "a quantised module's tensor: give the checkpoint before its quantisation",
+    ),
+    (
+        re.compile(r"(^|\.)(score|classifier|classification_head|v_head|value_head|reward_head)\."),
+        "another head than the yes-no row of lm_head, which alone scores",
+    ),
+]
+_NO_KIND = "which a Qwen3-VL-Reranker of its config.json does not have"
+
+
+def check_config(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError on an adapter beside the weights, quantised weights or another class."""
+    check_no_adapter(checkpoint)
+    file = checkpoint / "config.json"
+    for part in (config, config.get("text_config") or {}):
+        settings = part.get("quantization_config") or part.get("compression_config")
+        if settings:
+            method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+            raise ValueError(
+                f"{file} has a quantization_config ({method or 'of no name'}): quantised "
+                "checkpoints are not loaded, give the one in bfloat16, float16 or float32"
+            )
+    others = [name for name in config.get("architectures") or () if name not in _ARCHITECTURES]
+    if others:
+        raise ValueError(
+            f"{file} names the architecture {others[0]}: only the yes-no head of an {ARCHITECTURE} "
+            "is read"
+        )
+    _check_modules(checkpoint)
+
+
+def check_no_adapter(checkpoint: Path) -> None:
+    """Raises ValueError naming the file by which a directory holds a PEFT adapter."""
+    found = [*checkpoint.glob("adapter_config.json"), *sorted(checkpoint.glob("adapter_model.*"))]
+    if found:
+        raise ValueError(
+            f"{found[0]} is an adapter's file: adapters are not applied, give a checkpoint into "
+            "whose weights it is merged"
+        )
+
+
+def _check_modules(checkpoint: Path) -> None:
+    """sentence-transformers keeps a head of its own, a Dense layer say, in a folder beside."""
+    list_file = checkpoint / "modules.json"
+    if not list_file.is_file():
+        return
+    try:
+        modules = json.loads(list_file.read_text(encoding="utf-8"))
+        folders = [checkpoint / module["path"] for module in modules if module["path"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{list_file} cannot be read: {error!r}") from error
+    for folder in folders:
+        for file in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+            if file.is_file():
+                raise ValueError(
+                    f"{file} holds weights of a module that modules.json puts after the model: "
+                    "only the yes-no row of lm_head scores"
+                )
+
+
+def check_weights(checkpoint: Path, expected: Set[str]) -> None:
+    """Raises ValueError naming a tensor or file that would be left out or misread.
+
+    Reads the headers of the safetensors files; a checkpoint without any is not checked.
+    """
+    files = weight_files(checkpoint)
+    for file in sorted(checkpoint.glob("*.safetensors")) if files else ():
+        if file not in files:
+            raise ValueError(f"{file} belongs to no weights that are loaded: {files[0].name} does")
+    for file in files:
+        dtypes = _dtypes(file)
+        unexpected = [name for name in dtypes if name not in expected]
+        if unexpected:
+            raise ValueError(f"{file} holds {described(unexpected)}")
+        for name, dtype in dtypes.items():
+            if dtype not in _DTYPES:
+                raise ValueError(
+                    f"{file} holds {name} in {dtype}: quantised weights are not loaded, give the "
+                    "checkpoint in bfloat16, float16 or float32"
+                )
+
+
+def described(unexpected: Iterable[str]) -> str:
+    """The tensor that says most about what these are, and what it is."""
+    names = sorted(unexpected)
+    for pattern, meaning in _KINDS:
+        for name in names:
+            if pattern.search(name):
+                return f"{name}, {meaning}"
+    return f"{names[0]}, {_NO_KIND}"
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The safetensors files that transformers loads: one, or those of an index."""
+    single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [checkpoint / name for name in sorted(names)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} cannot be read: {error!r}") from error
+
+
+def _dtypes(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be loaded: {error}") from error
+
+
+def tensor_names(config: Mapping[str, Any]) -> set[str]:
+    """Every tensor that the official class may have, `model.` before the inner ones or not."""
+    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+    merger = [f"{name}.{kind}" for name in _MERGER for kind in _AFFINE]
+    inner = {"language_model.embed_tokens.weight", "language_model.norm.weight"}
+    for layer in range(text.get("num_hidden_layers", 32)):
+        inner |= {f"language_model.layers.{layer}.{name}.weight" for name in _LAYER}
+    inner |= {"visual.pos_embed.weight"} | {f"visual.patch_embed.proj.{kind}" for kind in _AFFINE}
+    for block in range(vision.get("depth", 27)):
+        inner |= {f"visual.blocks.{block}.{name}.{kind}" for name in _BLOCK for kind in _AFFINE}
+    inner |= {f"visual.merger.{name}" for name in merger}
+    for index in range(len(vision.get("deepstack_visual_indexes", (8, 16, 24)))):
+        inner |= {f"visual.deepstack_merger_list.{index}.{name}" for name in merger}
+    return inner | {f"model.{name}" for name in inner} | {"lm_head.weight"}
+
+
+# The modules of transformers' modeling_qwen3_vl.py.
+_AFFINE = ("weight", "bias")
+_LAYER = (
+    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+    "input_layernorm",
+    "post_attention_layernorm",
+)
+_BLOCK = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
+_MERGER = ("norm", "linear_fc1", "linear_fc2")
