@@ -6,7 +6,7 @@ of its bytes. Either can be taken of the first part of a file.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from shardrank.jobs.inputs.parquet import read_range
-from shardrank.jobs.inputs.tables import DataFile
+from shardrank.jobs.inputs.tables import DataFile, is_list
 from shardrank.jobs.storage import open_input
 
 _READ_BYTES = 16 << 20
@@ -39,7 +39,7 @@ def content_digest(file: DataFile, columns: Sequence[str], stop: int) -> str:
 def _rows_digest(file: DataFile, columns: Sequence[str], stop: int) -> str:
     digest = TableDigest()
     for rows in read_range(file.location, 0, stop, columns):
-        digest.add(rows.select(list(columns)))
+        digest.add(rows)
     return digest.hexdigest()
 
 
@@ -64,12 +64,14 @@ class TableDigest:
 def _feed(streams: dict[str, Any], name: str, values: pa.Array) -> None:
     kind = values.type
     if pt.is_dictionary(kind):
-        return _feed(streams, name, values.dictionary_decode())
+        for part in _decoded(values):
+            _feed(streams, name, part)
+        return
     streams[f"{name} valid"].update(values.is_valid().to_numpy(zero_copy_only=False).tobytes())
     if pt.is_struct(kind):
         for index, field in enumerate(kind):
             _feed(streams, f"{name}.{field.name}", pc.struct_field(values, index))
-    elif pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
+    elif is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(values), 0).cast(pa.int64())
         streams[f"{name} length"].update(lengths.to_numpy().tobytes())
         _feed(streams, f"{name}[]", pc.list_flatten(values))
@@ -78,6 +80,17 @@ def _feed(streams: dict[str, Any], name: str, values: pa.Array) -> None:
         streams[name].update(numbers.to_numpy(zero_copy_only=False).tobytes())
     elif not pt.is_null(kind):
         _feed_bytes(streams, name, values)
+
+
+def _decoded(values: pa.DictionaryArray) -> Iterator[pa.Array]:
+    """The values in parts of about _READ_BYTES: a long one may stand in every row."""
+    longest = 8
+    if not pt.is_primitive(values.type.value_type):
+        lengths = pc.binary_length(values.dictionary.cast(pa.large_binary()))
+        longest = max(longest, pc.max(lengths).as_py() or 0)
+    step = max(1, _READ_BYTES // longest)
+    for start in range(0, len(values), step):
+        yield values.slice(start, step).dictionary_decode()
 
 
 def _feed_bytes(streams: dict[str, Any], name: str, values: pa.Array) -> None:

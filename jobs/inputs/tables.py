@@ -52,13 +52,6 @@ _CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """At least one of those of each group that the table has must be in each file."""
 _SCANNED = ("query_id", "doc_id", "rank", "score", "doc_ids")
-_LISTS = (
-    pt.is_list,
-    pt.is_large_list,
-    pt.is_list_view,
-    pt.is_large_list_view,
-    pt.is_fixed_size_list,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,20 +257,29 @@ def _check_columns(
 def _check_names(
     name: str, file: DataFile, part: Footer | Scan, columns: Mapping[str, str]
 ) -> None:
-    """Raises UsageError for a column, or a field in one, that stands twice."""
+    """Raises UsageError for a column, or a field in one, that stands twice or that pyarrow reads
+    wrong: the offsets of a large list view come too short (26).
+    """
     for path in columns.values():
         root = path if path in part.schema.names else path.partition(".")[0]
-        twice = [root] if part.schema.names.count(root) > 1 else [*_twice(part.type_of(path))]
-        if twice:
-            raise UsageError(f"{name}: column {twice[0]!r} stands twice in {file.location}")
+        kinds = [] if part.schema.names.count(root) > 1 else [*_nested(part.type_of(path))]
+        fields = [[field.name for field in kind] for kind in kinds if pt.is_struct(kind)]
+        twice = [each for names in fields for each in names if names.count(each) > 1]
+        if twice or not kinds:
+            shown = (twice or [root])[0]
+            raise UsageError(f"{name}: column {shown!r} stands twice in {file.location}")
+        if any(pt.is_large_list_view(kind) for kind in kinds):
+            raise UsageError(
+                f"{name}: column {path!r} in {file.location} is a large_list_view, which is not "
+                "read; write it as a list"
+            )
 
 
-def _twice(kind: pa.DataType) -> Iterator[str]:
-    fields = [kind.field(index) for index in range(kind.num_fields)]
-    names = [field.name for field in fields]
-    yield from (name for name in names if names.count(name) > 1)
-    for each in fields:
-        yield from _twice(each.type)
+def _nested(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """The type and those of all its fields, at any depth."""
+    yield kind
+    for index in range(kind.num_fields):
+        yield from _nested(kind.field(index).type)
 
 
 def _find_candidate_fields(
@@ -343,11 +345,16 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.large_string()
     if pt.is_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind):
         return pa.large_binary()
-    if any(is_list(kind) for is_list in _LISTS):
+    if is_list(kind):
         return pa.large_list(plain_type(kind.value_type))
     if pt.is_struct(kind):
         return pa.struct([pa.field(each.name, plain_type(each.type)) for each in kind])
     return kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    known = (pt.is_list, pt.is_large_list, pt.is_list_view, pt.is_fixed_size_list)
+    return any(each(kind) for each in known)
 
 
 def require(opened: OpenedTable, columns: Iterable[str]) -> None:

@@ -23,6 +23,7 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prompt import NULL, SYSTEM
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs.digests import content_digest
+from shardrank.jobs.inputs.discovery import PARQUET, kind_of
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
 from shardrank.jobs.inputs.parquet import read_footer
 from shardrank.jobs.inputs.paths import column_of
@@ -155,7 +156,7 @@ def _listed(
             yield each.table.name, file, footer.num_rows if footer else None, columns
     if opened.run is not None:
         for place, info in list_files(Location.parse(opened.run)):
-            is_parquet = place.name.lower().endswith(".parquet")
+            is_parquet = kind_of(place.name) == PARQUET
             file = DataFile(place, info.size, info.mtime_ns or 0, is_parquet)
             yield "run", file, None, None
 

@@ -277,6 +277,14 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
     assert "column 'text' stands twice" in refused(write(tmp_path / "nested.parquet", nested))
 
 
+def test_a_large_list_view_is_refused(tmp_path: Path) -> None:
+    """pyarrow 26 writes it, and reads it with offsets that are too short."""
+    kind = pa.large_list_view(pa.struct([("doc_id", pa.string()), ("text", pa.string())]))
+    candidates = pa.array([[{"doc_id": "d", "text": "x"}]], kind)
+    table = pa.table({"query_id": ["q"], "query": ["a"], "candidates": candidates})
+    assert "is a large_list_view" in refused(write(tmp_path / "a.parquet", table))
+
+
 # Parts without rows
 
 
