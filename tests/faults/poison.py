@@ -60,12 +60,12 @@ class PoisonedPreprocessor(Preprocessor):
         super().__init__(config)
         self._log = log
 
-    def _read(self, content: Any, options: Any, field: str) -> Any:
+    def _read(self, content: Any, *more: Any) -> Any:
         for text in content.texts:
             if match := re.search("prepare:([a-z]+)", text):
                 note(self._log, f"read {match[0]}")
                 hurt(match[1])
-        return super()._read(content, options, field)
+        return super()._read(content, *more)
 
     def prepare_pairs(self, pairs: Any) -> PreparedSet:
         """Pairs whose text a scorer dies of have a position that says so."""
