@@ -26,7 +26,13 @@ from shardrank.jobs.outputs.files import (
     check_trec_ids,
     write_trec_run,
 )
-from shardrank.jobs.outputs.growth import begin_growth, find_held, had_trec_run
+from shardrank.jobs.outputs.growth import (
+    begin_growth,
+    find_held,
+    had_trec_run,
+    lacks_trec_run,
+    note_trec_run,
+)
 from shardrank.jobs.outputs.lease import holder_of, leased
 from shardrank.jobs.outputs.manifest import (
     Manifest,
@@ -110,7 +116,8 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
         if manifest is not None and not is_growing:
             check_same_job(output, manifest, job)
         logger.info(plan.choice)
-        with_trec_run = options.with_trec_run or (is_growing and had_trec_run(output))
+        had_run = lacks_trec_run(manifest) or (is_growing and had_trec_run(output))
+        with_trec_run = options.with_trec_run or had_run
         if with_trec_run:
             check_trec_ids(plan)
         is_wanted = with_trec_run or qrels or is_growing
@@ -132,7 +139,11 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
                 _run(options, config, engine or _own_engine(), plan, output, manifest, checks)
                 check_lease()
                 _finish(output, manifest)
-            trec_run = str(write_trec_run(output, plan.units)) if with_trec_run else None
+            trec_run = None
+            if with_trec_run:
+                trec_run = str(write_trec_run(output, plan.units))
+                check_lease()
+                note_trec_run(output, manifest)
             measures = _evaluate(options, qrels)
             if measures:
                 check_lease()
@@ -363,6 +374,7 @@ def _begin(
     delete_file(output.directory.child(SUCCESS))
     output.remove_leftovers()
     manifest["status"] = "running"
+    manifest.pop("measures", None)  # of what it had scored
     manifest["num_runs"] += 1
     manifest["input"] = kept_input(options.input)
     if options.command:

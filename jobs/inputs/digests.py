@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from shardrank.jobs.inputs.parquet import read_range
-from shardrank.jobs.inputs.tables import DataFile, is_list
+from shardrank.jobs.inputs.tables import DataFile, is_list, plain_type
 from shardrank.jobs.storage import open_input
 
 _READ_BYTES = 16 << 20
@@ -34,6 +34,17 @@ def content_digest(file: DataFile, columns: Sequence[str], stop: int) -> str:
             digest.update(part)
             stop -= len(part)
     return digest.hexdigest()
+
+
+def ends_a_line(file: DataFile, stop: int) -> bool:
+    """Whether a plain text file's first `stop` bytes are whole lines, so that what follows is more
+    of them.
+    """
+    if stop == 0:
+        return True
+    with open_input(file.location) as stream:
+        stream.seek(stop - 1)
+        return b"\n" in stream.read(2)
 
 
 def _rows_digest(file: DataFile, columns: Sequence[str], stop: int) -> str:
@@ -62,24 +73,40 @@ class TableDigest:
 
 
 def _feed(streams: dict[str, Any], name: str, values: pa.Array) -> None:
+    """Nulls are fed as such alone: a column of nulls is the same whatever type it comes to have."""
     kind = values.type
     if pt.is_dictionary(kind):
         for part in _decoded(values):
             _feed(streams, name, part)
         return
+    if not len(values):
+        return
+    if _has_view(kind):  # which drop_null does not know
+        values = values.cast(plain_type(kind))
+        kind = values.type
     streams[f"{name} valid"].update(values.is_valid().to_numpy(zero_copy_only=False).tobytes())
+    values = values.drop_null() if values.null_count else values
+    if not len(values):
+        return
     if pt.is_struct(kind):
         for index, field in enumerate(kind):
             _feed(streams, f"{name}.{field.name}", pc.struct_field(values, index))
     elif is_list(kind):
-        lengths = pc.fill_null(pc.list_value_length(values), 0).cast(pa.int64())
+        lengths = pc.list_value_length(values).cast(pa.int64())
         streams[f"{name} length"].update(lengths.to_numpy().tobytes())
         _feed(streams, f"{name}[]", pc.list_flatten(values))
     elif pt.is_floating(kind):
-        numbers = pc.fill_null(values.cast(pa.float64()), 0.0)
+        numbers = values.cast(pa.float64())
         streams[name].update(numbers.to_numpy(zero_copy_only=False).tobytes())
-    elif not pt.is_null(kind):
+    elif pt.is_map(kind):
+        streams[name].update(repr(values.to_pylist()).encode("utf-8", "backslashreplace"))
+    else:
         _feed_bytes(streams, name, values)
+
+
+def _has_view(kind: pa.DataType) -> bool:
+    inner = [kind.field(index).type for index in range(kind.num_fields)]
+    return pt.is_string_view(kind) or pt.is_binary_view(kind) or any(map(_has_view, inner))
 
 
 def _decoded(values: pa.DictionaryArray) -> Iterator[pa.Array]:
@@ -96,9 +123,8 @@ def _decoded(values: pa.DictionaryArray) -> Iterator[pa.Array]:
 def _feed_bytes(streams: dict[str, Any], name: str, values: pa.Array) -> None:
     """Texts and bytes as they are, everything else as Arrow writes it."""
     if not (pt.is_binary(values.type) or pt.is_large_binary(values.type)):
-        is_bytes = pt.is_binary_view(values.type) or pt.is_fixed_size_binary(values.type)
-        values = values if is_bytes else values.cast(pa.large_string())
-    values = pc.fill_null(values.cast(pa.large_binary()), b"")
+        values = values if pt.is_fixed_size_binary(values.type) else values.cast(pa.large_string())
+    values = values.cast(pa.large_binary())
     _, offsets, content = values.buffers()
     bounds = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1]
     streams[f"{name} length"].update(np.diff(bounds).tobytes())

@@ -64,6 +64,10 @@ def _ending(name: str) -> str | None:
     return next((ending for ending in COMPRESSIONS if name.lower().endswith(ending)), None)
 
 
+def is_compressed(location: Location) -> bool:
+    return _ending(location.name) is not None
+
+
 @contextmanager
 def open_lines(location: Location) -> Iterator[BinaryIO]:
     """Raises UnreadableInput that names the file, also for what goes wrong while it is read."""

@@ -25,6 +25,7 @@ from shardrank.jobs.outputs.scores import (
 )
 from shardrank.jobs.storage import (
     Location,
+    delete_file,
     list_directory,
     read_bytes,
     remove_directory,
@@ -78,6 +79,11 @@ class Output:
         """Files among the score files that are no unit's, and would be read with them."""
         return sorted(self._names(SCORES) - {self.scores_file(unit).name for unit in units})
 
+    def numbers(self) -> list[int]:
+        """Of the score files that are there."""
+        names = (name.removesuffix(".parquet").rpartition("-")[2] for name in self._names(SCORES))
+        return [int(name) for name in names if name.isdecimal()]
+
     def _names(self, directory: str) -> set[str]:
         return {place.name for place, _ in list_directory(self.directory.child(directory))}
 
@@ -86,6 +92,8 @@ class Output:
         for name in (SCORES, RANKINGS, PARTS):
             remove_leftovers(self.directory.child(name))
         remove_leftovers(self.directory, older_than_s=_ABANDONED_S)
+        for name in self._names(RANKINGS) - self._names(SCORES):
+            delete_file(self.directory.child(RANKINGS).child(name))  # killed before its scores
 
     def remove_parts(self) -> None:
         """Only after all score files were verified: they hold what the parts held."""

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import OpenedInput
+from shardrank.jobs.inputs.joins import id_codes, scan_columns
+from shardrank.jobs.inputs.tables import OpenedTable
 from shardrank.jobs.outputs.files import (
     ID_ERRORS,
     PARTS,
@@ -26,6 +30,7 @@ from shardrank.jobs.outputs.manifest import (
     check_grown_files,
     check_same_job,
     input_files,
+    num_known,
     save_manifest,
 )
 from shardrank.jobs.outputs.status import UnitFile, unit_files
@@ -48,7 +53,8 @@ def find_held(output: Output, manifest: Manifest, opened: OpenedInput) -> Held:
             f"--add-new: the documents of {output.directory} are scored and not regrouped yet; "
             f"finish the job without what is new, or delete {PARTS}/ to score them again"
         )
-    if manifest["job"]["order"] == "document" and len(files) != manifest["job"]["num_units"]:
+    is_whole = len(files) in (0, manifest["job"]["num_units"])
+    if manifest["job"]["order"] == "document" and not is_whole:
         raise UsageError(
             f"--add-new: {output.directory} lacks score files; finish the job without what is new"
         )
@@ -56,7 +62,66 @@ def find_held(output: Output, manifest: Manifest, opened: OpenedInput) -> Held:
         return Held(_sets(output, files), True)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         tables = list(pool.map(partial(_pairs_of, output), files))
-    return Held(pa.concat_tables(tables), True)
+    held = pa.concat_tables(tables or [_PAIRS.empty_table()])
+    _check_instructions(manifest, opened, held)
+    if opened.form == "pairs":
+        _check_first_rows(manifest, opened.queries)
+    return Held(held, True)
+
+
+_PAIRS = pa.schema(
+    [
+        ("unit", pa.int32()),
+        ("query_id", pa.null()),
+        ("doc_id", pa.null()),
+        ("is_scored", pa.bool_()),
+    ]
+)
+
+
+def _check_instructions(manifest: Manifest, opened: OpenedInput, held: pa.Table) -> None:
+    """Raises UsageError for an instruction that came to a query which was scored without one."""
+    if opened.instructions is None:
+        return
+    scanned = scan_columns(opened.instructions, ["query_id"])
+    is_old = _is_old(manifest, opened.instructions, scanned)
+    ids = scanned["query_id"].cast(pa.large_string())
+    known = ids.filter(pa.array(is_old))
+    new = ids.filter(pa.array(~is_old)).unique()
+    new = new.filter(pc.invert(pc.is_in(new, value_set=known.combine_chunks())))
+    scored = held["query_id"].cast(pa.large_string()).combine_chunks()
+    late = new.filter(pc.is_in(new, value_set=scored)).drop_null()
+    if len(late):
+        raise UsageError(
+            f"--add-new: query_id {late[0].as_py()!r} has rows already, and an instruction comes "
+            "to it now; only what is new can have a new instruction"
+        )
+
+
+def _check_first_rows(manifest: Manifest, opened: OpenedTable) -> None:
+    """Raises UsageError for a new row before an old one that has the same pair, or query."""
+    scanned = scan_columns(opened, ["query_id", "doc_id"])
+    is_old = _is_old(manifest, opened, scanned)
+    is_valid = pc.and_(scanned["query_id"].is_valid(), scanned["doc_id"].is_valid()).to_numpy()
+    scanned, is_old = scanned.filter(pa.array(is_valid)), is_old[is_valid]
+    queries, documents = (
+        id_codes(scanned[name]).astype(np.int64) for name in ("query_id", "doc_id")
+    )
+    for codes in (queries, queries * (int(documents.max(initial=0)) + 1) + documents):
+        firsts = np.unique(codes, return_index=True)[1]
+        late = firsts[~is_old[firsts] & np.isin(codes[firsts], codes[is_old])]
+        if len(late):
+            row = scanned.slice(int(late[0]), 1).to_pylist()[0]
+            raise UsageError(
+                f"--add-new: {opened.table.files[row['file']].location} has a new row of query_id "
+                f"{row['query_id']!r} and doc_id {row['doc_id']!r} before the rows that a later "
+                "file has of it already; put new rows into new files"
+            )
+
+
+def _is_old(manifest: Manifest, opened: OpenedTable, scanned: pa.Table) -> np.ndarray:
+    ends = np.array(num_known(manifest, opened.table))
+    return scanned["position"].to_numpy() < ends[scanned["file"].to_numpy()]
 
 
 def _sets(output: Output, files: Sequence[UnitFile]) -> pa.Table:
@@ -104,7 +169,9 @@ def begin_growth(
     write_atomically(output.directory.child(record), sink.getvalue())
     files = input_files(opened, job["input"], with_digests=True)
     manifest["job"] = job | {"input": files}
-    manifest["growth"] = {"record": record, "num": num, "is_open": True}
+    with_trec_run = had_trec_run(output) or lacks_trec_run(manifest)
+    growth = {"record": record, "num": num, "is_open": True}
+    manifest["growth"] = growth | ({_LACKS_TREC_RUN: True} if with_trec_run else {})
     manifest["status"] = "running"
     save_manifest(output, manifest)
     if earlier["record"]:
@@ -114,3 +181,18 @@ def begin_growth(
 def had_trec_run(output: Output) -> bool:
     """Whether an earlier run wrote one, which is to be of the grown input too."""
     return output.directory.child(TREC_RUN).exists()
+
+
+_LACKS_TREC_RUN = "lacks_trec_run"
+
+
+def lacks_trec_run(manifest: Manifest | None) -> bool:
+    """Whether there was a run.trec as the input grew, and none of what it grew to since."""
+    return (manifest or {}).get("growth", {}).get(_LACKS_TREC_RUN, False)
+
+
+def note_trec_run(output: Output, manifest: Manifest) -> None:
+    """run.trec is written, and of the whole input."""
+    if lacks_trec_run(manifest):
+        del manifest["growth"][_LACKS_TREC_RUN]
+        save_manifest(output, manifest)

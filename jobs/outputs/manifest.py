@@ -5,6 +5,7 @@ Its `job` part is the fingerprint: a directory is gone on with only by the job t
 
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -17,14 +18,16 @@ from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prompt import NULL, SYSTEM
 from shardrank.jobs.errors import UnreadableInput, UsageError
-from shardrank.jobs.inputs.digests import content_digest
+from shardrank.jobs.inputs.digests import content_digest, ends_a_line
 from shardrank.jobs.inputs.discovery import PARQUET, kind_of
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
+from shardrank.jobs.inputs.lines import is_compressed
 from shardrank.jobs.inputs.parquet import read_footer
 from shardrank.jobs.inputs.paths import column_of
 from shardrank.jobs.inputs.tables import CANDIDATES, DataFile, Table
@@ -252,16 +255,43 @@ def check_grown_files(output: Output, manifest: Manifest, opened: OpenedInput) -
             continue
         elif "sha256" not in entry:
             change = f"has changed: {_file_change(entry, now[place])}"
-        elif _digest(*found[place], entry) == entry["sha256"]:
-            continue
-        else:
+        elif _digest(*found[place], entry) != entry["sha256"]:
             part = "rows" if entry["num_rows"] is not None else "bytes"
             num = entry["num_rows"] if entry["num_rows"] is not None else entry["size_bytes"]
             change = f"has changed: its first {num:,} {part} are not what they were"
+        elif (unclear := _unclear_end(found[place][0], entry)) is not None:
+            change = unclear
+        else:
+            continue
         raise UsageError(
             f"--add-new: {entry['path']} {change}; only new files and new rows at a file's end can "
             f"be added to {output.directory}"
         )
+
+
+def _unclear_end(file: DataFile, entry: Manifest) -> str | None:
+    """Why it cannot be said that what came to a file of lines are more lines."""
+    if file.is_parquet or file.size_bytes == entry["size_bytes"]:
+        return None
+    if is_compressed(file.location):
+        return "has grown, and lines are added to compressed ones only as new files"
+    if not ends_a_line(file, entry["size_bytes"]):
+        return "has changed: its last line had no end, and goes on now"
+    return None
+
+
+def num_known(manifest: Manifest, table: Table) -> list[float]:
+    """Rows, or bytes of lines, that the job knows of each file; of one that is the same, all."""
+    known = {
+        entry["path"]: entry for entry in manifest["job"]["input"] if entry["table"] == table.name
+    }
+    ends = []
+    for file in table.files:
+        entry = known.get(str(file.location), {"size_bytes": 0, "num_rows": 0})
+        end = entry["size_bytes"] if entry["num_rows"] is None else entry["num_rows"]
+        is_same = entry["num_rows"] is None and file.size_bytes == entry["size_bytes"]
+        ends.append(math.inf if is_same else end)
+    return ends
 
 
 def _file_change(before: Manifest, now: Manifest) -> str:
@@ -298,12 +328,20 @@ def read_manifest(output: Output) -> Manifest | None:
 
 
 def read_held(output: Output, manifest: Manifest | None) -> Held | None:
-    """What the output had when its input last grew; None for one that never did."""
+    """What the output had when its input last grew; None for one that never did.
+
+    A unit whose file is gone since has no scores to keep.
+    """
     growth = (manifest or {}).get("growth")
     if growth is None:
         return None
-    content = read_bytes(output.directory.child(growth["record"]))
-    return Held(pq.read_table(pa.BufferReader(content)), growth["is_open"])
+    table = pq.read_table(pa.BufferReader(read_bytes(output.directory.child(growth["record"]))))
+    if growth["is_open"] and "is_scored" in table.schema.names:
+        is_there = pc.is_in(table["unit"], value_set=pa.array(output.numbers(), pa.int32()))
+        column = table.schema.get_field_index("is_scored")
+        is_scored = pc.and_(table["is_scored"], is_there)
+        table = table.set_column(column, "is_scored", is_scored)
+    return Held(table, growth["is_open"])
 
 
 def check_same_job(output: Output, manifest: Manifest, job: Manifest) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.joins import id_codes
+from shardrank.jobs.inputs.tables import plain_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ def placed(pairs: pa.Table, held: Held) -> tuple[np.ndarray, np.ndarray]:
 
     Raises UsageError that names a pair which the input no longer has.
     """
+    _check_types(pairs, held.table)
     keys, kept_keys = _pair_keys(pairs, held.table)
     gone = ~np.isin(kept_keys, keys) & _has_ids(held.table)
     if gone.any():
@@ -53,6 +55,17 @@ def placed(pairs: pa.Table, held: Held) -> tuple[np.ndarray, np.ndarray]:
     is_first[np.unique(keys, return_index=True)[1]] = True
     has_result = np.isin(keys, kept_keys[is_scored]) & is_first
     return _units_of(pairs["query_id"], held.table), has_result
+
+
+def _check_types(pairs: pa.Table, held: pa.Table) -> None:
+    """Raises UsageError for ids of another type: none of them would be one that has a row."""
+    for name in ("query_id", "doc_id"):
+        before, now = (plain_type(each.schema.field(name).type) for each in (held, pairs))
+        if before not in (now, pa.null()):
+            raise UsageError(
+                f"{name} was {before} and is now {now}: only what came to an input can be added "
+                "to an output"
+            )
 
 
 def _pair_keys(pairs: pa.Table, held: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +88,8 @@ def _units_of(query_ids: pa.ChunkedArray, held: pa.Table) -> np.ndarray:
     known = held["query_id"].cast(query_ids.type).combine_chunks()
     rows = pc.index_in(query_ids, value_set=known).fill_null(-1)
     rows = rows.combine_chunks().to_numpy(zero_copy_only=False)
-    units = held["unit"].to_numpy()
-    return np.where(rows >= 0, units[np.maximum(rows, 0)], -1) if len(units) else rows
+    units = np.append(held["unit"].to_numpy(), -1)
+    return units[rows]  # the last is of a query that is in none
 
 
 def gaps(num_rows: Sequence[int], held: Held) -> Iterator[tuple[int, int, int]]:

@@ -65,3 +65,24 @@ def test_a_long_text_in_every_row_is_not_expanded_for_its_digest() -> None:
         pa.set_memory_pool(before)
     assert len(LONG) < pool.max_memory() < 100 * len(LONG)
     assert pool.bytes_allocated() == 0
+
+
+def test_a_column_of_nulls_is_the_same_when_it_comes_to_have_a_type(tmp_path: Path) -> None:
+    ids = {"id": ["a", "b", "c"]}
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    kinds = [pa.null(), pa.string(), pa.float64(), struct, pa.list_(pa.string())]
+    found = {
+        digest(tmp_path / "a.parquet", pa.table(ids | {"x": pa.nulls(3, kind)}), ["id", "x"])
+        for kind in kinds
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("value", [[("a", 1)], None])
+def test_a_map_has_a_digest(tmp_path: Path, value: Any) -> None:
+    column = pa.array([value, [("b", 2)]], pa.map_(pa.string(), pa.int64()))
+    other = pa.array([value, [("b", 3)]], column.type)
+    first, second = (
+        digest(tmp_path / "a.parquet", pa.table({"x": each}), ["x"]) for each in (column, other)
+    )
+    assert first != second

@@ -251,6 +251,149 @@ def test_an_error_of_content_is_kept_and_counted(tmp_path: Path) -> None:
     assert not run(tmp_path, run_options(tmp_path), **more).was_finished
 
 
+def killed(folder: Path, options: InputOptions, **more: Any) -> None:
+    """A run that dies of a document `fatal`."""
+    (folder / "is_fatal").touch()
+    with pytest.raises(JobError):
+        run(folder, options, **more)
+    (folder / "is_fatal").unlink()
+    prepared(folder)
+
+
+@pytest.mark.parametrize("order", ["query", "document"])
+def test_a_job_that_was_killed_before_its_first_file_may_grow(tmp_path: Path, order: Any) -> None:
+    tables(tmp_path, 3, 4)
+    write_table(tmp_path / "corpus.parquet", [{"doc_id": "d0", "text": "fatal"}])
+    write_run(tmp_path, [(0, 0)])
+    killed(tmp_path, run_options(tmp_path), order=order)
+    write_run(tmp_path, [(1, 0)], "b")
+    run(tmp_path, run_options(tmp_path), order=order, add_new=True)
+    assert_as_in_one_go(tmp_path, run_options(tmp_path))
+
+
+def test_the_trec_run_is_of_what_the_input_grew_to_though_growth_was_killed(tmp_path: Path) -> None:
+    tables(tmp_path, 3, 4)
+    documents = pq.read_table(tmp_path / "corpus.parquet").to_pylist()
+    write_table(tmp_path / "corpus.parquet", [*documents, {"doc_id": "d4", "text": "fatal"}])
+    write_run(tmp_path, [(0, 0), (1, 1)])
+    run(tmp_path, run_options(tmp_path), with_trec_run=True)
+    write_run(tmp_path, [(0, 4), (2, 1)], "b")
+    killed(tmp_path, run_options(tmp_path), add_new=True)
+    run(tmp_path, run_options(tmp_path), add_new=True)
+    assert len((tmp_path / "out" / "run.trec").read_text().splitlines()) == 4
+    (tmp_path / "out" / "run.trec").unlink()
+    assert run(tmp_path, run_options(tmp_path)).trec_run is None
+
+
+def test_rankings_of_a_killed_writer_are_not_left_beside_the_grown_ones(tmp_path: Path) -> None:
+    """The units of what was not scored yet are cut anew, and may be fewer."""
+    tables(tmp_path, 6, 12)
+    write_run(tmp_path, [(i, j) for i in range(4) for j in range((8, 4)[i % 2])])
+    run(tmp_path, run_options(tmp_path), with_rankings=True)
+    for number in (1, 3):
+        (tmp_path / "out" / "scores" / f"part-{number:06d}.parquet").unlink()
+    write_run(tmp_path, [(0, 9)], "b")
+    run(tmp_path, run_options(tmp_path), add_new=True, with_rankings=True)
+    scores, rankings = (
+        {path.name for path in (tmp_path / "out" / name).iterdir()}
+        for name in ("scores", "rankings")
+    )
+    assert rankings == scores
+
+
+@pytest.mark.parametrize("order", ["query", "document"])
+def test_a_file_that_is_lost_while_the_job_adds_to_it_is_made_again(
+    tmp_path: Path, order: Any
+) -> None:
+    tables(tmp_path, 4, 4)
+    documents = pq.read_table(tmp_path / "corpus.parquet").to_pylist()
+    write_table(tmp_path / "corpus.parquet", [*documents, {"doc_id": "d4", "text": "fatal"}])
+    write_run(tmp_path, [(i, j) for i in range(4) for j in range(4)])
+    run(tmp_path, run_options(tmp_path), order=order)
+    write_run(tmp_path, [(0, 4)], "b")
+    killed(tmp_path, run_options(tmp_path), order=order, add_new=True)
+    (tmp_path / "out" / "scores" / "part-000000.parquet").unlink()
+    run(tmp_path, run_options(tmp_path), order=order, add_new=True)
+    assert_as_in_one_go(tmp_path, run_options(tmp_path))
+
+
+@pytest.mark.parametrize("order", ["query", "document"])
+def test_new_ranks_of_old_pairs_are_taken_over_and_nothing_is_scored(
+    tmp_path: Path, order: Any
+) -> None:
+    tables(tmp_path, 3, 4)
+    write_run(tmp_path, [(i, j) for i in range(3) for j in range(4)])
+    run(tmp_path, run_options(tmp_path), order=order)
+    prepared(tmp_path)
+    write_run(tmp_path, [(i, j) for j in range(4) for i in range(3)])
+    run(tmp_path, run_options(tmp_path), order=order, add_new=True)
+    assert prepared(tmp_path) == []
+    assert_as_in_one_go(tmp_path, run_options(tmp_path))
+
+
+def test_ids_of_another_type_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    tables(tmp_path, 3, 4)
+    write_run(tmp_path, [(0, 0), (1, 1)])
+    run(tmp_path, run_options(tmp_path))
+    write_table(tmp_path / "run" / "a.parquet", [{"query_id": 0, "doc_id": "d0", "rank": 1}])
+    with pytest.raises(UsageError, match="query_id was large_string and is now int64"):
+        run(tmp_path, run_options(tmp_path), add_new=True)
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_an_instruction_that_comes_to_a_scored_query_is_refused(tmp_path: Path) -> None:
+    tables(tmp_path, 3, 4)
+    write_run(tmp_path, [(0, 0), (1, 1)])
+    rows = [{"query_id": "q1", "instruction": "which fits?"}]
+    write_table(tmp_path / "instructions.parquet", rows)
+    options = InputOptions(str(tmp_path))
+    run(tmp_path, options)
+    write_run(tmp_path, [(2, 1)], "b")
+    more = [{"query_id": "q2", "instruction": "which is new?"}]
+    write_table(tmp_path / "instructions.parquet", rows + more)
+    run(tmp_path, options, add_new=True)
+    assert_as_in_one_go(tmp_path, options)
+    late = [{"query_id": "q0", "instruction": "which is late?"}]
+    write_table(tmp_path / "instructions.parquet", rows + more + late)
+    with pytest.raises(UsageError, match=r"query_id 'q0' has rows already, and an instruction"):
+        run(tmp_path, options, add_new=True)
+
+
+def test_a_line_that_goes_on_is_no_new_line(tmp_path: Path) -> None:
+    tables(tmp_path, 1, 1)
+    corpus = tmp_path / "corpus.tsv"
+    corpus.write_text("d0\tdocument 0\nd1\tdocument 1")
+    write_run(tmp_path, [(0, 0), (0, 1)])
+    options = InputOptions(
+        None, str(tmp_path / "run"), str(tmp_path / "queries.parquet"), str(corpus)
+    )
+    run(tmp_path, options)
+    text = corpus.read_text()
+    corpus.write_text(text + "2\nd2\tdocument 2\n")
+    with pytest.raises(UsageError, match="corpus.tsv has changed: its last line had no end"):
+        run(tmp_path, options, add_new=True)
+    corpus.write_text(text + "\nd2\tdocument 2\n")
+    write_run(tmp_path, [(0, 2)], "b")
+    run(tmp_path, options, add_new=True)
+    assert_as_in_one_go(tmp_path, options)
+
+
+def test_a_new_row_before_an_old_one_of_its_pair_is_refused(tmp_path: Path) -> None:
+    def write(name: str, *pairs: tuple[str, str]) -> None:
+        rows = [{"query_id": q, "query": f"{q} {name}", "doc_id": d, "doc": d} for q, d in pairs]
+        write_table(tmp_path / "pairs" / f"{name}.parquet", rows)
+
+    write("a", ("q0", "d0"))
+    write("b", ("q1", "d1"))
+    run(tmp_path, InputOptions(str(tmp_path / "pairs")))
+    write("a", ("q0", "d0"), ("q1", "d2"))
+    with pytest.raises(UsageError, match="a.parquet has a new row of query_id 'q1' .*'d2' before"):
+        run(tmp_path, InputOptions(str(tmp_path / "pairs")), add_new=True)
+    write("a", ("q0", "d0"), ("q2", "d2"))
+    run(tmp_path, InputOptions(str(tmp_path / "pairs")), add_new=True)
+    assert_as_in_one_go(tmp_path, InputOptions(str(tmp_path / "pairs")))
+
+
 # Candidate sets and pairs
 
 
