@@ -213,7 +213,7 @@ def find_remaining(plan: Plan, output: Output, retried: Sequence[str]) -> Remain
 
 
 def _anew(plan: Plan, unit: Unit) -> Unit:
-    """The unit without what its earlier file has: that is gone, or is to be scored again.
+    """The unit without what its earlier file has, which is to be scored again.
 
     Raises UsageError where the document-major units were planned for what is there.
     """
@@ -221,8 +221,8 @@ def _anew(plan: Plan, unit: Unit) -> Unit:
         return unit
     if plan.documents is not None:
         raise UsageError(
-            f"{unit_name(unit)}.parquet is gone or is to be retried, and the job is adding to it: "
-            "run its command without --retry-errors first, and with the file where it was"
+            f"{unit_name(unit)}.parquet has rows to retry, and the job is adding to it: run its "
+            "command without --retry-errors first"
         )
     return replace(unit, kept=b"")
 

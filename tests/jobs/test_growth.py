@@ -1,5 +1,6 @@
 """--add-new: an input that grew goes on in the same output, and only what is new is scored."""
 
+import json
 import os
 import random
 import sys
@@ -271,15 +272,19 @@ def test_a_job_that_was_killed_before_its_first_file_may_grow(tmp_path: Path, or
     assert_as_in_one_go(tmp_path, run_options(tmp_path))
 
 
-def test_the_trec_run_is_of_what_the_input_grew_to_though_growth_was_killed(tmp_path: Path) -> None:
+def test_trec_run_and_measures_are_of_what_the_input_grew_to_though_growth_was_killed(
+    tmp_path: Path,
+) -> None:
     tables(tmp_path, 3, 4)
     documents = pq.read_table(tmp_path / "corpus.parquet").to_pylist()
     write_table(tmp_path / "corpus.parquet", [*documents, {"doc_id": "d4", "text": "fatal"}])
     write_run(tmp_path, [(0, 0), (1, 1)])
-    run(tmp_path, run_options(tmp_path), with_trec_run=True)
+    manifest = run(tmp_path, run_options(tmp_path), with_trec_run=True).manifest
+    measured = manifest | {"measures": {"nDCG@10": 1.0}}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(measured))
     write_run(tmp_path, [(0, 4), (2, 1)], "b")
     killed(tmp_path, run_options(tmp_path), add_new=True)
-    run(tmp_path, run_options(tmp_path), add_new=True)
+    assert "measures" not in run(tmp_path, run_options(tmp_path), add_new=True).manifest
     assert len((tmp_path / "out" / "run.trec").read_text().splitlines()) == 4
     (tmp_path / "out" / "run.trec").unlink()
     assert run(tmp_path, run_options(tmp_path)).trec_run is None
