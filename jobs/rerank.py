@@ -33,16 +33,15 @@ from shardrank.jobs.outputs.growth import (
     lacks_trec_run,
     note_trec_run,
 )
+from shardrank.jobs.outputs.input_files import has_new_input, known_paths
 from shardrank.jobs.outputs.lease import holder_of, leased
 from shardrank.jobs.outputs.manifest import (
     Manifest,
     check_same_dtype,
     check_same_job,
-    has_new_input,
     job_fingerprint,
     kept_command,
     kept_input,
-    known_paths,
     new_manifest,
     read_held,
     read_manifest,

@@ -25,14 +25,8 @@ from shardrank.jobs.outputs.files import (
     Output,
     read_scores,
 )
-from shardrank.jobs.outputs.manifest import (
-    Manifest,
-    check_grown_files,
-    check_same_job,
-    input_files,
-    num_known,
-    save_manifest,
-)
+from shardrank.jobs.outputs.input_files import check_grown_files, input_files, num_known
+from shardrank.jobs.outputs.manifest import Manifest, check_same_job, save_manifest
 from shardrank.jobs.outputs.status import UnitFile, unit_files
 from shardrank.jobs.storage import delete_file, list_directory, write_atomically
 from shardrank.jobs.units.growth import Held

@@ -14,12 +14,8 @@ import pyarrow as pa
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions, JobInput, open_job_input
 from shardrank.jobs.outputs.files import Output, read_scores
-from shardrank.jobs.outputs.manifest import (
-    check_same_input,
-    known_paths,
-    read_held,
-    read_manifest,
-)
+from shardrank.jobs.outputs.input_files import known_paths
+from shardrank.jobs.outputs.manifest import check_same_input, read_held, read_manifest
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.plan import Plan, Unit, plan_units, unit_name
 from shardrank.jobs.units.reading import expected_ids
