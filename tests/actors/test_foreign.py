@@ -37,6 +37,24 @@ def config(**values: Any) -> Change:
     return change
 
 
+def part(name: str, part: str = "", **values: Any) -> Change:
+    """A file of JSON with other values, in a part of it."""
+
+    def change(checkpoint: Path) -> None:
+        content = json.loads((checkpoint / name).read_text())
+        (content[part] if part else content).update(values)
+        (checkpoint / name).write_text(json.dumps(content))
+
+    return change
+
+
+def drop(checkpoint: Path, name: str) -> None:
+    path = checkpoint / "config.json"
+    content = json.loads(path.read_text())
+    del content[name]
+    path.write_text(json.dumps(content))
+
+
 def file(name: str, content: bytes = b"{}") -> Change:
     def change(checkpoint: Path) -> None:
         (checkpoint / name).parent.mkdir(exist_ok=True)
@@ -127,6 +145,30 @@ FOREIGN = {
     "more layers than the configuration says": (
         tensors(**{"model.language_model.layers.4.input_layernorm.weight": torch.ones(64)}),
         "holds model.language_model.layers.4.input_layernorm.weight, which a Qwen3-VL-Reranker",
+    ),
+    "one weight under two names": (
+        tensors(**{DOWN.removeprefix("model."): torch.zeros(64, 128)}),
+        f"holds {DOWN}, which",
+    ),
+    "another activation": (
+        part("config.json", "text_config", hidden_act="gelu"),
+        "config.json has hidden_act 'gelu': a Qwen3-VL-Reranker has 'silu'",
+    ),
+    "another activation of the vision tower": (
+        part("config.json", "vision_config", hidden_act="gelu"),
+        "config.json has hidden_act 'gelu'",
+    ),
+    "pixels of another mean": (
+        part("preprocessor_config.json", image_mean=[0.48, 0.46, 0.41]),
+        "preprocessor_config.json has image_mean [0.48, 0.46, 0.41]",
+    ),
+    "no text_config": (
+        lambda checkpoint: drop(checkpoint, "text_config"),
+        "config.json cannot be read: KeyError('text_config')",
+    ),
+    "a pointer for a tokenizer": (
+        file("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n"),
+        "tokenizer.json cannot be read",
     ),
     "a second weights file": (file("extra.safetensors"), "extra.safetensors belongs to no weights"),
     "a shard that is not there": (
