@@ -82,9 +82,9 @@ def _check_constants(checkpoint: Path) -> None:
             continue
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            found = found[part] if part else found
+            found = found.get(part) or {} if part else found
             given = {name: found[name] for name in constants if name in found}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} cannot be read: {error!r}") from error
         for name, value in given.items():
             if value != constants[name]:

@@ -42,6 +42,10 @@ def load_model(
 
     if not list(checkpoint.glob("*.safetensors")):
         raise ValueError(f"{checkpoint} has no *.safetensors weights")
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for part in ("text_config", "vision_config"):
+        if not config.get(part):  # a model of 8 billion weights is the default
+            raise ValueError(f"{checkpoint / 'config.json'} has no {part}")
     try:
         model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
             checkpoint,
