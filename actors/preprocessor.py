@@ -77,7 +77,7 @@ class Preprocessor:
         """A query for any number of pairs; nothing is read before its first one."""
         return OpenQuery(
             OpenSide(query, "query", watch),
-            instruction or self.config.instruction,
+            self.config.instruction if instruction in (None, "") else instruction,
             self._options(options),
         )
 

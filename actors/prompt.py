@@ -70,6 +70,14 @@ class PromptIds:
 _Part = str | int | VisualSpan
 
 
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Raises ValueError that names the file, a pointer of Git LFS say."""
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # it knows no other kind
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
 class PromptEncoder:
     """Turns (instruction, query, document) into token ids with a checkpoint's own tokenizer.
 
@@ -79,7 +87,7 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer_file: Path, neutralize: bool) -> None:
-        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._tokenizer = read_tokenizer(tokenizer_file)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()

@@ -64,6 +64,14 @@ class _Span:
         if self.last is None or pts > self.last:
             self.last, self.last_duration = pts, duration or 0
 
+    def add_shown(self, pts: int | None, duration: int | None) -> None:
+        """Frames as they are shown: where their times go back, a file joined to another say, they
+        do not tell how long it all lasts.
+        """
+        goes_back = pts is not None and self.last is not None and pts < self.last
+        self.add(pts, duration)
+        self.is_dated = self.is_dated and not goes_back
+
     def seconds(self, tick_s: Fraction) -> Fraction | None:
         """A last frame without a duration lasts as long as the others on average."""
         if not self.is_dated or self.first is None or self.last is None or self.num_frames < 2:
@@ -130,7 +138,7 @@ class PyAvVideo:
         span = _Span()
         with self._opened() as (container, stream):
             for frame in self._decoded(container, stream):
-                span.add(frame.pts, frame.duration)
+                span.add_shown(frame.pts, frame.duration)
         self._set(span)
 
     @contextmanager
@@ -178,7 +186,7 @@ class PyAvVideo:
         """Every frame is decoded: their number was a guess until now."""
         span = _Span()
         for index, frame in enumerate(self._decoded(container, stream)):
-            span.add(frame.pts, frame.duration)
+            span.add_shown(frame.pts, frame.duration)
             if times := indices.count(index):
                 yield frame, times
         counted = self.num_frames, self.fps
@@ -294,9 +302,13 @@ def _decode(context: Any, packet: Any) -> list[Any]:
     import av
 
     try:
-        return context.decode(packet)
+        frames: list[Any] = context.decode(packet)
     except av.error.FFmpegError as error:
         raise VideoDecodeError(f"a frame does not decode: {_words(error)}") from error
+    for frame in frames:
+        if frame.is_corrupt:  # no two decoders make up the same for what is missing in it
+            raise VideoDecodeError(f"the frame at {frame.time} s is damaged")
+    return frames
 
 
 def _note(packets: _Packets, packet: Any, parse: Parse) -> bool:
@@ -390,7 +402,17 @@ def _in_chunks(found: Iterator[tuple[Any, int]], max_pixels: int) -> Iterator[np
 
 
 def _upright(frame: Any) -> np.ndarray:
-    """Turned as the file says, which decord does by itself: phones turn their videos so."""
-    quarters = frame.rotation / 90
+    """Turned as the file says, which decord does by itself: phones turn their videos so. What is
+    mirrored too, a selfie, is said by the display matrix alone; its rotation would be another.
+    """
     pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        across, along, _, back, down = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        is_turned = not across and not down  # by a quarter
+        if is_turned or not (along or back):
+            pixels = pixels.transpose(1, 0, 2) if is_turned else pixels
+            is_flipped = (down < 0 or along < 0, across < 0 or back < 0)
+            return np.flip(pixels, tuple(axis for axis in (0, 1) if is_flipped[axis]))
+    quarters = frame.rotation / 90
     return np.rot90(pixels, int(quarters)) if quarters.is_integer() else pixels

@@ -33,6 +33,22 @@ _KINDS = [
         "another head than the yes-no row of lm_head, which alone scores",
     ),
 ]
+_PIXELS = {
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "do_normalize": True,
+    "do_rescale": True,
+}
+_CONSTANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("config.json", "text_config", {"hidden_act": "silu"}),
+    ("config.json", "vision_config", {"hidden_act": "gelu_pytorch_tanh"}),
+    ("preprocessor_config.json", "", _PIXELS),
+    ("video_preprocessor_config.json", "", _PIXELS),
+)
+"""File, part of it, and the values there by name; what a file leaves out is as here."""
 _NO_KIND = "which a Qwen3-VL-Reranker of its config.json does not have"
 
 
@@ -48,6 +64,7 @@ def check_config(checkpoint: Path, config: Mapping[str, Any]) -> None:
                 f"{file} has a quantization_config ({method or 'of no name'}): quantised "
                 "checkpoints are not loaded, give the one in bfloat16, float16 or float32"
             )
+    _check_constants(checkpoint)
     others = [name for name in config.get("architectures") or () if name not in _ARCHITECTURES]
     if others:
         raise ValueError(
@@ -55,6 +72,26 @@ def check_config(checkpoint: Path, config: Mapping[str, Any]) -> None:
             "is read"
         )
     _check_modules(checkpoint)
+
+
+def _check_constants(checkpoint: Path) -> None:
+    """What the engine computes in one way, whatever a file says."""
+    for file, part, constants in _CONSTANTS:
+        path = checkpoint / file
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found = found.get(part) or {} if part else found
+            given = {name: found[name] for name in constants if name in found}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read: {error!r}") from error
+        for name, value in given.items():
+            if value != constants[name]:
+                raise ValueError(
+                    f"{path} has {name} {value!r}: a Qwen3-VL-Reranker has {constants[name]!r}, "
+                    "and nothing else is computed"
+                )
 
 
 def check_no_adapter(checkpoint: Path) -> None:
@@ -95,8 +132,14 @@ def check_weights(checkpoint: Path, expected: Set[str]) -> None:
     for file in sorted(checkpoint.glob("*.safetensors")) if files else ():
         if file not in files:
             raise ValueError(f"{file} belongs to no weights that are loaded: {files[0].name} does")
+    places: dict[str, Path] = {}
     for file in files:
         dtypes = _dtypes(file)
+        for name in dtypes:
+            weight = name.removeprefix("model.")
+            if weight in places:
+                raise ValueError(f"{file} holds {name}, which {places[weight]} has too")
+            places[weight] = file
         unexpected = [name for name in dtypes if name not in expected]
         if unexpected:
             raise ValueError(f"{file} holds {described(unexpected)}")

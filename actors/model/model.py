@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from shardrank.actors.model.decoder import Decoder
 from shardrank.actors.model.foreign import described
 from shardrank.actors.model.vision import VisionTower
+from shardrank.actors.prompt import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ def load_model(
 
     if not list(checkpoint.glob("*.safetensors")):
         raise ValueError(f"{checkpoint} has no *.safetensors weights")
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for part in ("text_config", "vision_config"):
+        if not config.get(part):  # a model of 8 billion weights is the default
+            raise ValueError(f"{checkpoint / 'config.json'} has no {part}")
     try:
         model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
             checkpoint,
@@ -90,7 +94,7 @@ def _is_tied(checkpoint: Path) -> bool:
 
 
 def _yes_no_row(head_weight: torch.Tensor, tokenizer_file: Path) -> torch.Tensor:
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = read_tokenizer(tokenizer_file)
     yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
     if yes is None or no is None:
         raise ValueError(f"{tokenizer_file} has no tokens 'yes' and 'no': not a reranker")

@@ -112,14 +112,23 @@ PRESETS: dict[str, Preset] = {
 def find_part(uri: str, names: Sequence[str]) -> str | None:
     """The URI of the first of `names` that is a file or directory with files inside INPUT, or,
     where INPUT itself is none, that it begins: `DIR/english` has `DIR/english-corpus`.
+
+    Raises UsageError where a name stands for two of them, which may differ.
     """
     base, _, query = uri.partition("?")
     join = "/" if Location.parse(uri).exists() else "-"
     for name in names:
-        for suffix in _SUFFIXES:
-            part = f"{base.rstrip('/')}{join}{name}{suffix}" + (f"?{query}" if query else "")
-            if list_files(Location.parse(part)):
-                return part
+        parts = [
+            f"{base.rstrip('/')}{join}{name}{suffix}" + (f"?{query}" if query else "")
+            for suffix in _SUFFIXES
+        ]
+        found = [part for part in parts if list_files(Location.parse(part))]
+        if len(found) > 1:
+            raise UsageError(
+                f"{found[0]} and {found[1]} could both be the {name} of {uri}: leave one there"
+            )
+        if found:
+            return found[0]
     return None
 
 
@@ -288,13 +297,14 @@ def _open_direct(
     parts: dict[str, str], mapping: Mappings, layouts: Mapping[str, Layouts]
 ) -> OpenedInput:
     opened = open_table("input", parts["input"], mapping["input"], layouts["input"])
+    is_sets = opened.table.has("candidates")
+    if is_sets and not all(file.is_parquet for file in opened.table.files):
+        raise UsageError("input: candidate sets are read from Parquet only")
     check_types(opened)
     require(opened, ["query_id"])
-    if opened.table.has("candidates"):
+    if is_sets:
         opened = _with_query_media(opened)
         _require_content(opened, ("query", "query_image", "query_video"))
-        if not all(file.is_parquet for file in opened.table.files):
-            raise UsageError("input: candidate sets are read from Parquet only")
         return OpenedInput("sets", opened, opened)
     _require_content(opened, ("query", "query_image", "query_video"))
     if not opened.table.has("doc_id"):
@@ -343,6 +353,7 @@ def _open_run(
     instructions = None
     if "instructions" in parts:
         instructions = open_table("instructions", parts["instructions"], mapping["instructions"])
+        check_types(instructions)
     return OpenedInput("run", queries, corpus, parts["run"], mapping["run"], instructions)
 
 

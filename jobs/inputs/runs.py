@@ -128,7 +128,7 @@ def _as_table(rows: Sequence[Row]) -> pa.Table:
 
 def _find_columns(place: str, line: str, names: Mapping[str, str | tuple[str, ...]]) -> Columns:
     """What the first line says; raises UsageError where that is nothing, or two things."""
-    splits = [line.split()] + ([_by_tabs(line)] if "\t" in line else [])
+    splits = [_by_blanks(line)] + ([_by_tabs(line)] if "\t" in line else [])
     found = [(fields, _of_values(fields) or _of_header(fields, names)) for fields in splits]
     known = [(fields, columns) for fields, columns in found if columns is not None]
     if not known and line.startswith(("{", "[")):
@@ -174,13 +174,18 @@ def _of_header(fields: Sequence[str], names: Mapping[str, str | tuple[str, ...]]
 
 def _fields(line: str, num: int, is_tabbed: bool) -> list[str]:
     """A line as its file's first one was split, or else by the other separator."""
-    for split in (_by_tabs, str.split) if is_tabbed else (str.split, _by_tabs):
+    for split in (_by_tabs, _by_blanks) if is_tabbed else (_by_blanks, _by_tabs):
         fields = split(line)
         if len(fields) == num:
             return fields
     raise ValueError(
-        f"expected {num} columns as in the first line, got {len(line.split())}: {_shown(line)}"
+        f"expected {num} columns as in the first line, got {len(_by_blanks(line))}: {_shown(line)}"
     )
+
+
+def _by_blanks(line: str) -> list[str]:
+    """ASCII's white space alone separates: an id may have a no-break space."""
+    return line.split() if line.isascii() else [part.decode() for part in line.encode().split()]
 
 
 def _by_tabs(line: str) -> list[str]:
@@ -252,8 +257,8 @@ class _Values:
 
 
 def settled_ranks(queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(N,) ranks, NaN for none: those of a query whose ranks tie, or that has scores alone, are
-    its places by rank, then by score, the best first, then as the input has them.
+    """(N,) ranks, NaN for none: those of a query whose ranks tie or have a fraction, or that has
+    scores alone, are its places by rank, then by score, the best first, then as the input has them.
 
     queries: (N,) integers; ranks and scores: (N,) float64, NaN for null.
     """
@@ -261,6 +266,7 @@ def settled_ranks(queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray) ->
     query, rank = queries[order], ranks[order]
     is_tied = np.zeros(int(queries.max(initial=-1)) + 1, bool)
     is_tied[query[1:][(query[1:] == query[:-1]) & (rank[1:] == rank[:-1])]] = True
+    is_tied[queries[np.isfinite(ranks) & (ranks != np.rint(ranks))]] = True
     has_rank, has_score = np.zeros_like(is_tied), np.ones_like(is_tied)
     has_rank[queries[~np.isnan(ranks)]] = True
     has_score[queries[np.isnan(scores)]] = False

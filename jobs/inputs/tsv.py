@@ -23,8 +23,13 @@ def tsv_columns(
     """
     number, first = next(lines.text_lines(file), (0, ""))
     fields = tuple(first.removeprefix("\ufeff").split("\t"))
-    if not number or any(field in known for field in fields):
-        return fields if number else ()
+    if not number:
+        return ()
+    if any(field in known for field in fields):
+        twice = [field for field in fields if fields.count(field) > 1]
+        if twice:
+            raise UsageError(f"{name}: column {twice[0]!r} stands twice in {file}")
+        return fields
     if len(fields) in layouts:
         return layouts[len(fields)]
     read = "; ".join(f"{num} ({', '.join(names)})" for num, names in sorted(layouts.items()))

@@ -13,9 +13,12 @@ def document_value(row: Mapping[str, Any]) -> Any:
     if "doc" in row:
         return _merged("doc", row["doc"], {name: row.get(name) for name in ("image", "video")})
     content = {name: row[name] for name in ("text", "image", "video") if name in row}
-    if row.get("title") and isinstance(row.get("text"), str | None):
-        content["text"] = f"{row['title']} {row.get('text') or ''}".strip()
-    return content
+    title = row.get("title")
+    if title is None or title == "":
+        return content
+    if not isinstance(title, str):
+        return InvalidContent(f"title must be a string, got {type(title).__name__}")
+    return content | {"text": _titled(title, row.get("text"))}
 
 
 def query_value(row: Mapping[str, Any]) -> Any:
@@ -29,6 +32,13 @@ def query_value(row: Mapping[str, Any]) -> Any:
     if "text" in row:
         media = {"text": row["text"], **media}
     return {name: value for name, value in media.items() if name in row or f"query_{name}" in row}
+
+
+def _titled(title: str, text: Any) -> Any:
+    """The text, of several the first, after its title; what is no text is left for its parser."""
+    if isinstance(text, list):
+        return [_titled(title, text[0]), *text[1:]] if text else title
+    return f"{title} {text or ''}".strip() if isinstance(text, str | None) else text
 
 
 def _merged(name: str, whole: Any, media: Mapping[str, Any]) -> Any:

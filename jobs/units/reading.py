@@ -49,11 +49,14 @@ DOCUMENT_NAME = "doc"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One document of a query; `error` if it is known already that it cannot be scored."""
+    """One document of a query; `error` if it is known already that it cannot be scored.
+
+    rank: whole once it is settled.
+    """
 
     doc_id: Id
     document: Any
-    rank: int | None = None
+    rank: float | None = None
     score: float | None = None
     error: RerankError | None = None
 
@@ -125,8 +128,9 @@ def _candidate(value: Row | None, table: Table) -> Candidate:
     value = value or {}
     mapped = {field: value_at(value, path) for field, path in table.candidate_fields.items()}
     value = value | mapped
-    rank, score = _rank(value.get("rank")), value.get("score")
-    return Candidate(value.get("doc_id"), document_value(value), rank, score)
+    return Candidate(
+        value.get("doc_id"), document_value(value), value.get("rank"), value.get("score")
+    )
 
 
 def _with_settled_ranks(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -37,6 +37,17 @@ def config(**values: Any) -> Change:
     return change
 
 
+def part(name: str, part: str = "", **values: Any) -> Change:
+    """A file of JSON with other values, in a part of it."""
+
+    def change(checkpoint: Path) -> None:
+        content = json.loads((checkpoint / name).read_text())
+        (content[part] if part else content).update(values)
+        (checkpoint / name).write_text(json.dumps(content))
+
+    return change
+
+
 def file(name: str, content: bytes = b"{}") -> Change:
     def change(checkpoint: Path) -> None:
         (checkpoint / name).parent.mkdir(exist_ok=True)
@@ -128,6 +139,26 @@ FOREIGN = {
         tensors(**{"model.language_model.layers.4.input_layernorm.weight": torch.ones(64)}),
         "holds model.language_model.layers.4.input_layernorm.weight, which a Qwen3-VL-Reranker",
     ),
+    "one weight under two names": (
+        tensors(**{DOWN.removeprefix("model."): torch.zeros(64, 128)}),
+        f"holds {DOWN}, which",
+    ),
+    "another activation": (
+        part("config.json", "text_config", hidden_act="gelu"),
+        "config.json has hidden_act 'gelu': a Qwen3-VL-Reranker has 'silu'",
+    ),
+    "another activation of the vision tower": (
+        part("config.json", "vision_config", hidden_act="gelu"),
+        "config.json has hidden_act 'gelu'",
+    ),
+    "pixels of another mean": (
+        part("preprocessor_config.json", image_mean=[0.48, 0.46, 0.41]),
+        "preprocessor_config.json has image_mean [0.48, 0.46, 0.41]",
+    ),
+    "a pointer for a tokenizer": (
+        file("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n"),
+        "tokenizer.json cannot be read",
+    ),
     "a second weights file": (file("extra.safetensors"), "extra.safetensors belongs to no weights"),
     "a shard that is not there": (
         lambda checkpoint: (
@@ -156,6 +187,15 @@ def test_what_would_score_as_another_model_is_refused_by_name(
 def test_what_the_checks_before_did_not_know_is_refused_while_loading(copy: Path) -> None:
     tensors(**{"score.weight": ROW})(copy)
     with pytest.raises(ValueError, match=r"holds score\.weight, another head"):
+        load_model(copy, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["text_config", "vision_config"])
+def test_half_a_config_is_refused_before_a_model_of_other_sizes_is_made(
+    copy: Path, name: str
+) -> None:
+    config(**{name: None})(copy)
+    with pytest.raises(ValueError, match=f"config.json has no {name}"):
         load_model(copy, torch.device("cpu"), torch.float32)
 
 

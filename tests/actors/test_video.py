@@ -21,6 +21,7 @@ from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.media.decord_frames import DecordVideo
 from shardrank.actors.media.video import SampledVideo, frame_indices, load_video
 from shardrank.actors.media.video_frames import PyAvVideo
+from tests.support.clips import Clip, encoded
 
 torch.set_num_threads(1)
 
@@ -119,6 +120,39 @@ def test_both_readers_turn_a_video_as_it_says(tmp_path: Path, angle: int) -> Non
     assert np.abs(decord.astype(int) - pyav.astype(int)).max() <= 4
     corner = {90: (0, -1), 180: (-1, -1), 270: (-1, 0)}.get(angle, (0, 0))
     assert pyav[0][corner].min() > 200
+
+
+def test_a_mirrored_video_is_mirrored_and_not_turned() -> None:
+    data = bytearray(encoded(Clip(num_frames=4)))
+    upright = read(PyAvVideo(bytes(data)), [0])[0]
+    wanted = {
+        (-1, 0, 0, 1): upright[:, ::-1],
+        (1, 0, 0, -1): upright[::-1],
+        (0, 1, 1, 0): upright.transpose(1, 0, 2),
+        (0, -1, -1, 0): upright[::-1, ::-1].transpose(1, 0, 2),
+    }
+    for (a, b, c, d), pixels in wanted.items():
+        place = data.index(b"tkhd") + 44
+        struct.pack_into(
+            ">9i", data, place, *(65_536 * n for n in (a, b, 0, c, d, 0, 0, 0)), 1 << 30
+        )
+        assert np.array_equal(read(PyAvVideo(bytes(data)), [0])[0], pixels)
+
+
+def test_a_frame_that_a_decoder_would_make_up_is_damaged() -> None:
+    data = bytearray(encoded(Clip(container="mkv", num_frames=80)))
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(40)
+    with pytest.raises(VideoDecodeError, match=r"the frame at 1\.\d+ s is damaged"):
+        load(bytes(data), fps=25.0)
+
+
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mkv"), ("libvpx-vp9", "webm")])
+def test_files_put_one_behind_the_other_keep_their_rate(codec: str, container: str) -> None:
+    clips = [encoded(Clip(codec, container, num_frames=n)) for n in (40, 20)]
+    sampled = load(b"".join(clips), fps=25.0)
+    assert len(sampled.frames) == 60
+    assert sampled.times_s == pytest.approx([n / 25 for n in range(60)])
 
 
 def test_the_limit_of_frames_is_kept() -> None:

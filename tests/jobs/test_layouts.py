@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -452,3 +453,70 @@ def test_an_id_with_a_space_is_refused_before_anything_is_scored(tmp_path: Path,
             rerank(options, RerankerConfig(model=str(TINY)), standin.make_engine())
         assert f"--trec-run: the id {id_!r} is empty or has a space" in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+# Contents
+
+
+def test_a_title_that_is_no_text_is_its_documents_error(tmp_path: Path) -> None:
+    titles = [math.nan, 5, ["a"], {"en": "a"}, False]
+    rows = [{"doc_id": str(i), "title": title, "text": "x"} for i, title in enumerate(titles)]
+    found = [each.document for row in read_all(run_over(tmp_path, rows)) for each in row.candidates]
+    assert all(isinstance(document, RerankError) for document in found)
+    assert [str(document) for document in found] == [
+        f"title must be a string, got {type(title).__name__}" for title in titles
+    ]
+
+
+def test_a_title_stands_before_the_first_of_several_texts(tmp_path: Path) -> None:
+    texts = [["a", "b"], [], None, "a"]
+    rows = [{"doc_id": str(i), "title": "T", "text": each} for i, each in enumerate(texts)]
+    found = [document for *_, document in pairs_of(run_over(tmp_path, rows))]
+    assert [each["text"] for each in found] == [["T a", "b"], "T", "T", "T a"]
+
+
+def run_over(directory: Path, documents: list[dict[str, Any]]) -> InputOptions:
+    lines = "".join(f"q Q0 {row['doc_id']} {n} 1 t\n" for n, row in enumerate(documents, start=1))
+    return InputOptions(
+        run=write_text(directory / "run.trec", lines),
+        queries=write_text(directory / "queries.jsonl", '{"query_id": "q", "query": "which"}\n'),
+        corpus=write_text(
+            directory / "corpus.jsonl", "".join(f"{json.dumps(row)}\n" for row in documents)
+        ),
+    )
+
+
+# Refusals
+
+
+def test_instructions_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    for index, wrong in enumerate((5, {"a": "b"}, ["b"], b"b")):
+        tables = {
+            "queries": [{"_id": "q", "text": "which"}],
+            "corpus": [{"_id": "d", "text": "x"}],
+            "top_ranked": [{"query-id": "q", "corpus-ids": ["d"]}],
+            "instruction": [{"query-id": "q", "instruction": wrong}],
+        }
+        place = write_hub(tmp_path / str(index), tables)
+        sentence = refused(InputOptions(str(place), preset="mteb"))
+        assert "instructions: column 'instruction' must be a string" in sentence
+
+
+def test_two_tables_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_text(tmp_path / "queries.jsonl", '{"query_id": "q", "query": "which"}\n')
+    write_text(tmp_path / "corpus.jsonl", '{"doc_id": "d", "text": "one"}\n')
+    write_table(tmp_path / "corpus.parquet", [{"doc_id": "d", "text": "another"}])
+    write_text(tmp_path / "run.tsv", "q d 1 0.5\n")
+    sentence = refused(str(tmp_path))
+    assert f"{tmp_path}/corpus.parquet and {tmp_path}/corpus.jsonl could both be" in sentence
+
+
+def test_a_tab_separated_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.tsv", "query_id\tquery\tdoc_id\tdoc\tdoc\nq\ta\td\tx\ty\n")
+    assert "column 'doc' stands twice" in refused(path)
+
+
+def test_candidate_sets_in_lines_are_told_what_they_are(tmp_path: Path) -> None:
+    row = {"query_id": "q", "query": "a", "candidates": [{"doc_id": "d", "doc": "x"}]}
+    path = write_text(tmp_path / "a.jsonl", f"{json.dumps(row)}\n")
+    assert refused(path) == "input: candidate sets are read from Parquet only"

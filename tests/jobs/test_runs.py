@@ -200,6 +200,24 @@ def test_tied_ranks_of_sets_and_pairs_fall_back_too(tmp_path: Path) -> None:
         assert first_stage(path, tmp_path / name) == {"1": ["b", "c", "a"]}
 
 
+def test_ranks_with_a_fraction_keep_their_order(tmp_path: Path) -> None:
+    ranked = list(zip("abc", (1.7, 1.5, 2.0), (9.0, 5.0, 7.0), strict=True))
+    pairs = [
+        {"query_id": 1, "query": "q", "doc_id": d, "doc": d, "rank": rank, "score": score}
+        for d, rank, score in ranked
+    ]
+    sets = [{"doc_id": d, "doc": d, "rank": rank, "score": score} for d, rank, score in ranked]
+    for name, rows in {"pairs": pairs, "sets": [query_row(1, sets)]}.items():
+        path = write_table(tmp_path / f"{name}.parquet", rows)
+        found = {each.doc_id: each.rank for each in read_all(path)[0].candidates}
+        assert found == {"a": 2, "b": 1, "c": 3}, name
+
+
+def test_a_no_break_space_belongs_to_its_id(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "run", "q Q0 d\u00a01 2 0.5\nq Q0 e\u30001 1 0.7\n")
+    assert rows_of(path) == [("q", "d\u00a01", 2, 0.5), ("q", "e\u30001", 1, 0.7)]
+
+
 RANKED = st.tuples(
     st.integers(0, 3), st.none() | st.integers(0, 4), st.none() | st.integers(0, 3).map(float)
 )
