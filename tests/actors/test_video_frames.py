@@ -39,8 +39,8 @@ def check(data: bytes, fps: float, max_frames: int) -> None:
 def check_rate(data: bytes, shown: list[Any], rate: float) -> None:
     """It is the frames' number over the time that they are shown for."""
     times = [pts for pts, _, _ in shown if pts is not None]
-    if len(times) < len(shown):
-        return  # AVI's frames are not all dated
+    if len(times) < len(shown) or times != sorted(times):
+        return  # not all dated, as AVI's, or going back where files are joined: as declared then
     last, duration = max((pts, duration) for pts, duration, _ in shown)
     span = last - min(times)
     seconds = (span + (duration or span / (len(shown) - 1))) * tick_s(data)
