@@ -127,6 +127,7 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
         with _held(output) as check_lease:
             if is_growing:
                 assert manifest is not None
+                manifest = _still(output, manifest)
                 held = find_held(output, manifest, opened)
                 plan, job = _plan(options, config, opened, manifest, held)
                 check_lease()
@@ -148,6 +149,16 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
                 check_lease()
                 save_manifest(output, manifest | {"measures": measures})
             return Summary(str(output.directory), manifest, was_finished, trec_run, measures)
+
+
+def _still(output: Output, planned: Manifest) -> Manifest:
+    """The directory's manifest. Raises JobError where another run changed the job since this one
+    planned with it: what it added would be written over.
+    """
+    manifest = read_manifest(output)
+    if manifest is None or any(manifest.get(n) != planned.get(n) for n in ("job", "growth")):
+        raise JobError(f"{output.directory}: another run changed it meanwhile; run this again")
+    return manifest
 
 
 def _is_finished(

@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.outputs.files import Output
+from shardrank.jobs.outputs.manifest import Manifest, save_manifest
 from shardrank.jobs.outputs.verify import verify_output
-from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.rerank import JobOptions, Summary, _still, rerank
 from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.storage import Location
 from shardrank.jobs.units.growth import Held, placed
 from shardrank.jobs.units.plan import plan_units
 from tests.support import standin
@@ -442,6 +445,16 @@ def test_pairs_grow_by_lines(tmp_path: Path) -> None:
 
 
 # What is no growth
+
+
+def test_growth_is_not_written_over_what_another_run_added_meanwhile(tmp_path: Path) -> None:
+    output = Output(Location.parse(str(tmp_path)))
+    planned: Manifest = {"job": {"num_units": 1}, "seconds": 1.0}
+    save_manifest(output, planned | {"seconds": 2.0})
+    assert _still(output, planned)["seconds"] == 2.0
+    save_manifest(output, planned | {"growth": {"num": 1}})
+    with pytest.raises(JobError, match="another run changed it meanwhile"):
+        _still(output, planned)
 
 
 def test_a_mere_touch_is_no_change(tmp_path: Path) -> None:
