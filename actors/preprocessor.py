@@ -6,6 +6,7 @@ knows nothing about the model.
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
@@ -75,10 +76,12 @@ class Preprocessor:
         watch: Watch = nullcontext,
     ) -> OpenQuery:
         """A query for any number of pairs; nothing is read before its first one."""
+        fitting = self._options(options)
         return OpenQuery(
             OpenSide(query, "query", watch),
             self.config.instruction if instruction in (None, "") else instruction,
-            self._options(options),
+            fitting,
+            NO_OPTIONS if isinstance(fitting, RerankError) else replace(fitting, max_length=None),
         )
 
     def open_document(
@@ -120,9 +123,9 @@ class Preprocessor:
         if isinstance(options, RerankError):
             raise options.with_traceback(None)
         assert options.max_length is not None
-        query_side = query.side.read(options, self._read_query)
+        query_side = query.side.read(query.media_options, self._read_query)
         self._check_text(query.instruction, "instruction")
-        document_side = document.read(options, self._read_document)
+        document_side = document.read(query.media_options, self._read_document)
         ids = self._encoder.encode(
             query.instruction,
             visuals.add_side(query_side),

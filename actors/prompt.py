@@ -198,19 +198,19 @@ class PromptEncoder:
         return np.concatenate(ids), np.concatenate(span_index), spans
 
     def _run_ids(self, run: str, field: str) -> np.ndarray:
-        if len(run) <= _RUN_CACHE_MAX_CHARS:
-            ids = self._cached_run_ids(run)
-        else:
-            ids = self._tokenize_run(run)
-        if np.isin(ids, (self.image_pad, self.video_pad)).any():
+        is_short = len(run) <= _RUN_CACHE_MAX_CHARS
+        ids, has_placeholder = (self._cached_run_ids if is_short else self._tokenize_run)(run)
+        if has_placeholder:
             raise SpecialTokenInText(
                 f"{field}: a text of its prompt has a visual placeholder typed in it; special "
                 f"tokens are read as plain text unless special_tokens='official'"
             )
         return ids
 
-    def _tokenize_run(self, run: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(run, add_special_tokens=False).ids, dtype=np.int32)
+    def _tokenize_run(self, run: str) -> tuple[np.ndarray, bool]:
+        """The run's ids, and whether a visual placeholder is among them."""
+        ids = self._tokenizer.encode(run, add_special_tokens=False).ids
+        return np.array(ids, dtype=np.int32), self.image_pad in ids or self.video_pad in ids
 
     def _kept(self, input_ids: np.ndarray, max_length: int) -> np.ndarray | None:
         """Which tokens stay, or None for all.
@@ -235,6 +235,8 @@ def mrope_position_ids(span_index: np.ndarray, spans: Sequence[VisualSpan]) -> n
     width run over its grid, and what follows starts max(height, width) later
     (transformers' Qwen3VLModel.get_rope_index).
     """
+    if not spans:
+        return np.tile(np.arange(len(span_index), dtype=np.int32), (3, 1))
     positions = np.empty((3, len(span_index)), dtype=np.int32)
     starts = np.flatnonzero(np.diff(span_index, prepend=np.int32(-2)))
     ends = np.append(starts[1:], len(span_index))

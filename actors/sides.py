@@ -49,8 +49,7 @@ class OpenSide:
         self._lock = Lock()
 
     def read(self, options: QueryOptions, read: ReadContent) -> ReadSide:
-        """Raises the side's RerankError."""
-        options = replace(options, max_length=None)  # no matter of media
+        """Raises the side's RerankError. options: those of media, without a length."""
         with self._lock:
             if options not in self._read:
                 self._read[options] = self._attempt(options, read)
@@ -83,11 +82,15 @@ class OpenSide:
 
 @dataclass(frozen=True, slots=True)
 class OpenQuery:
-    """A query with what it says for all of its pairs; options that do not fit are their error."""
+    """A query with what it says for all of its pairs; options that do not fit are their error.
+
+    media_options: the options without those that are no matter of media.
+    """
 
     side: OpenSide
     instruction: str
     options: QueryOptions | RerankError
+    media_options: QueryOptions
 
     @property
     def size_bytes(self) -> int:
@@ -116,6 +119,8 @@ class VisualTable:
 
     def add_side(self, read: ReadSide) -> Side:
         """The side, with its spans' visuals by their index in this table."""
+        if not read.visuals:
+            return read.side
         indices = [self.add(visual) for visual in read.visuals]
         spans = tuple(replace(span, visual=indices[span.visual]) for span in read.side.spans)
         return replace(read.side, spans=spans)
