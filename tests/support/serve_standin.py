@@ -64,7 +64,7 @@ class StandIn:
         self._ids = itertools.count(1)
 
     def open_query(self, query: Any, instruction: Any, options: Any) -> OpenQuery:
-        return OpenQuery(OpenSide(query, "query"), "", OFFICIAL_OPTIONS)
+        return OpenQuery(OpenSide(query, "query"), "", OFFICIAL_OPTIONS, OFFICIAL_OPTIONS)
 
     def open_document(self, document: Content | RerankError, name: str) -> Any:
         return document
