@@ -384,7 +384,8 @@ def _begin(
     delete_file(output.directory.child(SUCCESS))
     output.remove_leftovers()
     manifest["status"] = "running"
-    manifest.pop("measures", None)  # of what it had scored
+    for name in ("measures", "unit_hashes"):  # of what it had scored
+        manifest.pop(name, None)
     manifest["num_runs"] += 1
     manifest["input"] = kept_input(options.input)
     if options.command:

@@ -36,7 +36,9 @@ from shardrank.jobs.outputs.status import Status, read_status
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions, Summary
 from shardrank.jobs.rerank import rerank as run_rerank
+from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.run.progress import duration
+from shardrank.jobs.run.rescore import Rescored, parse_share, rescored
 from shardrank.jobs.storage import redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.serve.cli import new_key_command, serve_command
@@ -335,13 +337,29 @@ def status_command(output: _OUTPUT, as_json: _JSON = False) -> None:
 
 
 @app.command("verify")
-def verify_command(output: _OUTPUT, as_json: _JSON = False) -> None:
+def verify_command(
+    output: _OUTPUT,
+    rescore: Annotated[
+        str | None,
+        typer.Option(
+            help="also score a share of the pairs again, such as 1%, each alone, and say the "
+            "largest difference and whether a rank moved"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="where the checkpoint is, if not where the job had it")
+    ] = None,
+    as_json: _JSON = False,
+) -> None:
     """Prove that every input pair has exactly one row: ids are read again from the input and from
-    the score files, and compared.
+    the score files, and compared. Rows that changed since the job ended are named as well.
     """
+    share = None if rescore is None else parse_share(rescore)
     counts = verify_output(output)
+    found = None if share is None else _rescored(output, share, model)
     if as_json:
-        print(json.dumps(asdict(counts)))
+        again = {} if found is None else {"rescored": asdict(found)}
+        print(json.dumps(asdict(counts) | again))
         return
     print(
         f"{counts.num_pairs:,} pairs of {counts.num_queries:,} queries: each has exactly one row "
@@ -350,6 +368,15 @@ def verify_command(output: _OUTPUT, as_json: _JSON = False) -> None:
     )
     for code, num in counts.errors.items():
         print(f"  {num:,} x {code}")
+    if found is not None:
+        print(found)
+
+
+def _rescored(output: str, share: float, model: str | None) -> Rescored:
+    from shardrank.actors.preprocessor import Preprocessor  # torch: seconds to import
+    from shardrank.actors.scorer import Scorer
+
+    return rescored(output, share, Engine(Preprocessor, Scorer), model)
 
 
 def _as_json(status: Status) -> dict[str, object]:

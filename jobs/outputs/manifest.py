@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shardrank.actors.config import RerankerConfig
+from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.prompt import NULL, SYSTEM
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
@@ -96,6 +96,19 @@ def _options(config: RerankerConfig) -> Manifest:
         for name, value in options.items()
         if name not in _NOT_IN_SCORES and not (name in _CAME_LATER and value == _CAME_LATER[name])
     }
+
+
+def config_of(manifest: Manifest, model: str | None = None) -> RerankerConfig:
+    """The config that the job's scores are of. model: where the checkpoint is now, if elsewhere."""
+    options = _CAME_LATER | manifest["job"]["options"]
+    roots = options["media_root"]
+    options["media_root"] = tuple(roots) if isinstance(roots, list) else roots
+    options["options"] = QueryOptions.from_mapping(options["options"])
+    options["dtype"] = manifest.get("dtype", options["dtype"])
+    known = {name: options[name] for name in options if name not in _NOT_IN_SCORES}
+    kept = manifest["model"]
+    revision = kept["revision"] if model is None else None
+    return RerankerConfig(model=model or kept["name"], revision=revision, **known)
 
 
 def _kept_roots(roots: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:

@@ -1,4 +1,5 @@
-"""The proof at the end of a job: every input pair has exactly one row, and what the rows add up to.
+"""The proof at the end of a job: every input pair has exactly one row, what the rows add up to, and
+a hash of each unit's rows, by which a later reader sees that they are still those of the job.
 
 Reads ids again from the input and from the output, and compares them unit by unit.
 """
@@ -8,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 
 import pyarrow as pa
 
@@ -15,24 +17,23 @@ from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions, JobInput, open_job_input
 from shardrank.jobs.outputs.files import Output, read_scores
 from shardrank.jobs.outputs.input_files import known_paths
-from shardrank.jobs.outputs.manifest import check_same_input, read_held, read_manifest
+from shardrank.jobs.outputs.manifest import (
+    Manifest,
+    check_same_input,
+    read_held,
+    read_manifest,
+)
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.plan import Plan, Unit, plan_units, unit_name
 from shardrank.jobs.units.reading import expected_ids
 
 _NUM_THREADS = 4
-_COLUMNS = (
-    "query_id",
-    "doc_id",
-    "num_tokens",
-    "num_visual_tokens",
-    "is_truncated",
-    "error_code",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
+    """What the rows add up to; unit_hashes: of the rows of each unit, by its name."""
+
     num_queries: int = 0
     num_pairs: int = 0
     num_failed: int = 0
@@ -40,13 +41,16 @@ class Counts:
     num_tokens: int = 0
     num_visual_tokens: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    unit_hashes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def total(cls, parts: Iterable["Counts"]) -> "Counts":
         parts = list(parts)
         errors: Counter[str] = Counter()
+        hashes: dict[str, str] = {}
         for part in parts:
             errors.update(part.errors)
+            hashes.update(part.unit_hashes)
         return cls(
             sum(part.num_queries for part in parts),
             sum(part.num_pairs for part in parts),
@@ -55,6 +59,7 @@ class Counts:
             sum(part.num_tokens for part in parts),
             sum(part.num_visual_tokens for part in parts),
             dict(errors.most_common()),
+            dict(sorted(hashes.items())),
         )
 
 
@@ -62,6 +67,18 @@ def verify_output(output: str) -> Counts:
     """Verify a job's output directory, with nothing but what its manifest says of the input.
 
     Raises UsageError if the input is no longer what the job read, else VerificationError.
+    """
+    kept, manifest, plan = open_output(output)
+    check_strays(kept, plan)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        counts = Counts.total(pool.map(partial(verify_unit, plan.input, kept), plan.units))
+    _check_hashes(kept, manifest, counts.unit_hashes)
+    return counts
+
+
+def open_output(output: str) -> tuple[Output, Manifest, Plan]:
+    """A job's complete output, and the plan that its manifest and its input give; raises as
+    verify_output.
     """
     kept = Output(Location.parse(output))
     manifest = read_manifest(kept)
@@ -80,9 +97,20 @@ def verify_output(output: str) -> Counts:
             f"{kept.directory}: {len(missing)} of {len(plan.units)} units have no score file, the "
             f"first is {unit_name(missing[0])}; `shardrank status` says how to go on"
         )
-    check_strays(kept, plan)
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return Counts.total(pool.map(partial(verify_unit, plan.input, kept), plan.units))
+    return kept, manifest, plan
+
+
+def _check_hashes(output: Output, manifest: Manifest, hashes: dict[str, str]) -> None:
+    """Raises VerificationError for a unit whose rows are no longer those that the job had verified.
+
+    A job that is going on again, or of a version without hashes, has none to compare with.
+    """
+    for unit, known in manifest.get("unit_hashes", {}).items():
+        if hashes.get(unit) != known:
+            raise VerificationError(
+                f"{output.directory}/scores/{unit}.parquet has other rows than when the job ended; "
+                "delete the file and run the same command again"
+            )
 
 
 def check_strays(output: Output, plan: Plan) -> None:
@@ -102,7 +130,7 @@ def verify_units(job_input: JobInput, output: Output, units: Iterable[Unit]) -> 
 def verify_unit(job_input: JobInput, output: Output, unit: Unit) -> Counts:
     """Raises VerificationError that names the file and a pair that is missing or too many."""
     place = output.scores_file(unit)
-    rows = read_scores(place, _COLUMNS)
+    rows = read_scores(place)
     found = Counter(zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True))
     expected: Counter[tuple[str | int | None, str | int | None]] = Counter()
     num_queries = 0
@@ -111,7 +139,16 @@ def verify_unit(job_input: JobInput, output: Output, unit: Unit) -> Counts:
         expected.update((query_id, doc_id) for doc_id in doc_ids)
     if found != expected:
         raise VerificationError(f"{place}: {_difference(found, expected)}")
-    return _counts(rows, num_queries)
+    return replace(_counts(rows, num_queries), unit_hashes={unit_name(unit): rows_hash(rows)})
+
+
+def rows_hash(rows: pa.Table) -> str:
+    """Equal for score files with the same columns and rows, in the same order, to the last bit."""
+    digest = blake2b(repr(rows.schema.remove_metadata()).encode(), digest_size=16)
+    for column in rows.columns:
+        values = column.combine_chunks()
+        digest.update(pa.record_batch([values], ["column"]).serialize())
+    return digest.hexdigest()
 
 
 def _difference(found: Counter[tuple], expected: Counter[tuple]) -> str:
