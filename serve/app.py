@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from shardrank.actors.data import CandidateSet
+from shardrank.serve.bodies import BodyRoute
 from shardrank.serve.dialects import answers, openapi
 from shardrank.serve.dialects.answers import DASHSCOPE_PATH, body_of, is_tei
 from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
@@ -66,6 +67,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
         docs_url="/docs",
         redoc_url=None,
     )
+    app.router.route_class = BodyRoute
     app.state.service = None
     app.state.metrics = metrics
     app.state.naming = answers.Naming(

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from shardrank.actors.data import Content, ImageSource
-from shardrank.actors.errors import MediaForbidden, MediaTooLarge, RerankError
+from shardrank.actors.errors import ImageTooLarge, MediaForbidden, MediaTooLarge, RerankError
 from shardrank.actors.fetch.web import WebMedia, WebReader
+from shardrank.actors.media.images import image_size
 
 Fetched = dict[str, bytes | RerankError]
 
@@ -75,6 +76,25 @@ class MediaFetcher:
             return data
         except RerankError as error:
             return error.with_traceback(None)
+
+
+def within_pixels(
+    sides: Sequence[Content | RerankError], max_pixels: int
+) -> list[Content | RerankError]:
+    """The sides in order, an error in the place of one whose images have, with those before it,
+    more than max_pixels by their headers: decoding takes a second for 100 million.
+    """
+    kept: list[Content | RerankError] = []
+    left = max_pixels
+    for side in sides:
+        sizes = (image_size(source) for source in _sources(side) if isinstance(source, bytes))
+        left -= sum(size[0] * size[1] for size in sizes if size is not None)
+        if left < 0 and isinstance(side, Content) and side.has_media:
+            side = ImageTooLarge(
+                f"the request's images are over the limit of {max_pixels:,} pixels together"
+            )
+        kept.append(side)
+    return kept
 
 
 def _charged(side: Content | RerankError, budget: _Budget) -> Content | RerankError:

@@ -17,7 +17,7 @@ from shardrank.serve.cutting import TextCutter
 from shardrank.serve.dialects.contents import Parsed, parse_side
 from shardrank.serve.dialects.requests import Document, Options, RerankRequest, ScoreRequest, Side
 from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
-from shardrank.serve.fetching import MediaFetcher
+from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.settings import Limits, ServeSettings
@@ -94,20 +94,35 @@ class RerankService:
     async def rerank(self, request: RerankRequest) -> Scored:
         """Raises ApiError."""
         self._check_model(request.model)
-        documents, name = request.sides, "texts" if request.is_tei else "documents"
-        if not documents:
-            raise BadRequest(f"{name} must not be empty", param=name, code="empty")
-        work = Work(
-            queries=[_parsed(request.query, "query")],
-            documents=self._parse_all(documents, name, request.rank_fields),
-            query_of=[0] * len(documents),
-            document_name=f"{name}[{{}}]",
-        )
-        return await self._score(work, request)
+        return await self._score(await asyncio.to_thread(self._rerank_work, request), request)
 
     async def score(self, request: ScoreRequest) -> Scored:
         """As vLLM's /score: one to one, one to many, or as many to as many. Raises ApiError."""
         self._check_model(request.model)
+        return await self._score(await asyncio.to_thread(self._score_work, request), request)
+
+    def _rerank_work(self, request: RerankRequest) -> Work:
+        documents, name = request.sides, "texts" if request.is_tei else "documents"
+        if not documents:
+            raise BadRequest(f"{name} must not be empty", param=name, code="empty")
+        return Work(
+            queries=[_parsed(request.query, "query")],
+            documents=self._parse_all(documents, name, self._rank_fields(request)),
+            query_of=[0] * len(documents),
+            document_name=f"{name}[{{}}]",
+        )
+
+    def _rank_fields(self, request: RerankRequest) -> list[str]:
+        """Each once: all of them are looked for in every document."""
+        names = list(dict.fromkeys(request.rank_fields or ()))
+        limit = self.settings.limits.max_rank_fields
+        if len(names) > limit:
+            raise InvalidRequest(
+                f"rank_fields must be at most {limit}, got {len(names)}", param="rank_fields"
+            )
+        return names
+
+    def _score_work(self, request: ScoreRequest) -> Work:
         left, right = request.fields
         queries, documents = (_listed(getattr(request, name)) for name in (left, right))
         for name, sides in ((left, queries), (right, documents)):
@@ -116,13 +131,12 @@ class RerankService:
         if len(queries) not in (1, len(documents)):
             counts = f"got {len(queries)} and {len(documents)}"
             raise InvalidRequest(f"{left} must be one, or as many as {right}; {counts}", param=left)
-        work = Work(
+        return Work(
             queries=self._parse_all(queries, left, None),
             documents=self._parse_all(documents, right, None),
             query_of=list(range(len(queries))) if len(queries) > 1 else [0] * len(documents),
             document_name=f"{right}[{{}}]",
         )
-        return await self._score(work, request)
 
     def _check_model(self, name: str | None) -> None:
         known = {self.settings.model_name, self.settings.reranker.model}
@@ -145,6 +159,7 @@ class RerankService:
     async def _score(self, work: Work, request: Options) -> Scored:
         self.queue.check_room(len(work.documents))  # before anything is fetched for it
         options = self._query_options(request)
+        _check_texts(work, request, self.settings.limits)
         queries, documents = await self._fetched(work)
         if len(queries) == 1 and isinstance(queries[0], RerankError):
             raise BadRequest.of(queries[0], "query")
@@ -206,6 +221,8 @@ class RerankService:
         ]
         _check_media(sides, self.settings.limits)
         fetched = await self._fetcher.fetch(sides)
+        limit = self.settings.limits.max_request_pixels
+        fetched = await asyncio.to_thread(within_pixels, fetched, limit)
         return fetched[: len(work.queries)], fetched[len(work.queries) :]
 
     def _cut(
@@ -377,6 +394,26 @@ def _body_tokens(wanted: int, longest: int) -> int:
 
 def _at_most(value: int | None, highest: int) -> int | None:
     return None if value is None else min(value, highest)
+
+
+def _check_texts(work: Work, request: Options, limits: Limits) -> None:
+    """Raises InvalidRequest on more text of queries than is joined to documents."""
+    default = request.instruction or request.instruct or ""
+    queries = [
+        sum(map(len, query.content.texts)) if isinstance(query, Parsed) else 0
+        for query in work.queries
+    ]
+    num_chars = sum(
+        queries[number] + len(_instruction(work, index) or default)
+        for index, number in enumerate(work.query_of)
+    )
+    if num_chars > limits.max_query_chars:
+        raise InvalidRequest(
+            f"the query and its instruction, once for each document, may have at most "
+            f"{limits.max_query_chars:,} characters, got {num_chars:,}",
+            param="query",
+            code="text_too_large",
+        )
 
 
 def _check_media(sides: Sequence[Content | RerankError], limits: Limits) -> None:

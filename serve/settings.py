@@ -18,6 +18,9 @@ class Limits:
     max_media: int = 1_000  # images, frames and videos of a request
     max_media_bytes: int = 256 << 20  # of a request, fetched ones included
     max_image_pixels: int = 64_000_000
+    max_request_pixels: int = 2_000_000_000  # images and frames of a request, as encoded
+    max_query_chars: int = 100_000_000  # of a request's queries, counted once a document
+    max_rank_fields: int = 100
     max_video_s: float = 3_600.0
     max_text_chars: int = 1_000_000  # of one text
     timeout_s: float = 300.0
