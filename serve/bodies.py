@@ -1,5 +1,5 @@
-"""Bodies read in a thread: parsing and checking a large one takes seconds, which the event loop that
-all callers share has not.
+"""Bodies read in a thread: parsing and checking a large one takes seconds, which the event loop of
+all callers has not.
 """
 
 import asyncio

@@ -4,6 +4,7 @@ Knows the superset of requests and the engine; knows no routes and no dialect's 
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from shardrank.actors.reranker import Reranker
 from shardrank.serve.cutting import TextCutter
 from shardrank.serve.dialects.contents import Parsed, parse_side
 from shardrank.serve.dialects.requests import Document, Options, RerankRequest, ScoreRequest, Side
-from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
+from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.batching import BatchQueue
@@ -158,6 +159,7 @@ class RerankService:
 
     async def _score(self, work: Work, request: Options) -> Scored:
         self.queue.check_room(len(work.documents))  # before anything is fetched for it
+        started = time.monotonic()
         options = self._query_options(request)
         _check_texts(work, request, self.settings.limits)
         queries, documents = await self._fetched(work)
@@ -167,7 +169,12 @@ class RerankService:
             self._cut, queries, documents, work, request, options
         )
         queries, documents = sides
-        pairs = await self._scores(queries, documents, work, request, options)
+        timeout_s = self.settings.limits.timeout_s
+        left_s = timeout_s + started - time.monotonic()
+        try:
+            pairs = await self._scores(queries, documents, work, request, options, left_s)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"not scored within {timeout_s:g} s") from error
         pairs = [
             replace(pair, is_truncated=pair.is_truncated or is_cut)
             for pair, is_cut in zip(pairs, are_cut, strict=True)
@@ -220,7 +227,7 @@ class RerankService:
             for side in (*work.queries, *work.documents)
         ]
         _check_media(sides, self.settings.limits)
-        fetched = await self._fetcher.fetch(sides)
+        fetched = await self._fetcher.fetch(sides, self.settings.limits.timeout_s / 2)
         limit = self.settings.limits.max_request_pixels
         fetched = await asyncio.to_thread(within_pixels, fetched, limit)
         return fetched[: len(work.queries)], fetched[len(work.queries) :]
@@ -282,6 +289,7 @@ class RerankService:
         work: Work,
         request: Options,
         options: QueryOptions,
+        timeout_s: float,
     ) -> list[PairScore]:
         """Of all pairs in order; those with one query and instruction are one candidate set."""
         default = request.instruction or request.instruct
@@ -299,7 +307,7 @@ class RerankService:
             )
             for (number, instruction), members in groups.items()
         ]
-        results = await self.queue.score(sets, timeout_s=self.settings.limits.timeout_s)
+        results = await self.queue.score(sets, timeout_s=max(0.0, timeout_s))
         scores: dict[int, PairScore] = {}
         for members, found in zip(groups.values(), results, strict=True):
             scores.update(zip(members, found, strict=True))

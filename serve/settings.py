@@ -23,7 +23,7 @@ class Limits:
     max_rank_fields: int = 100
     max_video_s: float = 3_600.0
     max_text_chars: int = 1_000_000  # of one text
-    timeout_s: float = 300.0
+    timeout_s: float = 300.0  # of which fetching media may take half
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -49,7 +49,7 @@ class ServeSettings:
     keys_text: str | None = field(default=None, repr=False)
     max_queue_s: float = 5.0
     num_preparing: int = 2
-    num_fetching: int = 16
+    num_fetching: int = 64
     price_per_million_tokens: float | None = None
 
     @property

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from shardrank.serve.dialects.answers import body_of, is_tei
 from shardrank.serve.errors import ApiError, BodyTooLarge, DeadlineExceeded, Unauthorized
 from shardrank.serve.gate.keys import ApiKeys
-from shardrank.serve.gate.rate import RateLimiter
+from shardrank.serve.gate.rate import RateLimiter, caller
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.settings import Limits
 
@@ -88,6 +88,8 @@ class Gate:
         except Unauthorized as error:
             error.is_for_browser = "text/html" in headers.get("accept", "")
             raise
+        client = scope.get("client") or ("", 0)
+        caller.set(str(client[0]) if self._keys.is_open else key.name)
         with self._limiter.admit(key):
             body = await self._body(headers, receive)
             answer.body_of_request = body
