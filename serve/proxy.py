@@ -45,6 +45,9 @@ class AskAnotherReplica:
             await self._app(scope, receive, send)
             return
         caller, answer = _Caller(receive), _Answer(send)
+        if scope["path"].rstrip("/") == "/-/routes":  # Serve's, which asks for no key
+            await answer.fail(404, "Not Found")
+            return
         is_again_safe = scope["method"] in _WITHOUT_BODY
         for attempt in range(1, 1 + (_MAX_ATTEMPTS if is_again_safe else 1)):
             try:
@@ -114,13 +117,14 @@ class _Answer:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
-        if status != 500:
+        if status not in (404, 500):
             headers.append((b"retry-after", str(_RETRY_AFTER_S).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
 _KINDS = {
+    404: ("invalid_request_error", "http_error"),
     429: ("rate_limit_error", "overloaded"),
     500: ("internal_error", "replica_lost"),
     504: ("timeout_error", "deadline_exceeded"),

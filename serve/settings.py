@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
+from shardrank.serve.gate.keys import ApiKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """keys_file, keys_text: see serve/gate/keys.py; neither: open, for loopback only.
+    """keys_file, keys: see serve/gate/keys.py; neither: open, for loopback only. is_local: only who
+    calls it by loopback's names is answered, so that no web page reaches it by a name of its own.
 
     served_name: what answers call the model (None: the end of its path). is_strict_model: other
     names in a request are 404. max_queue_s: who would wait longer is told to come back.
@@ -46,7 +48,8 @@ class ServeSettings:
     limits: Limits = Limits()
     web: WebMedia | None = field(default_factory=WebMedia)
     keys_file: str | None = None
-    keys_text: str | None = field(default=None, repr=False)
+    keys: tuple[ApiKey, ...] = ()
+    is_local: bool = False
     max_queue_s: float = 5.0
     num_preparing: int = 2
     num_fetching: int = 64

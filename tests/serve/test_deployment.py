@@ -228,9 +228,9 @@ def test_an_unknown_argument_of_the_application_is_refused():
 
 def test_the_applications_video_reader_reaches_the_engine_and_is_checked():
     arguments = AppArguments.model_validate({"model": str(TINY), "video_reader": "decord"})
-    assert arguments.settings(None).engine.video_reader == "decord"
+    assert arguments.settings().engine.video_reader == "decord"
     with pytest.raises(ValueError, match="video_reader must be one of pyav, decord, got 'cv2'"):
-        AppArguments(model=str(TINY), video_reader="cv2").settings(None)
+        AppArguments(model=str(TINY), video_reader="cv2").settings()
 
 
 def test_an_application_without_keys_must_say_that_it_is_open(monkeypatch):

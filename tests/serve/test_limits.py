@@ -212,3 +212,13 @@ def test_who_names_silent_servers_keeps_nobody_else_from_fetching(strict):
         quiet.set()
     assert failures(other) == {}
     assert codes == [dict.fromkeys(range(48), "media_unreachable")] * 3
+
+
+def test_an_open_server_on_loopback_is_called_by_no_other_name():
+    """A page whose own name leads to 127.0.0.1 could read whatever the server answers."""
+    with running(is_local=True) as url:
+        for path in ("/v1/models", "/health", "/"):
+            answer = httpx.get(f"{url}{path}", headers={"Host": "evil.example:8000"})
+            assert answer.status_code == 421, answer.text
+            assert "localhost and 127.0.0.1 alone" in answer.text
+        assert httpx.get(f"{url}/v1/models", headers={"Host": "localhost:1"}).status_code == 200

@@ -9,7 +9,7 @@ import pytest
 from shardrank.serve.proxy import AskAnotherReplica
 
 
-def ask(app: Any, method: str, body: bytes = b"") -> list[dict[str, Any]]:
+def ask(app: Any, method: str, body: bytes = b"", path: str = "/v2/rerank") -> list[dict[str, Any]]:
     """What the caller is sent."""
     sent: list[dict[str, Any]] = []
     coming = [{"type": "http.request", "body": body, "more_body": False}]
@@ -20,7 +20,8 @@ def ask(app: Any, method: str, body: bytes = b"") -> list[dict[str, Any]]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(AskAnotherReplica(app)({"type": "http", "method": method}, receive, send))
+    scope = {"type": "http", "method": method, "path": path}
+    asyncio.run(AskAnotherReplica(app)(scope, receive, send))
     return sent
 
 
@@ -53,3 +54,10 @@ def test_what_has_no_body_is_asked_again(num_dying, status):
     replicas = Replicas(num_dying)
     assert ask(replicas, "GET")[0]["status"] == status
     assert replicas.num_asked == min(num_dying + 1, 4)
+
+
+@pytest.mark.parametrize("path", ["/-/routes", "/-/routes/"])
+def test_serves_own_list_of_applications_is_nobodys(path):
+    replicas = Replicas()
+    assert ask(replicas, "GET", path=path)[0]["status"] == 404
+    assert replicas.num_asked == 0
