@@ -132,6 +132,8 @@ class RerankerConfig:
         official scorer sees, which are others for edit lists, B-frames in AVI and the like.
     compile: torch.compile for the layers' parts; None: on CUDA only.
     max_video_s: seconds of a video file; None: any length, as in the official scorer.
+    max_visual_tokens: of a pair, whose truncation never cuts them; the official scorer has no
+        limit, and the models were made for 32,768 tokens.
     media_root: a directory or an object store's prefix, or several: relative media paths start at
         the first, no local path may lie outside all of them, and no object outside an object
         store's. (): no local path is read; None: any is, relative ones from the working directory.
@@ -155,6 +157,7 @@ class RerankerConfig:
     max_text_chars: int = 1_000_000
     max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
     max_video_s: float | None = None
+    max_visual_tokens: int = 32_768
     feature_cache_bytes: int = 1 << 30
     host_feature_cache_bytes: int = 4 << 30
     quantization: Literal["none", "fp8"] = "none"
@@ -174,7 +177,7 @@ class RerankerConfig:
         _check_choice("image_depth", self.image_depth, ("scale", "official"))
         for name in ("max_batch_tokens", "num_threads", "max_video_s"):
             _check_limit(name, getattr(self, name))
-        for name in ("max_text_chars", "max_decoded_pixels"):
+        for name in ("max_text_chars", "max_decoded_pixels", "max_visual_tokens"):
             value = getattr(self, name)
             _check_limit(name, 0 if value is None else value)
         _check_choice("quantization", self.quantization, ("none", "fp8"))

@@ -22,6 +22,7 @@
     │   ├── ImageDecodeError     image_decode
     │   ├── ImageTooLarge        image_too_large         more pixels than max_decoded_pixels
     │   ├── AspectRatio          aspect_ratio            over 200, as in the official preprocessing
+    │   ├── TooManyVisualTokens  too_many_visual_tokens  a pair's media, over max_visual_tokens
     │   ├── VideoDecodeError     video_decode
     │   ├── VideoTooLong         video_too_long          more seconds than max_video_s
     │   ├── VideoTooShort        video_too_short         a file of one frame, an empty list
@@ -138,6 +139,10 @@ class ImageTooLarge(MediaError):
 
 class AspectRatio(MediaError):
     code = "aspect_ratio"
+
+
+class TooManyVisualTokens(MediaError):
+    code = "too_many_visual_tokens"
 
 
 class VideoDecodeError(MediaError):

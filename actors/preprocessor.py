@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.config import PIXELS_PER_TOKEN, QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, ImageSource, Video
 from shardrank.actors.errors import (
     EmptyDocument,
@@ -23,11 +23,20 @@ from shardrank.actors.errors import (
 )
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.lru import LRU
-from shardrank.actors.media.images import load_frames, load_image
+from shardrank.actors.media.images import (
+    Permit,
+    image_size,
+    load_frames,
+    load_image,
+    permit_all,
+)
 from shardrank.actors.media.pixels import (
+    TEMPORAL_PATCH_SIZE,
+    check_tokens,
     frame_list_pixels,
     frame_pairs,
     image_pixels,
+    image_tokens,
     merged_grid,
 )
 from shardrank.actors.media.video_process import VideoProcesses
@@ -74,23 +83,28 @@ class Preprocessor:
         instruction: str | None = None,
         options: QueryOptions = NO_OPTIONS,
         watch: Watch = nullcontext,
+        permit: Permit = permit_all,
     ) -> OpenQuery:
         """A query for any number of pairs; nothing is read before its first one."""
         fitting = self._options(options)
         return OpenQuery(
-            OpenSide(query, "query", watch),
+            OpenSide(query, "query", watch, permit),
             self.config.instruction if instruction in (None, "") else instruction,
             fitting,
             NO_OPTIONS if isinstance(fitting, RerankError) else replace(fitting, max_length=None),
         )
 
     def open_document(
-        self, document: Content | RerankError, name: str = "document", watch: Watch = nullcontext
+        self,
+        document: Content | RerankError,
+        name: str = "document",
+        watch: Watch = nullcontext,
+        permit: Permit = permit_all,
     ) -> OpenSide:
         """A document for any number of pairs: it is fetched, decoded and resized once for all
         of them whose queries have the same options. `name` is what messages call it.
         """
-        return OpenSide(document, name, watch)
+        return OpenSide(document, name, watch, permit)
 
     def prepare_pairs(self, pairs: Iterable[tuple[OpenQuery, OpenSide]]) -> PreparedSet:
         """Any pairs as one set, in order; they may share a query, a document, both or neither.
@@ -126,6 +140,8 @@ class Preprocessor:
         query_side = query.side.read(query.media_options, self._read_query)
         self._check_text(query.instruction, "instruction")
         document_side = document.read(query.media_options, self._read_document)
+        num_tokens = query_side.num_visual_tokens + document_side.num_visual_tokens
+        check_tokens(num_tokens, self.config.max_visual_tokens)
         ids = self._encoder.encode(
             query.instruction,
             visuals.add_side(query_side),
@@ -141,30 +157,56 @@ class Preprocessor:
             is_truncated=ids.is_truncated,
         )
 
-    def _read_query(self, content: Content, options: QueryOptions, field: str) -> ReadSide:
-        return self._read(content, options, field, EmptyQuery)
+    def _read_query(
+        self, content: Content, options: QueryOptions, field: str, permit: Permit
+    ) -> ReadSide:
+        return self._read(content, options, field, permit, EmptyQuery)
 
-    def _read_document(self, content: Content, options: QueryOptions, field: str) -> ReadSide:
-        return self._read(content, options, field, EmptyDocument)
+    def _read_document(
+        self, content: Content, options: QueryOptions, field: str, permit: Permit
+    ) -> ReadSide:
+        return self._read(content, options, field, permit, EmptyDocument)
 
     def _read(
-        self, content: Content, options: QueryOptions, field: str, empty: type[RerankError]
+        self,
+        content: Content,
+        options: QueryOptions,
+        field: str,
+        permit: Permit,
+        empty: type[RerankError],
     ) -> ReadSide:
         for text in content.texts:
             self._check_text(text, field)
         if self.config.empty == "error" and content.says_nothing:
             what = "only blanks" if "".join(content.texts) else "no text, image or video"
             raise empty(f"{field} says nothing: it has {what}")
-        side = SideBuilder()
+        self._check_sizes(content, options)
+        side = SideBuilder(self.config.max_visual_tokens)
         for video in content.videos:
-            frames, times_s = self._video_frames(video, options)
+            permit()
+            frames, times_s = self._video_frames(video, options, permit)
             grid = merged_grid(frames)
             for index, pair in enumerate(frame_pairs(frames)):
                 side.show(pair, grid, (times_s[2 * index] + times_s[2 * index + 1]) / 2)
         for image in content.images:
-            pixels = self._image_pixels(image, options)
+            pixels = self._image_pixels(image, options, permit)
             side.show(pixels, merged_grid(pixels))
         return side.build(content.texts)
+
+    def _check_sizes(self, content: Content, options: QueryOptions) -> None:
+        """Raises TooManyVisualTokens before anything is decoded, as far as sizes are at hand: what
+        has to be read or opened first counts the least that it can have.
+        """
+        limit = self.config.max_visual_tokens
+        assert options.image_max_pixels and options.video_min_pixels and options.max_frames
+        frames = [min(len(video.frames or ".."), options.max_frames) for video in content.videos]
+        pairs = sum((number + 1) // TEMPORAL_PATCH_SIZE for number in frames)
+        num_tokens = options.video_min_pixels // PIXELS_PER_TOKEN * pairs
+        most = options.image_max_pixels // PIXELS_PER_TOKEN
+        if num_tokens + most * len(content.images) > limit:  # else no header need be read
+            sizes = map(image_size, content.images)
+            num_tokens += sum(image_tokens(*size, options) for size in sizes if size is not None)
+        check_tokens(num_tokens, limit)
 
     def _check_text(self, text: str, field: str) -> None:
         if not isinstance(text, str):  # an instruction, which nothing has parsed before
@@ -182,31 +224,44 @@ class Preprocessor:
                 f"{error.start}"
             ) from error
 
-    def _image_pixels(self, image: ImageSource, options: QueryOptions) -> np.ndarray:
+    def _image_pixels(
+        self, image: ImageSource, options: QueryOptions, permit: Permit
+    ) -> np.ndarray:
         if not isinstance(image, bytes | str):
-            return self._decoded(image, options)
+            return self._decoded(image, options, permit)
         source = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
         key = blake2b(source, key=type(image).__name__.encode()).digest(), options
         pixels = self._pixels.get(key)
         if pixels is None:
-            pixels = self._decoded(image, options)
+            pixels = self._decoded(image, options, permit)
             self._pixels.put(key, pixels)
         return pixels
 
-    def _decoded(self, image: ImageSource, options: QueryOptions) -> np.ndarray:
+    def _decoded(self, image: ImageSource, options: QueryOptions, permit: Permit) -> np.ndarray:
         limit, depth = self.config.max_decoded_pixels, self.config.image_depth
-        return image_pixels(load_image(image, self._reader, limit, depth), options)
+        loaded = load_image(image, self._reader, limit, depth, permit, self._videos.image)
+        return image_pixels(loaded, options)
 
-    def _video_frames(self, video: Video, options: QueryOptions) -> tuple[np.ndarray, list[float]]:
+    def _video_frames(
+        self, video: Video, options: QueryOptions, permit: Permit
+    ) -> tuple[np.ndarray, list[float]]:
         """Resized frames, an even number of them, and the time of each in seconds."""
         assert options.max_frames is not None
-        max_pixels = self.config.max_decoded_pixels
+        max_pixels, max_tokens = self.config.max_decoded_pixels, self.config.max_visual_tokens
         if video.frames is None:
             seconds = self.config.max_video_s
-            return self._videos.frames(video, self._reader, options, max_pixels, seconds)
+            return self._videos.frames(
+                video, self._reader, options, max_pixels, seconds, max_tokens
+            )
         decoded = load_frames(
-            video, self._reader, options.max_frames, max_pixels, self.config.image_depth
+            video,
+            self._reader,
+            options.max_frames,
+            max_pixels,
+            self.config.image_depth,
+            permit,
+            self._videos.image,
         )
-        frames = frame_list_pixels(decoded, options)
+        frames = frame_list_pixels(decoded, options, max_tokens)
         rate = video.fps or FRAME_LIST_FPS
         return frames, [index / rate for index in range(len(frames))]

@@ -2,9 +2,11 @@
 
 The template's own special tokens are placed by id; every stretch of text between two of them is
 tokenised whole, because BPE merges over the borders of instruction, query and document
-(`?` + `\\n<Document>` gives one `?\\n` token). Knows nothing about pixels.
+(`?` + `\\n<Document>` gives one `?\\n` token), but for the one place where it never does, so that a
+query is tokenised once. Knows nothing about pixels.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +27,19 @@ NUM_CLOSING_TOKENS = 5
 
 _RUN_CACHE_SIZE = 4_096
 _RUN_CACHE_MAX_CHARS = 4_096
+_LONG_HEADS = 16
+"""Queries over _RUN_CACHE_MAX_CHARS whose tokens are kept."""
+
+_HEAD_END, _DOCUMENT_START = "\n<Document", ">:"
+_SPLITS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+"""Qwen's: `<Document` is a word that ends before `>`, whatever comes before and after, and no
+normalisation reaches over that place.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,12 @@ class PromptIds:
     is_truncated: bool
 
 
-_Part = str | int | VisualSpan
+class _Border:
+    """Where what comes before and what comes after may be tokenised apart."""
+
+
+_BORDER = _Border()
+_Part = str | int | VisualSpan | _Border
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
@@ -103,6 +123,10 @@ class PromptEncoder:
         self.image_pad = self.token_id("<|image_pad|>")
         self.video_pad = self.token_id("<|video_pad|>")
         self._cached_run_ids = lru_cache(maxsize=_RUN_CACHE_SIZE)(self._tokenize_run)
+        self._cached_head_ids = lru_cache(maxsize=_LONG_HEADS)(self._tokenize_run)
+        self._has_border = _splits_before_document(self._tokenizer) and not any(
+            f"{_HEAD_END[-1]}{_DOCUMENT_START[0]}" in token.content for token in added.values()
+        )
 
     def _read_as_text(self, tokens: Iterable[AddedToken]) -> None:
         """The tokenizer can read special tokens as text, no others: so all are made special."""
@@ -146,7 +170,9 @@ class PromptEncoder:
             self.im_start,
             f"user\n<Instruct>: {instruction}<Query>:",
             *self._side_parts(query),
-            "\n<Document>:",
+            _HEAD_END,
+            _BORDER,
+            _DOCUMENT_START,
             *self._side_parts(document),
             self.im_end,
             "\n",
@@ -177,15 +203,19 @@ class PromptEncoder:
             ids.append(run)
             span_index.append(np.full(len(run), span, dtype=np.int32))
 
-        def flush() -> None:
+        def flush(is_head: bool = False) -> None:
             joined = "".join(text)
             text.clear()
             if joined:
-                put(self._run_ids(joined, field), -1)
+                put(self._run_ids(joined, field, is_head), -1)
 
         for part in parts:
             if isinstance(part, str):
                 text.append(part)
+                continue
+            if isinstance(part, _Border):
+                if self._has_border:
+                    flush(is_head=True)
                 continue
             flush()
             if isinstance(part, VisualSpan):
@@ -197,9 +227,13 @@ class PromptEncoder:
         flush()
         return np.concatenate(ids), np.concatenate(span_index), spans
 
-    def _run_ids(self, run: str, field: str) -> np.ndarray:
-        is_short = len(run) <= _RUN_CACHE_MAX_CHARS
-        ids, has_placeholder = (self._cached_run_ids if is_short else self._tokenize_run)(run)
+    def _run_ids(self, run: str, field: str, is_head: bool = False) -> np.ndarray:
+        if len(run) <= _RUN_CACHE_MAX_CHARS:
+            ids, has_placeholder = self._cached_run_ids(run)
+        elif is_head:
+            ids, has_placeholder = self._cached_head_ids(run)
+        else:
+            ids, has_placeholder = self._tokenize_run(run)
         if has_placeholder:
             raise SpecialTokenInText(
                 f"{field}: a text of its prompt has a visual placeholder typed in it; special "
@@ -226,6 +260,17 @@ class PromptEncoder:
         keep = np.ones(len(input_ids), dtype=bool)
         keep[: len(body)] = is_special | (np.cumsum(~is_special) <= num_text)
         return keep
+
+
+def _splits_before_document(tokenizer: Tokenizer) -> bool:
+    """Whether it is one whose words are known to end between `<Document` and `>`."""
+    if tokenizer.pre_tokenizer is None:
+        return False
+    state = json.loads(tokenizer.pre_tokenizer.__getstate__())
+    normalizer = tokenizer.normalizer and json.loads(tokenizer.normalizer.__getstate__())
+    first = (state.get("pretokenizers") or [{}])[0]
+    is_known = first.get("pattern", {}).get("Regex") in _SPLITS and not first["invert"]
+    return is_known and first["behavior"] == "Isolated" and normalizer in (None, {"type": "NFC"})
 
 
 def mrope_position_ids(span_index: np.ndarray, spans: Sequence[VisualSpan]) -> np.ndarray:

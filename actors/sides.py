@@ -13,6 +13,8 @@ import numpy as np
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import Content
 from shardrank.actors.errors import RerankError, Unexpected
+from shardrank.actors.media.images import Permit, permit_all
+from shardrank.actors.media.pixels import check_tokens
 from shardrank.actors.prepared import Visual
 from shardrank.actors.prompt import Side, VisualSpan
 
@@ -24,9 +26,14 @@ class ReadSide:
     side: Side
     visuals: tuple[Visual, ...]
 
+    @property
+    def num_visual_tokens(self) -> int:
+        return sum(span.num_tokens for span in self.side.spans)
 
-ReadContent = Callable[[Content, QueryOptions, str], ReadSide]
-"""Reads a side's content; raises RerankError, whose message names the side by the last argument."""
+
+ReadContent = Callable[[Content, QueryOptions, str, Permit], ReadSide]
+"""Reads a side's content; raises RerankError, whose message names the side by the third argument.
+"""
 
 Watch = Callable[[], AbstractContextManager[object]]
 """Entered around every reading of a side: whoever opens one may want to know."""
@@ -40,9 +47,14 @@ class OpenSide:
     """
 
     def __init__(
-        self, content: Content | RerankError, field: str, watch: Watch = nullcontext
+        self,
+        content: Content | RerankError,
+        field: str,
+        watch: Watch = nullcontext,
+        permit: Permit = permit_all,
     ) -> None:
         self.field = field
+        self._permit = permit
         self._content = content
         self._watch = watch
         self._read: dict[QueryOptions, ReadSide | RerankError] = {}
@@ -63,7 +75,7 @@ class OpenSide:
             return self._content
         try:
             with self._watch():
-                return read(self._content, options, self.field)
+                return read(self._content, options, self.field, self._permit)
         except RerankError as error:
             return error
         except Exception as error:
@@ -132,15 +144,19 @@ class VisualTable:
 
 
 class SideBuilder:
-    """Collects what is decoded of one side."""
+    """Collects what is decoded of one side, at most max_tokens visual tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: int) -> None:
         self._table = VisualTable()
         self._spans: list[VisualSpan] = []
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
 
     def show(self, pixels: np.ndarray, grid: tuple[int, int], time_s: float | None = None) -> None:
         visual = self._table.add(Visual.of(pixels))
         self._spans.append(VisualSpan(visual, grid, time_s))
+        self._num_tokens += self._spans[-1].num_tokens
+        check_tokens(self._num_tokens, self._max_tokens)
 
     def build(self, texts: tuple[str, ...]) -> ReadSide:
         return ReadSide(Side(tuple(self._spans), texts), self._table.visuals)

@@ -343,12 +343,18 @@ def remove_directory(directory: Location) -> None:
 
 HIDDEN = "***"
 _SECRET = re.compile(r"key|secret|token|password|signature|credential", re.IGNORECASE)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
     """The text with the credentials of every URI in it replaced by `***`."""
     return _URI.sub(lambda match: _redacted_uri(match[0]), text)
+
+
+def printable(text: str) -> str:
+    """The text for a terminal, which names and ids of strangers shall not command."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _redacted_uri(uri: str) -> str:

@@ -18,12 +18,13 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from shardrank.actors.data import CandidateSet
+from shardrank.serve.bodies import BodyRoute, outline
 from shardrank.serve.dialects import answers, openapi
 from shardrank.serve.dialects.answers import DASHSCOPE_PATH, body_of, is_tei
 from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
 from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
 from shardrank.serve.gate.gate import Gate
-from shardrank.serve.gate.keys import ApiKeys
+from shardrank.serve.gate.keys import ApiKeys, WatchedKeys
 from shardrank.serve.metrics import CONTENT_TYPE, Metrics
 from shardrank.serve.playground import CONTENT_SECURITY_POLICY, page
 from shardrank.serve.service import RerankService
@@ -44,7 +45,9 @@ class Json(JSONResponse):
         return text.encode("utf-8", "replace")
 
 
-def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartService) -> FastAPI:
+def create_app(
+    settings: ServeSettings, keys: ApiKeys | WatchedKeys, start_service: StartService
+) -> FastAPI:
     """start_service loads the model; it is called in a thread before the first request."""
     metrics = Metrics()
 
@@ -66,6 +69,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
         docs_url="/docs",
         redoc_url=None,
     )
+    app.router.route_class = BodyRoute
     app.state.service = None
     app.state.metrics = metrics
     app.state.naming = answers.Naming(
@@ -77,7 +81,12 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
             app.state.service.queue.check_room(num_pairs=1)
 
     app.add_middleware(
-        Gate, keys=keys, limits=settings.limits, metrics=metrics, check_room=check_room
+        Gate,
+        keys=keys,
+        limits=settings.limits,
+        metrics=metrics,
+        check_room=check_room,
+        is_local=settings.is_local,
     )
     _add_errors(app)
     _add_rerank_routes(app)
@@ -281,7 +290,4 @@ async def _body_again(request: Request) -> Any:
     """The body that was read, for the dialect of an error."""
     if request.url.path != "/rerank":
         return None
-    try:
-        return await request.json()
-    except (ValueError, RecursionError):
-        return None
+    return outline(await request.body())

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,13 @@ from shardrank.actors.config import (
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.media.readers import missing_reader
 from shardrank.actors.model.checkpoint import resolve_checkpoint
-from shardrank.serve.gate.keys import ApiKeys, check_exposed, hash_key, new_key
+from shardrank.serve.gate.keys import (
+    ApiKeys,
+    check_exposed,
+    environment_keys,
+    hash_key,
+    new_key,
+)
 from shardrank.serve.proxy import CALLBACK, CALLBACK_VARIABLE
 from shardrank.serve.settings import Limits, ServeSettings
 
@@ -136,13 +143,15 @@ def serve_command(
             limits=limits,
             web=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
             keys_file=keys_file and os.path.abspath(keys_file),
-            keys_text=os.environ.get(KEYS_VARIABLE),
+            keys=environment_keys(os.environ.get(KEYS_VARIABLE)),
             max_queue_s=max_queue_s,
             price_per_million_tokens=price_per_million_tokens,
         )
         if address is None:  # a cluster's nodes may have another file system
             resolve_checkpoint(settings.reranker.model, revision, weights=False)
-        check_exposed(host, ApiKeys.load(settings.keys_file, settings.keys_text))
+        keys = ApiKeys.of(settings.keys_file, settings.keys)
+        check_exposed(host, keys)
+        settings = replace(settings, is_local=keys.is_open)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _run(settings, host, port, num_replicas, address)
@@ -160,6 +169,7 @@ def _run(
 ) -> None:
     """Until it is interrupted."""
     os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)  # before Ray starts
+    os.environ.pop(KEYS_VARIABLE, None)  # no process of Ray needs more than the keys' hashes
     from shardrank.cluster import start_ray
 
     # isort: split

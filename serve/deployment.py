@@ -18,7 +18,7 @@ from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
 from shardrank.serve.app import check_health, create_app
 from shardrank.serve.errors import NotReady
-from shardrank.serve.gate.keys import ApiKeys
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, WatchedKeys, environment_keys
 from shardrank.serve.service import start_service
 from shardrank.serve.settings import Limits, ServeSettings
 
@@ -29,7 +29,7 @@ _MAX_ONGOING = 1_000
 
 def keys_of(settings: ServeSettings) -> ApiKeys:
     """Raises ValueError on a keys file that cannot be used."""
-    return ApiKeys.load(settings.keys_file, settings.keys_text)
+    return ApiKeys.of(settings.keys_file, settings.keys)
 
 
 @serve.deployment(
@@ -48,7 +48,8 @@ class RerankEndpoint:
 
     def __serve_build_asgi_app__(self) -> Any:
         start = partial(start_service, reranker=self._reranker)
-        self._app = create_app(self._settings, keys_of(self._settings), start)
+        keys = WatchedKeys(self._settings.keys_file, self._settings.keys)
+        self._app = create_app(self._settings, keys, start)
         return self._app
 
     async def check_health(self) -> None:
@@ -100,7 +101,7 @@ class AppArguments(BaseModel):
     price_per_million_tokens: float | None = None
     limits: dict[str, Any] = {}
 
-    def settings(self, keys_text: str | None) -> ServeSettings:
+    def settings(self, keys: tuple[ApiKey, ...] = ()) -> ServeSettings:
         """Raises ValueError."""
         limits = Limits(**self.limits)
         config: dict[str, Any] = {"instruction": self.instruction} if self.instruction else {}
@@ -123,7 +124,7 @@ class AppArguments(BaseModel):
             limits=limits,
             web=WebMedia(allowed_networks=tuple(self.allowed_networks)) if self.web_media else None,
             keys_file=self.keys_file,
-            keys_text=keys_text,
+            keys=keys,
             max_queue_s=self.max_queue_s,
             price_per_million_tokens=self.price_per_million_tokens,
         )
@@ -134,7 +135,7 @@ def app(args: AppArguments) -> Application:
 
     Raises ValueError where there are no keys and `is_open` does not say that this is meant.
     """
-    settings = args.settings(os.environ.get("SHARDRANK_API_KEYS"))
+    settings = args.settings(environment_keys(os.environ.get("SHARDRANK_API_KEYS")))
     if keys_of(settings).is_open and not args.is_open:
         raise ValueError(
             "no API keys: give keys_file, or SHARDRANK_API_KEYS in the environment, "

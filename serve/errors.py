@@ -5,6 +5,7 @@
     ├── Unauthorized         401  no key, or a wrong one
     ├── ModelNotFound        404  another model, where the server is strict about names
     ├── BodyTooLarge         413
+    ├── Misdirected          421  a Host header that is not this server's
     ├── InvalidRequest       422  a field that is missing, of the wrong type or out of range
     ├── TooManyRequests      429  a key's own limit, or no capacity left: Retry-After says when
     ├── NotReady             503  the model is loading, or a replica was lost: Retry-After
@@ -78,6 +79,10 @@ class ModelNotFound(ApiError):
 
 class BodyTooLarge(ApiError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class Misdirected(ApiError):
+    status, type, code = 421, "invalid_request_error", "misdirected"
 
 
 class InvalidRequest(ApiError):

@@ -6,14 +6,21 @@ actors/fetch/web.py.
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from shardrank.actors.data import Content, ImageSource
-from shardrank.actors.errors import MediaForbidden, MediaTooLarge, RerankError
+from shardrank.actors.errors import ImageTooLarge, MediaForbidden, MediaTooLarge, RerankError
 from shardrank.actors.fetch.web import WebMedia, WebReader
+from shardrank.actors.media.images import image_size
+from shardrank.serve.gate.rate import caller
 
+T = TypeVar("T")
 Fetched = dict[str, bytes | RerankError]
 
 
@@ -38,43 +45,92 @@ class _Budget:
 class MediaFetcher:
     """web None: nothing is fetched. max_bytes: of one request's media together, those that came
     in its body first.
+
+    Of the threads a caller has a quarter at most, and one of its requests half of that: servers
+    that do not answer keep nobody else from fetching.
     """
 
     def __init__(self, web: WebMedia | None, num_threads: int, max_bytes: int) -> None:
         self._reader = WebReader(web) if web else None
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="fetch")
         self._max_bytes = max_bytes
+        self._of_all = asyncio.Semaphore(num_threads)
+        self._share = max(1, num_threads // 4)
+        self._of_callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def fetch(self, sides: Sequence[Content | RerankError]) -> list[Content | RerankError]:
-        """The sides with bytes in the place of URLs; each distinct URL is fetched once."""
+    async def fetch(
+        self, sides: Sequence[Content | RerankError], timeout_s: float
+    ) -> list[Content | RerankError]:
+        """The sides with bytes in the place of URLs; each distinct URL is fetched once. What does
+        not come within timeout_s, all together, is an error.
+        """
         budget = _Budget(self._max_bytes)
         sides = [_charged(side, budget) for side in sides]
         urls = dict.fromkeys(s for side in sides for s in _sources(side) if isinstance(s, str))
         if not urls:
             return sides
-        loop = asyncio.get_running_loop()
-        tasks = [loop.run_in_executor(self._threads, self._read, url, budget) for url in urls]
-        try:
-            fetched = dict(zip(urls, await asyncio.gather(*tasks), strict=True))
-        except asyncio.CancelledError:
-            for task in tasks:
-                task.cancel()
-            raise
+        ends = time.monotonic() + timeout_s
+        of_caller = self._of_callers.setdefault(caller.get(), asyncio.Semaphore(self._share))
+        of_request = asyncio.Semaphore(max(1, self._share // 2))
+
+        async def read(url: str) -> bytes | RerankError:
+            async with of_request:
+                return await self._in_thread(partial(self._read, url, budget, ends), of_caller)
+
+        found = await asyncio.gather(*map(read, urls))
+        fetched = dict(zip(urls, found, strict=True))
         return [_filled(side, fetched) for side in sides]
+
+    async def _in_thread(self, work: Callable[[], T], of_caller: asyncio.Semaphore) -> T:
+        """The caller's share is taken until the thread has ended, also of one who has left."""
+        loop = asyncio.get_running_loop()
+
+        def free() -> None:
+            of_caller.release()
+            self._of_all.release()
+
+        await of_caller.acquire()
+        try:
+            await self._of_all.acquire()
+        except BaseException:
+            of_caller.release()
+            raise
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(free))
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, url: str, budget: _Budget) -> bytes | RerankError:
+    def _read(self, url: str, budget: _Budget, ends: float) -> bytes | RerankError:
         if self._reader is None:
             return MediaForbidden("media over http(s) are not allowed on this server")
         try:
             budget.take(0)  # once it is used up, nothing more is fetched
-            data = self._reader.read(url)
+            data = self._reader.read(url, ends - time.monotonic())
             budget.take(len(data))
             return data
         except RerankError as error:
             return error.with_traceback(None)
+
+
+def within_pixels(
+    sides: Sequence[Content | RerankError], max_pixels: int
+) -> list[Content | RerankError]:
+    """The sides in order, an error in the place of one whose images have, with those before it,
+    more than max_pixels by their headers: decoding takes a second for 100 million.
+    """
+    kept: list[Content | RerankError] = []
+    left = max_pixels
+    for side in sides:
+        sizes = (image_size(source) for source in _sources(side) if isinstance(source, bytes))
+        left -= sum(size[0] * size[1] for size in sizes if size is not None)
+        if left < 0 and isinstance(side, Content) and side.has_media:
+            side = ImageTooLarge(
+                f"the request's images are over the limit of {max_pixels:,} pixels together"
+            )
+        kept.append(side)
+    return kept
 
 
 def _charged(side: Content | RerankError, budget: _Budget) -> Content | RerankError:

@@ -1,8 +1,7 @@
-"""What Serve's HTTP proxy does for a request whose replica died: it asks another one.
+"""What Serve's HTTP proxy does for a request whose replica died: Serve itself answers in bare text.
 
-Serve itself answers 500. Reranking changes nothing, so asking again is safe. Installed through
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the Ray that hosts the proxy must have from its
-start.
+Installed through RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the Ray that hosts the proxy must
+have from its start.
 """
 
 import json
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 CALLBACK = "shardrank.serve.proxy.middlewares"
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _MAX_ATTEMPTS = 4
-_MAX_KEPT_BYTES = 256 << 20
+_WITHOUT_BODY = ("GET", "HEAD")
 _RETRY_AFTER_S = 2
 _REQUEST_ID = b"x-request-id"
 
@@ -32,7 +31,11 @@ def middlewares() -> list[Middleware]:
 
 
 class AskAnotherReplica:
-    """A request that ends without an answer is sent again, its body kept; at last it is 503."""
+    """What ends without an answer is asked again, where it has no body; at last it is an error.
+
+    A request with a body may have been what its replica died of, and would be what the next one
+    dies of.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -41,51 +44,44 @@ class AskAnotherReplica:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, answer = _KeptRequest(receive), _Answer(send)
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
+        caller, answer = _Caller(receive), _Answer(send)
+        if scope["path"].rstrip("/") == "/-/routes":  # Serve's, which asks for no key
+            await answer.fail(404, "Not Found")
+            return
+        is_again_safe = scope["method"] in _WITHOUT_BODY
+        for attempt in range(1, 1 + (_MAX_ATTEMPTS if is_again_safe else 1)):
             try:
-                await self._app(dict(scope), request.replay(), answer)
+                await self._app(dict(scope), caller.request(attempt), answer)
             except Exception:  # Serve's own failure: the caller gets an answer all the same
                 logger.exception("a request failed in the proxy")
-            if answer.has_started or request.is_gone:
+            if answer.has_started or caller.is_gone:
                 return
-            if not request.is_whole:
-                break
-            logger.warning("a replica was lost, attempt %d of %d", attempt, _MAX_ATTEMPTS)
-        await answer.fail(503, "a replica was lost while it worked on this, try again")
+            logger.warning("a replica was lost, attempt %d", attempt)
+        if is_again_safe:
+            await answer.fail(503, "a replica was lost while it worked on this, try again")
+        else:
+            await answer.fail(500, "the replica was lost that worked on this, perhaps of this")
 
 
-class _KeptRequest:
+class _Caller:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._kept: list[Message] = []
-        self._kept_bytes = 0
-        self.is_whole = True  # nothing that came was too much to keep
-        self.is_gone = False  # the client is
+        self.is_gone = False
 
-    def replay(self) -> Receive:
-        """What came already, then what is still to come."""
-        kept = iter(list(self._kept))
+    def request(self, attempt: int) -> Receive:
+        """What the caller sends; from the second time on it is known to be nothing."""
+        is_again = attempt > 1
 
         async def receive() -> Message:
-            for message in kept:
-                return message
+            nonlocal is_again
+            if is_again:
+                is_again = False
+                return {"type": "http.request", "body": b"", "more_body": False}
             message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.is_gone = True
-            else:
-                self._keep(message)
+            self.is_gone = message["type"] == "http.disconnect"
             return message
 
         return receive
-
-    def _keep(self, message: Message) -> None:
-        self._kept_bytes += len(message.get("body", b""))
-        if self._kept_bytes > _MAX_KEPT_BYTES:
-            self.is_whole = False
-            self._kept.clear()
-        if self.is_whole:
-            self._kept.append(dict(message))
 
 
 class _Answer:
@@ -114,19 +110,25 @@ class _Answer:
             await self._write(status, sentence)
 
     async def _write(self, status: int, sentence: str) -> None:
-        kind = {429: "rate_limit_error", 504: "timeout_error"}.get(status, "unavailable_error")
-        code = {429: "overloaded", 504: "deadline_exceeded"}.get(status, "not_ready")
+        kind, code = _KINDS.get(status, ("unavailable_error", "not_ready"))
         error = {"message": sentence, "type": kind, "param": None, "code": code}
         body = json.dumps({"error": error, "message": sentence, "detail": sentence}).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"retry-after", str(_RETRY_AFTER_S).encode()),
         ]
+        if status not in (404, 500):
+            headers.append((b"retry-after", str(_RETRY_AFTER_S).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
+_KINDS = {
+    404: ("invalid_request_error", "http_error"),
+    429: ("rate_limit_error", "overloaded"),
+    500: ("internal_error", "replica_lost"),
+    504: ("timeout_error", "deadline_exceeded"),
+}
 _OF_SERVE = {
     408: (504, "the request was not finished in time"),
     429: (429, "no capacity is left, try again"),

@@ -4,6 +4,7 @@ Knows the superset of requests and the engine; knows no routes and no dialect's 
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,8 @@ from shardrank.actors.reranker import Reranker
 from shardrank.serve.cutting import TextCutter
 from shardrank.serve.dialects.contents import Parsed, parse_side
 from shardrank.serve.dialects.requests import Document, Options, RerankRequest, ScoreRequest, Side
-from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
-from shardrank.serve.fetching import MediaFetcher
+from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
+from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.settings import Limits, ServeSettings
@@ -94,20 +95,35 @@ class RerankService:
     async def rerank(self, request: RerankRequest) -> Scored:
         """Raises ApiError."""
         self._check_model(request.model)
-        documents, name = request.sides, "texts" if request.is_tei else "documents"
-        if not documents:
-            raise BadRequest(f"{name} must not be empty", param=name, code="empty")
-        work = Work(
-            queries=[_parsed(request.query, "query")],
-            documents=self._parse_all(documents, name, request.rank_fields),
-            query_of=[0] * len(documents),
-            document_name=f"{name}[{{}}]",
-        )
-        return await self._score(work, request)
+        return await self._score(await asyncio.to_thread(self._rerank_work, request), request)
 
     async def score(self, request: ScoreRequest) -> Scored:
         """As vLLM's /score: one to one, one to many, or as many to as many. Raises ApiError."""
         self._check_model(request.model)
+        return await self._score(await asyncio.to_thread(self._score_work, request), request)
+
+    def _rerank_work(self, request: RerankRequest) -> Work:
+        documents, name = request.sides, "texts" if request.is_tei else "documents"
+        if not documents:
+            raise BadRequest(f"{name} must not be empty", param=name, code="empty")
+        return Work(
+            queries=[_parsed(request.query, "query")],
+            documents=self._parse_all(documents, name, self._rank_fields(request)),
+            query_of=[0] * len(documents),
+            document_name=f"{name}[{{}}]",
+        )
+
+    def _rank_fields(self, request: RerankRequest) -> list[str]:
+        """Each once: all of them are looked for in every document."""
+        names = list(dict.fromkeys(request.rank_fields or ()))
+        limit = self.settings.limits.max_rank_fields
+        if len(names) > limit:
+            raise InvalidRequest(
+                f"rank_fields must be at most {limit}, got {len(names)}", param="rank_fields"
+            )
+        return names
+
+    def _score_work(self, request: ScoreRequest) -> Work:
         left, right = request.fields
         queries, documents = (_listed(getattr(request, name)) for name in (left, right))
         for name, sides in ((left, queries), (right, documents)):
@@ -116,13 +132,12 @@ class RerankService:
         if len(queries) not in (1, len(documents)):
             counts = f"got {len(queries)} and {len(documents)}"
             raise InvalidRequest(f"{left} must be one, or as many as {right}; {counts}", param=left)
-        work = Work(
+        return Work(
             queries=self._parse_all(queries, left, None),
             documents=self._parse_all(documents, right, None),
             query_of=list(range(len(queries))) if len(queries) > 1 else [0] * len(documents),
             document_name=f"{right}[{{}}]",
         )
-        return await self._score(work, request)
 
     def _check_model(self, name: str | None) -> None:
         known = {self.settings.model_name, self.settings.reranker.model}
@@ -144,7 +159,9 @@ class RerankService:
 
     async def _score(self, work: Work, request: Options) -> Scored:
         self.queue.check_room(len(work.documents))  # before anything is fetched for it
+        started = time.monotonic()
         options = self._query_options(request)
+        _check_texts(work, request, self.settings.limits)
         queries, documents = await self._fetched(work)
         if len(queries) == 1 and isinstance(queries[0], RerankError):
             raise BadRequest.of(queries[0], "query")
@@ -152,7 +169,12 @@ class RerankService:
             self._cut, queries, documents, work, request, options
         )
         queries, documents = sides
-        pairs = await self._scores(queries, documents, work, request, options)
+        timeout_s = self.settings.limits.timeout_s
+        left_s = timeout_s + started - time.monotonic()
+        try:
+            pairs = await self._scores(queries, documents, work, request, options, left_s)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"not scored within {timeout_s:g} s") from error
         pairs = [
             replace(pair, is_truncated=pair.is_truncated or is_cut)
             for pair, is_cut in zip(pairs, are_cut, strict=True)
@@ -205,7 +227,9 @@ class RerankService:
             for side in (*work.queries, *work.documents)
         ]
         _check_media(sides, self.settings.limits)
-        fetched = await self._fetcher.fetch(sides)
+        fetched = await self._fetcher.fetch(sides, self.settings.limits.timeout_s / 2)
+        limit = self.settings.limits.max_request_pixels
+        fetched = await asyncio.to_thread(within_pixels, fetched, limit)
         return fetched[: len(work.queries)], fetched[len(work.queries) :]
 
     def _cut(
@@ -265,6 +289,7 @@ class RerankService:
         work: Work,
         request: Options,
         options: QueryOptions,
+        timeout_s: float,
     ) -> list[PairScore]:
         """Of all pairs in order; those with one query and instruction are one candidate set."""
         default = request.instruction or request.instruct
@@ -282,7 +307,7 @@ class RerankService:
             )
             for (number, instruction), members in groups.items()
         ]
-        results = await self.queue.score(sets, timeout_s=self.settings.limits.timeout_s)
+        results = await self.queue.score(sets, timeout_s=max(0.0, timeout_s))
         scores: dict[int, PairScore] = {}
         for members, found in zip(groups.values(), results, strict=True):
             scores.update(zip(members, found, strict=True))
@@ -377,6 +402,26 @@ def _body_tokens(wanted: int, longest: int) -> int:
 
 def _at_most(value: int | None, highest: int) -> int | None:
     return None if value is None else min(value, highest)
+
+
+def _check_texts(work: Work, request: Options, limits: Limits) -> None:
+    """Raises InvalidRequest on more text of queries than is joined to documents."""
+    default = request.instruction or request.instruct or ""
+    queries = [
+        sum(map(len, query.content.texts)) if isinstance(query, Parsed) else 0
+        for query in work.queries
+    ]
+    num_chars = sum(
+        queries[number] + len(_instruction(work, index) or default)
+        for index, number in enumerate(work.query_of)
+    )
+    if num_chars > limits.max_query_chars:
+        raise InvalidRequest(
+            f"the query and its instruction, once for each document, may have at most "
+            f"{limits.max_query_chars:,} characters, got {num_chars:,}",
+            param="query",
+            code="text_too_large",
+        )
 
 
 def _check_media(sides: Sequence[Content | RerankError], limits: Limits) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
+from shardrank.serve.gate.keys import ApiKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +19,12 @@ class Limits:
     max_media: int = 1_000  # images, frames and videos of a request
     max_media_bytes: int = 256 << 20  # of a request, fetched ones included
     max_image_pixels: int = 64_000_000
+    max_request_pixels: int = 2_000_000_000  # images and frames of a request, as encoded
+    max_query_chars: int = 100_000_000  # of a request's queries, counted once a document
+    max_rank_fields: int = 100
     max_video_s: float = 3_600.0
     max_text_chars: int = 1_000_000  # of one text
-    timeout_s: float = 300.0
+    timeout_s: float = 300.0  # of which fetching media may take half
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -30,7 +34,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """keys_file, keys_text: see serve/gate/keys.py; neither: open, for loopback only.
+    """keys_file, keys: see serve/gate/keys.py; neither: open, for loopback only. is_local: only who
+    calls it by loopback's names is answered, so that no web page reaches it by a name of its own.
 
     served_name: what answers call the model (None: the end of its path). is_strict_model: other
     names in a request are 404. max_queue_s: who would wait longer is told to come back.
@@ -43,10 +48,11 @@ class ServeSettings:
     limits: Limits = Limits()
     web: WebMedia | None = field(default_factory=WebMedia)
     keys_file: str | None = None
-    keys_text: str | None = field(default=None, repr=False)
+    keys: tuple[ApiKey, ...] = ()
+    is_local: bool = False
     max_queue_s: float = 5.0
     num_preparing: int = 2
-    num_fetching: int = 16
+    num_fetching: int = 64
     price_per_million_tokens: float | None = None
 
     @property

@@ -39,7 +39,7 @@ from shardrank.jobs.rerank import rerank as run_rerank
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.run.progress import duration
 from shardrank.jobs.run.rescore import Rescored, parse_share, rescored
-from shardrank.jobs.storage import redacted
+from shardrank.jobs.storage import printable, redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.serve.cli import new_key_command, serve_command
 
@@ -448,7 +448,9 @@ def _resume(status: Status) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Every mistake of a user is one sentence on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Shown("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown])
     signal.signal(signal.SIGTERM, _interrupt)
     kept = how_to_go_on(arguments) if "rerank" in arguments[:1] else ""
     try:
@@ -471,8 +473,13 @@ _CommandError: Any = typer.BadParameter.__base__
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"error: {redacted(message)}", file=sys.stderr)
+    print(f"error: {printable(redacted(message))}", file=sys.stderr)
     return code
+
+
+class _Shown(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ for _name, _value in _FOR_WORKERS.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+from ray._common.utils import get_default_system_temp_dir  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
 
 _LOCAL_MIN_CPUS = 2
 """Logical: one scoring actor beside one task that feeds it, also on a machine of one core."""
@@ -53,14 +57,73 @@ def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None)
     try:
         with _stderr_held_back():
             if address is None:
-                cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-                _protect_token()
+                _start_private(**quiet)
             else:
                 ray.init(address=address, runtime_env=runtime_env, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterUnavailable(f"cannot {where}: {error}") from error
+
+
+def _start_private(**settings: Any) -> None:
+    """A Ray that nobody else can use: neither other machines nor this one's other users."""
+    make_token()
+    cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
+    if "RAY_TMPDIR" not in os.environ:
+        place = os.path.join(get_default_system_temp_dir(), f"ray-{os.getuid()}")
+        settings["_temp_dir"] = os.path.join(private_directory(place), "ray")  # opened to all
+    with _on_loopback():
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+
+
+def make_token() -> None:
+    """The secret of local clusters, which Ray would write readable for everybody on the machine:
+    who has it can run any program as its owner.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    with open(opened, "w") as stream:
+        stream.write(secrets.token_hex(32))
+
+
+def private_directory(path: str) -> str:
+    """`path`, made for this user alone; where somebody else has it, or it is a link, or open to
+    others, another one beside it.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        found = os.lstat(path)
+        is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if not is_ours or stat.S_IMODE(found.st_mode) & 0o077:
+            return tempfile.mkdtemp(prefix=f"{os.path.basename(path)}-", dir=os.path.dirname(path))
+    return path
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray listens on all interfaces, unless its node's address is loopback's; it takes that for the
+    address only where it believes that there are no clusters, as on a Mac.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # for the processes that it starts
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        if before[1] is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before[1]
 
 
 def _quiet_ray_data() -> None:
@@ -85,10 +148,3 @@ def _stderr_held_back() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-
-
-def _protect_token() -> None:
-    """Ray writes the token of local clusters readable for everybody on the machine."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file():
-        token.chmod(0o600)

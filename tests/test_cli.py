@@ -32,6 +32,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return stderr
 
 
+def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str], sets: str) -> None:
+    name = "\x1b]0;owned\x07\u202eq"
+    stderr = refused(capsys, sets, "--output=o", f"--model={TINY}", f"--map=input.query={name}")
+    assert r"\x1b]0;owned\x07\u202eq" in stderr
+
+
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [

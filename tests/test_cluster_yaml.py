@@ -97,6 +97,11 @@ def test_the_token_comes_from_a_file_that_only_its_owner_reads():
     assert not re.search(r"RAY_AUTH_TOKEN=|\b[0-9a-f]{32,}\b", TEXT)
 
 
+def test_the_machines_credentials_are_given_for_session_tokens_alone():
+    for node_type in config()["available_node_types"].values():
+        assert node_type["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+
+
 def test_the_dashboard_listens_on_loopback():
     (command,) = start_commands("head_start_ray_commands")
     assert re.findall(r"--dashboard-host[= ](\S+)", command) == ["127.0.0.1"]

@@ -111,6 +111,17 @@ def test_http_media_are_refused_unless_allowed_and_then_from_public_addresses_al
         assert codes("inside", inside) == {"http": None, "metadata": "media_forbidden"}
 
 
+def test_a_row_of_too_many_visual_tokens_is_its_own_error(tmp_path: Path) -> None:
+    """One image whose row asks for more tokens than a pair may have, beside an honest one."""
+    page = (ROOT / "tests" / "golden" / "media" / "sq_64x64.png").read_bytes()
+    rows = {"query_id": 1, "query": "q", "candidates": [candidate("page", image(page))]}
+    sets = write_sets(tmp_path / "sets.parquet", [rows | {"query_id": number} for number in (1, 2)])
+    config = RerankerConfig(model=str(TINY), num_threads=1, max_visual_tokens=3)
+    run_inline(plan_of(sets), tmp_path / "out", engine=REAL, config=config)
+    codes = {row["error_code"] for row in score_rows(tmp_path / "out")}
+    assert codes == {"too_many_visual_tokens"}
+
+
 # Secrets
 
 

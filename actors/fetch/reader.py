@@ -4,10 +4,13 @@ http(s) where it is allowed.
 Knows nothing about what the bytes mean.
 """
 
+import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from shardrank.actors.errors import (
@@ -23,7 +26,10 @@ from shardrank.actors.fetch.web_url import shown
 MAX_BYTES = 2 << 30
 """Of one file or object that is read into memory: local video files are not."""
 
-_SECRET = re.compile("key|token|secret", re.IGNORECASE)
+_SECRET = re.compile(
+    r"([\w-]*(?:key|token|secret|password|signature|credential|\bsig)[\w-]*=)[^&/\s]*",
+    re.IGNORECASE,
+)
 _OBJECT_STORES = {"s3", "gs", "gcs"}
 _BUCKET = re.compile("[A-Za-z0-9._-]+")
 _WEB = {"http", "https"}
@@ -76,10 +82,25 @@ class MediaReader:
         if local is None:
             return _read_object(*self._bucket_and_place(path), name_of(path))
         try:
-            _check_size(local.stat().st_size, path)
-            return local.read_bytes()
+            with self._opened(local, path) as file:
+                _check_size(os.fstat(file.fileno()).st_size, name_of(path))
+                return file.read()
         except OSError as error:
-            raise MediaUnreachable(f"{path}: {error.strerror or error}") from error
+            raise MediaUnreachable(f"{name_of(path)}: {error.strerror or error}") from error
+
+    def _opened(self, local: Path, path: str) -> BinaryIO:
+        """Opened, and only then checked to be a file inside the roots: a link or a pipe may have
+        been put in its place since its path was looked at.
+        """
+        file = os.fdopen(os.open(local, os.O_RDONLY | os.O_NONBLOCK), "rb")
+        opened = Path(f"/proc/self/fd/{file.fileno()}")
+        place = Path(os.readlink(opened)) if opened.is_symlink() else local.resolve()
+        roots = self._local_roots
+        is_inside = roots is None or any(place.is_relative_to(root) for root in roots)
+        if is_inside and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+        raise MediaNotFound(f"{name_of(path)}: no such file any more")
 
     def local_path(self, path: str) -> Path | None:
         """The existing local file behind `path`, or None where `read` has to fetch it."""
@@ -93,7 +114,7 @@ class MediaReader:
             return None
         if scheme not in {"", "file"}:
             raise UnknownScheme(
-                f"{path}: unknown scheme {scheme!r}; use a path, file://, s3:// or gs://"
+                f"{name_of(path)}: unknown scheme {scheme!r}; use a path, file://, s3:// or gs://"
             )
         return self._existing(path)
 
@@ -101,7 +122,7 @@ class MediaReader:
         if scheme in _WEB and self._web is None:
             raise MediaForbidden(f"{shown(path)}: media over http(s) are not allowed")
         if scheme not in _WEB and not self._local:
-            raise MediaForbidden(f"{path}: media by path are not allowed")
+            raise MediaForbidden(f"{name_of(path)}: media by path are not allowed")
 
     def _existing(self, path: str) -> Path:
         try:
@@ -111,16 +132,18 @@ class MediaReader:
             if local.is_file():
                 return local
         except (OSError, RuntimeError, ValueError) as error:  # ValueError: no name for a file
-            raise MediaNotFound(f"{path}: {error}") from error
-        raise MediaNotFound(f"{path}: no such file")
+            raise MediaNotFound(f"{name_of(path)}: {_redacted(str(error))}") from error
+        raise MediaNotFound(f"{name_of(path)}: no such file")
 
     def _inside_roots(self, local: Path, roots: Sequence[Path], path: str) -> Path:
         if not roots:
-            raise MediaForbidden(f"{path}: a local path, outside any media root (--media-root)")
+            raise MediaForbidden(
+                f"{name_of(path)}: a local path, outside any media root (--media-root)"
+            )
         resolved = (roots[0] / local).resolve()
         if not any(resolved.is_relative_to(root) for root in roots):
             named = ", ".join(map(str, roots))
-            raise MediaForbidden(f"{path}: outside the media root {named}")
+            raise MediaForbidden(f"{name_of(path)}: outside the media root {named}")
         return resolved
 
     def _bucket_and_place(self, path: str) -> tuple[str, str]:
@@ -162,13 +185,17 @@ def _split(location: str) -> tuple[str, str, str]:
 
 def name_of(path: str) -> str:
     """What messages call a media path: a URL's query and credentials may be secret."""
+    if _scheme(path) in _WEB:
+        return shown(path)
     if _scheme(path) in _OBJECT_STORES:
-        location, mark, query = path.partition("?")
-        scheme, _, place = location.partition("://")
+        scheme, _, place = path.partition("://")
         bucket, slash, key = place.partition("/")
-        shown_query = "" if _SECRET.search(query) else f"{mark}{query}"
-        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}{shown_query}"
-    return shown(path) if _scheme(path) in _WEB else path
+        path = f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}"
+    return _redacted(path)
+
+
+def _redacted(text: str) -> str:
+    return _SECRET.sub(r"\1***", text)
 
 
 def is_object_store(path: str) -> bool:
@@ -202,4 +229,4 @@ def _read_object(bucket_uri: str, place: str, name: str) -> bytes:
     except FileNotFoundError as error:
         raise MediaNotFound(f"{name}: no such object") from error
     except (OSError, ValueError, NotImplementedError) as error:
-        raise MediaUnreachable(f"{name}: {error}") from error
+        raise MediaUnreachable(f"{name}: {_redacted(str(error))}") from error

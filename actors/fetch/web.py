@@ -4,12 +4,17 @@ A URL comes from a stranger: it must not reach what the stranger cannot, nor cos
 memory than the policy says. Knows nothing about what the bytes mean.
 """
 
+import math
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import TYPE_CHECKING
 
 from shardrank.actors.errors import MediaError, MediaForbidden, MediaUnreachable
 from shardrank.actors.fetch.addresses import Resolve, resolve_host
 from shardrank.actors.fetch.web_url import DEFAULT_PORTS, WebUrl, shown
+
+if TYPE_CHECKING:
+    from shardrank.actors.fetch.web_connection import Deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +75,20 @@ class WebReader:
         self._policy = policy
         self._connector = WebConnector(networks, resolve, policy.max_bytes)
 
-    def read(self, url: str) -> bytes:
+    def read(self, url: str, within_s: float = math.inf) -> bytes:
         """Raises MediaForbidden (then nothing was sent to that place), MediaNotFound,
         MediaUnreachable or MediaTooLarge. Messages show the URL without its query.
+
+        within_s: where it is less than the policy's time for one fetch.
         """
         try:
-            return self._follow(WebUrl.parse(url, self._policy.schemes))
+            deadline = self._connector.deadline(min(self._policy.timeout_s, within_s))
+            return self._follow(WebUrl.parse(url, self._policy.schemes), deadline)
         except MediaError as error:
             raise type(error)(f"{shown(url)}: {error}") from error
 
-    def _follow(self, url: WebUrl) -> bytes:
+    def _follow(self, url: WebUrl, deadline: "Deadline") -> bytes:
         """Messages do not say where a redirect leads: a private server may have named the place."""
-        deadline = self._connector.deadline(self._policy.timeout_s)
         answer = self._connector.get(url, deadline)
         try:
             for _ in range(self._policy.max_redirects):

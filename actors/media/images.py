@@ -7,7 +7,7 @@ sizes that the model wants.
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,34 +34,71 @@ Ghostscript), some take seconds for a few bytes (XPM, FITS), and TGA takes nearl
 """
 _PROGRAMS = {"EPS", "WMF", "GRIB", "HDF5", "BUFR", "MPEG"}
 
+_GUARDED = "JPEG2000"
+"""Of 2 kB it takes 3.4 s and 1.2 GB where others of the same pixels take a second and 0.2 to 1 GB;
+and its decoder has a past.
+"""
+
+Permit = Callable[[], None]
+"""Asked before each medium is decoded: what it raises ends the reading."""
+Guard = Callable[[bytes, str, int, ImageDepth], np.ndarray]
+"""Decodes an image's bytes elsewhere: load_image's data, name, max_pixels and depth."""
+
+
+def permit_all() -> None:
+    """A Permit."""
+
+
 _MAX_JPEG_SCANS = 100  # libtiff's limit; for each of a few bytes every pixel is gone through again
 _MAX_JPEG_SEGMENTS = 10_000  # before each that has Exif data, Pillow copies all before it
 _MAX_PPM_COMMENTS = 1_000  # for each, Pillow copies a megabyte
 _JPEG_MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # no stuffing, restart or fill byte
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
+_ICON = b"\0\0\1\0"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 
 
 def load_image(
-    source: ImageSource, reader: MediaReader, max_pixels: int, depth: ImageDepth = "scale"
+    source: ImageSource,
+    reader: MediaReader,
+    max_pixels: int,
+    depth: ImageDepth = "scale",
+    permit: Permit = permit_all,
+    guard: Guard | None = None,
 ) -> PILImage.Image:
     """An RGB image of any source, by the official rules.
 
     Mode RGBA alone is laid on white; grey of more than eight bits is scaled, unless `depth` is
     "official"; every other mode goes through Pillow's `convert("RGB")`. EXIF rotation is not
-    applied; of an animation the first frame counts.
+    applied; of an animation the first frame counts. `guard` decodes JPEG 2000.
     """
     if isinstance(source, PILImage.Image):
         name = "an image"
     else:
         name = name_of(source) if isinstance(source, str) else f"an image of {len(source)} bytes"
     data = reader.read(source) if isinstance(source, str) else source
+    return decode_image(data, name, max_pixels, depth, permit, guard)
+
+
+def decode_image(
+    data: bytes | PILImage.Image,
+    name: str,
+    max_pixels: int,
+    depth: ImageDepth,
+    permit: Permit = permit_all,
+    guard: Guard | None = None,
+) -> PILImage.Image:
+    """As load_image; messages say `name`."""
+    permit()
     try:
         if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on
             return _to_rgb(data, name, max_pixels, depth)
         _check_work(data, name, max_pixels)
-        with PILImage.open(io.BytesIO(_without_metadata(data)), formats=_FORMATS) as image:
+        with _opened(_without_metadata(data)) as image:
+            if guard is not None and image.format == _GUARDED:
+                _check_size(image, name, max_pixels)
+                return PILImage.fromarray(guard(data, name, max_pixels, depth))
             return _to_rgb(image, name, max_pixels, depth)
     except PILImage.DecompressionBombError as error:
         raise ImageTooLarge(f"{name}: {error}") from error
@@ -88,6 +125,20 @@ def _to_rgb(image: PILImage.Image, name: str, max_pixels: int, depth: ImageDepth
     white = PILImage.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image.getchannel("A"))
     return white
+
+
+def image_size(source: ImageSource) -> tuple[int, int] | None:
+    """(height, width) by the header alone; None where it says none, and of a path."""
+    if isinstance(source, PILImage.Image):
+        return source.height, source.width
+    if isinstance(source, str):
+        return None
+    try:
+        is_icon = source[:4] == _ICON
+        with _first_of_icon(source) if is_icon else _opened(source) as image:
+            return image.height, image.width
+    except Exception:  # as in load_image, which says what is wrong
+        return None
 
 
 def _check_size(image: PILImage.Image, name: str, max_pixels: int) -> None:
@@ -122,10 +173,18 @@ def _check_work(data: bytes, name: str, max_pixels: int) -> None:
         _check_jpeg(data, name)
     elif data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > _MAX_PPM_COMMENTS:
         raise ImageDecodeError(f"{name}: a PPM of over {_MAX_PPM_COMMENTS} comments")
-    elif data[:4] == b"\0\0\1\0":  # an icon is decoded when it is opened
-        first = IcoFile(io.BytesIO(data)).entry[0]
-        with PILImage.open(io.BytesIO(data[first.offset :]), formats=["PNG", "DIB"]) as image:
+    elif data[:4] == _ICON:  # it is decoded when it is opened
+        with _first_of_icon(data) as image:
             _check_size(image, name, max_pixels)
+
+
+def _opened(data: bytes) -> PILImage.Image:
+    return PILImage.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _first_of_icon(data: bytes) -> PILImage.Image:
+    first = IcoFile(io.BytesIO(data)).entry[0]
+    return PILImage.open(io.BytesIO(data[first.offset :]), formats=["PNG", "DIB"])
 
 
 def _check_jpeg(data: bytes, name: str) -> None:
@@ -151,13 +210,17 @@ class FrameList:
     reader: MediaReader
     max_pixels: int
     depth: ImageDepth
+    permit: Permit = permit_all
+    guard: Guard | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __iter__(self) -> Iterator[PILImage.Image]:
         for source in self.sources:
-            yield load_image(source, self.reader, self.max_pixels, self.depth)
+            yield load_image(
+                source, self.reader, self.max_pixels, self.depth, self.permit, self.guard
+            )
 
 
 def load_frames(
@@ -166,6 +229,8 @@ def load_frames(
     max_frames: int,
     max_pixels: int,
     depth: ImageDepth = "scale",
+    permit: Permit = permit_all,
+    guard: Guard | None = None,
 ) -> FrameList:
     """The frames of a frame list, thinned to max_frames as the official sample_frames does."""
     assert video.frames is not None
@@ -175,4 +240,4 @@ def load_frames(
     if len(chosen) > max_frames:
         kept = np.linspace(0, len(chosen) - 1, max_frames, dtype=int)
         chosen = tuple(chosen[index] for index in kept)
-    return FrameList(chosen, reader, max_pixels, depth)
+    return FrameList(chosen, reader, max_pixels, depth, permit, guard)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image as PILImage
 
 from shardrank.actors.config import QueryOptions
-from shardrank.actors.errors import AspectRatio, ImageTooLarge
+from shardrank.actors.errors import AspectRatio, ImageTooLarge, TooManyVisualTokens
 
 PATCH_SIZE = 16
 MERGE_SIZE = 2
@@ -77,23 +77,27 @@ def image_pixels(image: PILImage.Image, options: QueryOptions) -> np.ndarray:
     return np.asarray(image.resize((width, height), PILImage.Resampling.BICUBIC))[None]
 
 
-def frame_list_pixels(frames: Frames, options: QueryOptions) -> np.ndarray:
+def frame_list_pixels(
+    frames: Frames, options: QueryOptions, max_tokens: float = math.inf
+) -> np.ndarray:
     """(T, H, W, 3) uint8 of a video given as RGB frames, T even (the last one is repeated).
 
     Two resizes, as the official scorer does: by PIL with twice the factor, then, under the total
-    limit, by torch. Raises AspectRatio, also where sizes differ.
+    limit, by torch. Raises AspectRatio, also where sizes differ, and TooManyVisualTokens before a
+    second frame is decoded.
     """
     assert options.video_total_pixels is not None
     num_frames = len(frames) + len(frames) % TEMPORAL_PATCH_SIZE
     total_pixels = float(options.video_total_pixels)
     sizes = set()
     resized = []
-    for frame in frames:
-        first = _first_resize(frame, options)
+    for decoded in frames:
+        first = _first_resize(decoded, options)
         sizes.add(first.size)
         if len(sizes) > 1:
             raise AspectRatio(f"the frames of one video must have one size, got {sorted(sizes)}")
-        resized.append(_resize_frames(np.asarray(first)[None], num_frames, options, total_pixels))
+        frame = np.asarray(first)[None]
+        resized.append(_resize_frames(frame, num_frames, options, total_pixels, max_tokens))
     resized += resized[-1:] * (len(frames) % TEMPORAL_PATCH_SIZE)
     return np.concatenate(resized)
 
@@ -108,17 +112,25 @@ def _first_resize(frame: PILImage.Image, options: QueryOptions) -> PILImage.Imag
 
 
 def video_file_pixels(
-    frames: np.ndarray, options: QueryOptions, num_frames: int | None = None
+    frames: np.ndarray,
+    options: QueryOptions,
+    num_frames: int | None = None,
+    max_tokens: float = math.inf,
 ) -> np.ndarray:
     """(T, H, W, 3) uint8 of frames sampled from a file, (T, H0, W0, 3) uint8.
 
-    num_frames: how many there are in all, an even number, where these are some of them.
+    num_frames: how many there are in all, an even number, where these are some of them. Raises
+    TooManyVisualTokens where all of them have more.
     """
-    return _resize_frames(frames, num_frames or len(frames), options, MODEL_PIXELS)
+    return _resize_frames(frames, num_frames or len(frames), options, MODEL_PIXELS, max_tokens)
 
 
 def _resize_frames(
-    frames: np.ndarray, num_frames: int, options: QueryOptions, total_pixels: float
+    frames: np.ndarray,
+    num_frames: int,
+    options: QueryOptions,
+    total_pixels: float,
+    max_tokens: float,
 ) -> np.ndarray:
     assert options.video_min_pixels is not None and options.video_max_pixels is not None
     height, width = frames.shape[1:3]
@@ -126,6 +138,7 @@ def _resize_frames(
     max_pixels = max(min(options.video_max_pixels, share), int(options.video_min_pixels * 1.05))
     size = smart_resize(height, width, FACTOR, options.video_min_pixels, max_pixels)
     _check_resized(size, num_frames)
+    check_tokens(num_frames // TEMPORAL_PATCH_SIZE * tokens_of(size), max_tokens)
     if size == (height, width):
         return frames
     resized = np.empty((len(frames), *size, 3), dtype=np.uint8)
@@ -141,6 +154,30 @@ def _check_resized(size: tuple[int, int], num_frames: int = 1) -> None:
             f"{num_frames} x {width} x {height} pixels after resizing, over the limit of "
             f"{MAX_RESIZED_PIXELS}: the query's options ask for too many"
         )
+
+
+def tokens_of(size: tuple[int, int]) -> int:
+    """Visual tokens of one image, or of a pair of frames, of a size that was resized to."""
+    return size[0] // FACTOR * (size[1] // FACTOR)
+
+
+def check_tokens(num_tokens: int, max_tokens: float) -> None:
+    """Raises TooManyVisualTokens."""
+    if num_tokens > max_tokens:
+        raise TooManyVisualTokens(
+            f"{num_tokens:,} visual tokens, over the limit of {max_tokens:,} of a pair: fewer or "
+            "smaller media, or fewer frames, have less (max_pixels, fps, max_frames)"
+        )
+
+
+def image_tokens(height: int, width: int, options: QueryOptions) -> int:
+    """An image's visual tokens; 0 where it is refused for its shape."""
+    assert options.image_min_pixels is not None and options.image_max_pixels is not None
+    try:
+        limits = options.image_min_pixels, options.image_max_pixels
+        return tokens_of(smart_resize(height, width, FACTOR, *limits))
+    except AspectRatio:
+        return 0
 
 
 def _antialiased_bicubic(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:

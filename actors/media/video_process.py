@@ -1,5 +1,5 @@
-"""Video files decoded in a child process: decoders crash, or hang, on damaged files, and strangers
-may have made a file that takes a decoder over.
+"""Video files and JPEG 2000 decoded in a child process: decoders crash, or hang, on damaged files,
+and strangers may have made a file that takes a decoder over, or gigabytes.
 
 Of 533 damaged MP4 files decord 0.6 died on 19, and a dead worker takes its whole unit with it. The
 child lives as long as its parent and is started again after a file that killed it; such a file is
@@ -28,9 +28,11 @@ import numpy as np
 
 from shardrank.actors.config import QueryOptions, VideoReader
 from shardrank.actors.data import Video
-from shardrank.actors.errors import RerankError, VideoDecodeError
+from shardrank.actors.errors import ImageDecodeError, RerankError, VideoDecodeError
 from shardrank.actors.fetch.reader import MediaReader, name_of
 from shardrank.actors.media import sandbox
+from shardrank.actors.media.depth import ImageDepth
+from shardrank.actors.media.images import decode_image
 from shardrank.actors.media.pixels import video_file_pixels
 from shardrank.actors.media.video import load_video
 
@@ -81,6 +83,7 @@ class _Request:
     max_seconds: float | None
     decoder: VideoReader
     timeout_s: float
+    max_tokens: float = math.inf
 
     @property
     def key(self) -> bytes:
@@ -94,6 +97,21 @@ class _Request:
         except OSError:  # it went just now, which its reader says
             return source.encode("utf-8", "surrogateescape")
         return repr((source, status.st_ino, status.st_size, status.st_mtime_ns)).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageRequest:
+    """Its decoder says nothing until it is done."""
+
+    data: bytes
+    name: str
+    max_pixels: int
+    depth: ImageDepth
+    timeout_s: float = TIMEOUT_S
+
+    @property
+    def key(self) -> bytes:
+        return blake2b(self.data).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +143,7 @@ class _Child:
         except (EOFError, OSError):
             pass
         child.stop()
-        raise VideoDecodeError("the process that decodes videos does not start")
+        raise VideoDecodeError("the process that decodes media does not start")
 
     def stop(self) -> None:
         self.connection.close()
@@ -167,8 +185,8 @@ class VideoProcess:
             _Request(*local, options, max_pixels, max_seconds, self._decoder, self._timeout_s)
         )
 
-    def answer(self, request: _Request) -> tuple[np.ndarray, list[float]]:
-        """As `frames`."""
+    def answer(self, request: _Request | _ImageRequest) -> Any:
+        """As `frames`, of an image its pixels."""
         with self._lock:
             reply = self._ask(request)
             if reply is None:  # killed by the file, or by somebody else: a second child tells
@@ -179,13 +197,14 @@ class VideoProcess:
             raise reply
         return reply
 
-    def _ask(self, request: _Request) -> Any:
+    def _ask(self, request: _Request | _ImageRequest) -> Any:
         """The child's reply, an error where it is too slow, None where it died."""
         child = self._running()
         ends = time.monotonic() + request.timeout_s
+        silence_s = self._silence_s if isinstance(request, _Request) else request.timeout_s
         try:
             child.connection.send(request)
-            while child.connection.poll(min(self._silence_s, max(0.0, ends - time.monotonic()))):
+            while child.connection.poll(min(silence_s, max(0.0, ends - time.monotonic()))):
                 reply = child.connection.recv()
                 if reply is not _ALIVE:
                     return reply
@@ -241,10 +260,23 @@ class VideoProcesses:
         options: QueryOptions,
         max_pixels: int,
         max_seconds: float | None = None,
+        max_tokens: float = math.inf,
     ) -> tuple[np.ndarray, list[float]]:
-        """As VideoProcess.frames; waits while all are busy."""
+        """As VideoProcess.frames; waits while all are busy. max_tokens: see video_file_pixels."""
         local = _local(video, reader)
-        request = _Request(*local, options, max_pixels, max_seconds, self._decoder, TIMEOUT_S)
+        limits = max_pixels, max_seconds
+        return self._answer(
+            _Request(*local, options, *limits, self._decoder, TIMEOUT_S, max_tokens)
+        )
+
+    def image(self, data: bytes, name: str, max_pixels: int, depth: ImageDepth) -> np.ndarray:
+        """(H, W, 3) uint8: load_image in a child. Raises a MediaError."""
+        try:
+            return self._answer(_ImageRequest(data, name, max_pixels, depth))
+        except DecoderLost as error:
+            raise ImageDecodeError(str(error)) from error
+
+    def _answer(self, request: _Request | _ImageRequest) -> Any:
         with self._alone(request):
             process = self._idle.get()
             try:
@@ -253,7 +285,7 @@ class VideoProcesses:
                 self._idle.put(process)
 
     @contextmanager
-    def _alone(self, request: _Request) -> Iterator[None]:
+    def _alone(self, request: _Request | _ImageRequest) -> Iterator[None]:
         """Nobody else decodes the file meanwhile. Raises DecoderLost where one was lost to it."""
         key = request.key
         with self._changed:
@@ -355,8 +387,14 @@ def _limit_memory(size_bytes: int) -> None:
 
 
 def _answer(
-    request: _Request, reader: MediaReader, alive: _Alive
-) -> tuple[np.ndarray, list[float]] | RerankError:
+    request: _Request | _ImageRequest, reader: MediaReader, alive: _Alive
+) -> np.ndarray | tuple[np.ndarray, list[float]] | RerankError:
+    if isinstance(request, _ImageRequest):
+        try:
+            limits = request.max_pixels, request.depth
+            return np.asarray(decode_image(request.data, request.name, *limits))
+        except RerankError as error:
+            return error
     options = request.options
     assert options.fps is not None and options.max_frames is not None
     try:
@@ -368,7 +406,9 @@ def _answer(
             request.max_pixels,
             request.name,
             request.max_seconds,
-            lambda frames, num_frames: video_file_pixels(frames, options, num_frames),
+            lambda frames, num_frames: video_file_pixels(
+                frames, options, num_frames, request.max_tokens
+            ),
             request.decoder,
             alive,
         )

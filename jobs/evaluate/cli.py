@@ -23,7 +23,7 @@ from shardrank.jobs.evaluate.previews import load_labels, load_previews
 from shardrank.jobs.evaluate.qrels import load_qrels
 from shardrank.jobs.inputs.forms import Mappings, read_mappings, tsv_layouts
 from shardrank.jobs.inputs.tables import OpenedTable, open_table, require
-from shardrank.jobs.storage import Location, write_atomically
+from shardrank.jobs.storage import Location, printable, write_atomically
 
 _QRELS_COLUMNS = ("query_id", "doc_id", "relevance")
 
@@ -192,7 +192,7 @@ def _table(title: str, rows: Sequence[tuple[str, float, float]]) -> RichTable:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, before, after in rows:
-        table.add_row(name, _number(before), f"{after:.4f}", _signed(after - before))
+        table.add_row(printable(name), _number(before), f"{after:.4f}", _signed(after - before))
     return table
 
 

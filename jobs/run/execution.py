@@ -4,9 +4,9 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from shardrank.cluster import private_directory
 from shardrank.jobs.cluster import own_errors
 from shardrank.jobs.errors import JobError, UnitsFailed
 from shardrank.jobs.outputs.files import Output, UnitCollector, write_unit
@@ -134,7 +135,32 @@ def _score(
 @contextmanager
 def _attempt_log() -> Iterator[RemoteLog]:
     """On the driver's own node: where that goes, the job goes. So does its journal."""
-    journal = os.path.join(tempfile.gettempdir(), f"shardrank-attempts-{uuid.uuid4().hex}.jsonl")
+    with _journal() as journal:
+        yield from _logging_to(journal)
+
+
+@contextmanager
+def _journal() -> Iterator[str]:
+    """A file that nobody else reads; those of jobs that were killed are removed."""
+    folder = private_directory(os.path.join(tempfile.gettempdir(), f"shardrank-{os.getuid()}"))
+    begun = os.open(folder, os.O_RDONLY)
+    flock(begun, LOCK_EX)  # one job at a time gets so far
+    for name in os.listdir(folder):
+        with suppress(OSError), open(os.path.join(folder, name)) as left:
+            flock(left, LOCK_EX | LOCK_NB)  # which its job holds while it lives
+            os.unlink(left.name)
+    made, path = tempfile.mkstemp(prefix="attempts-", suffix=".jsonl", dir=folder)  # of mode 0600
+    flock(made, LOCK_SH)
+    os.close(begun)
+    try:
+        yield path
+    finally:
+        os.close(made)
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _logging_to(journal: str) -> Iterator[RemoteLog]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kept = ray.remote(AttemptLog)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
@@ -143,8 +169,6 @@ def _attempt_log() -> Iterator[RemoteLog]:
         yield RemoteLog(actor)
     finally:
         ray.kill(actor)
-        with suppress(OSError):
-            os.unlink(journal)
 
 
 class _Failures:

@@ -14,10 +14,17 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from shardrank.serve.bodies import outline
 from shardrank.serve.dialects.answers import body_of, is_tei
-from shardrank.serve.errors import ApiError, BodyTooLarge, DeadlineExceeded, Unauthorized
-from shardrank.serve.gate.keys import ApiKeys
-from shardrank.serve.gate.rate import RateLimiter
+from shardrank.serve.errors import (
+    ApiError,
+    BodyTooLarge,
+    DeadlineExceeded,
+    Misdirected,
+    Unauthorized,
+)
+from shardrank.serve.gate.keys import ApiKeys, WatchedKeys, is_local_name
+from shardrank.serve.gate.rate import RateLimiter, caller
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.settings import Limits
 
@@ -43,11 +50,13 @@ class Gate:
     def __init__(
         self,
         app: App,
-        keys: ApiKeys,
+        keys: ApiKeys | WatchedKeys,
         limits: Limits,
         metrics: Metrics,
         check_room: Callable[[], None],
+        is_local: bool = False,
     ) -> None:
+        self._limits_hosts = is_local
         self._app = app
         self._check_room = check_room
         self._keys = keys
@@ -80,6 +89,8 @@ class Gate:
         receive: Receive,
         answer: "_Answer",
     ) -> None:
+        if self._limits_hosts and not is_local_name(headers.get("host", "")):
+            raise Misdirected("without keys this server answers to localhost and 127.0.0.1 alone")
         if scope["path"] in OPEN_PATHS:
             await _run(self._app, scope, receive, answer, b"")
             return
@@ -88,6 +99,8 @@ class Gate:
         except Unauthorized as error:
             error.is_for_browser = "text/html" in headers.get("accept", "")
             raise
+        client = scope.get("client") or ("", 0)
+        caller.set(str(client[0]) if self._keys.is_open else key.name)
         with self._limiter.admit(key):
             body = await self._body(headers, receive)
             answer.body_of_request = body
@@ -182,16 +195,9 @@ class _Answer:
     async def fail(self, error: ApiError, path: str) -> None:
         if self._has_started:
             return
-        is_of_tei = path == "/rerank" and is_tei(path, _parsed(self.body_of_request))
+        is_of_tei = path == "/rerank" and is_tei(path, outline(self.body_of_request))
         body = json.dumps(body_of(error, path, self._request_id, is_of_tei)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         raw = [(k.lower().encode(), v.encode()) for k, v in (headers | error.headers).items()]
         await self({"type": "http.response.start", "status": error.status, "headers": raw})
         await self({"type": "http.response.body", "body": body})
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None

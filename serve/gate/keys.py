@@ -13,8 +13,11 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import logging
+import os
 import re
 import secrets
+import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +26,9 @@ from typing import Any
 
 from shardrank.serve.errors import Unauthorized
 
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 1.0
 KEY_PREFIX = "sr-"  # so that people and secret scanners recognise one
 MIN_KEY_CHARACTERS = 16
 MAX_KEY_CHARACTERS = 1024
@@ -117,6 +123,11 @@ def parse_environment(text: str) -> list[ApiKey]:
     return keys
 
 
+def environment_keys(text: str | None) -> tuple[ApiKey, ...]:
+    """As parse_environment; none where the variable is not set."""
+    return () if text is None else tuple(parse_environment(text))
+
+
 def _key_of_text(name: str, key: str) -> ApiKey:
     if not MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_CHARACTERS:
         raise ValueError(
@@ -165,11 +176,14 @@ class ApiKeys:
     @classmethod
     def load(cls, path: str | Path | None, environment: str | None) -> "ApiKeys":
         """Of a file and of the environment's text together; open where both are None."""
-        if path is None and environment is None:
+        return cls.of(path, environment_keys(environment))
+
+    @classmethod
+    def of(cls, path: str | Path | None, others: tuple[ApiKey, ...]) -> "ApiKeys":
+        """Those of a file and others; open without either."""
+        if path is None and not others:
             return cls.open()
-        of_file = [] if path is None else read_keys(path)
-        of_environment = [] if environment is None else parse_environment(environment)
-        return cls((*of_file, *of_environment))
+        return cls((*([] if path is None else read_keys(path)), *others))
 
     def check(self, headers: Mapping[str, str]) -> ApiKey:
         """The caller's key. Unauthorized without one, or with a wrong one.
@@ -185,6 +199,47 @@ class ApiKeys:
         if key is None:
             raise Unauthorized(WRONG_KEY)
         return key
+
+
+class WatchedKeys:
+    """As ApiKeys.of, but of the file as it is now: who is taken out is out within a second."""
+
+    def __init__(self, path: str | Path | None, others: tuple[ApiKey, ...]) -> None:
+        self._path = path
+        self._others = others
+        self._version = self._looked()
+        self._looked_at = time.monotonic()
+        self._keys = ApiKeys.of(path, others)
+
+    @property
+    def is_open(self) -> bool:
+        return self._keys.is_open
+
+    def check(self, headers: Mapping[str, str]) -> ApiKey:
+        """As ApiKeys.check."""
+        if self._path is not None and time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+            self._look()
+        return self._keys.check(headers)
+
+    def _look(self) -> None:
+        self._looked_at = time.monotonic()
+        version = self._looked()
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._keys = ApiKeys.of(self._path, self._others)
+        except ValueError as error:  # of a file that is being written, say
+            logger.error("%s; the keys of before hold", error)
+
+    def _looked(self) -> tuple[int, ...] | None:
+        if self._path is None:
+            return None
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _find(digest: str, keys: Iterable[ApiKey]) -> ApiKey | None:
@@ -234,6 +289,12 @@ def check_exposed(host: str, keys: ApiKeys) -> None:
             f"host {host!r} can be reached from other machines, and there are no API keys: "
             "give keys, or listen on 127.0.0.1"
         )
+
+
+def is_local_name(authority: str) -> bool:
+    """Whether a Host header (a name or address, perhaps with a port) is one of loopback's."""
+    host = re.sub(r":\d*$", "", authority).removeprefix("[").removesuffix("]")
+    return _is_loopback(host)
 
 
 def _is_loopback(host: str) -> bool:

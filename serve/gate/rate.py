@@ -9,10 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from shardrank.serve.errors import TooManyRequests
 from shardrank.serve.gate.keys import ApiKey
+
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""Whose request it is, for what is shared fairly: the key's name, without keys the address."""
 
 # A key that was quiet may send this many seconds' worth of its requests at once: enough for a page
 # that asks for several rankings, too few to spend a whole minute's in one instant.

@@ -3,12 +3,13 @@
 Plain functions, for any thread. Knows nothing about who waits, nor about the event loop.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shardrank.actors.config import OFFICIAL_OPTIONS, PIXELS_PER_TOKEN, QueryOptions
 from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import RerankError
+from shardrank.actors.media.images import Permit
 from shardrank.actors.planner import set_costs
 from shardrank.actors.prepared import PreparedPair, PreparedSet
 from shardrank.actors.preprocessor import Preprocessor
@@ -21,10 +22,15 @@ PIECES_A_BATCH = 4
 """Of a request with many documents, so that others' fit beside them."""
 
 _BYTES_PER_TOKEN = 3.5  # English 4 to 5; Chinese 4 to 5 as well, at 3 bytes a character
+_MEASURED_CHARS = 1_000
 _PROMPT_TOKENS = 70  # template and default instruction
 _IMAGE_TOKENS = 1_000
 _FRAME_PAIR_TOKENS = 250
 _FILE_FRAMES = 32  # half a minute at one frame a second
+
+
+class NobodyWaits(Exception):
+    """Ends the reading of a side of a request that has left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +104,18 @@ def prepare(
     candidate_set: CandidateSet,
     part: Slice,
     max_batch_tokens: int,
-    is_wanted: Callable[[], bool],
+    permit: Permit,
 ) -> list[Piece]:
-    """A slice's pairs, in order. What is no longer wanted ends at the next document."""
+    """A slice's pairs, in order. `permit` is asked before each document and each medium, and may
+    raise NobodyWaits.
+    """
 
     def pairs() -> Iterator[tuple[OpenQuery, OpenSide]]:
         for index in range(part.start, part.stop):
-            if not is_wanted():
-                return
+            permit()
             name = candidate_set.name_of(index)
-            yield query, preprocessor.open_document(candidate_set.documents[index], name)
+            document = candidate_set.documents[index]
+            yield query, preprocessor.open_document(document, name, permit=permit)
 
     return pieces(part, preprocessor.prepare_pairs(pairs()), max_batch_tokens)
 
@@ -160,11 +168,14 @@ def _side_tokens(side: Content | RerankError, options: QueryOptions) -> int:
 
 def _text_tokens(texts: Sequence[str], options: QueryOptions) -> int:
     assert options.max_length is not None
-    size = sum(
-        len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        for text in texts
-    )
+    size = sum(len(text) * _bytes_per_char(text) for text in texts)
     return min(int(size / _BYTES_PER_TOKEN), options.max_length)
+
+
+def _bytes_per_char(text: str) -> float:
+    """By its beginning, as far as it is not ASCII: this runs on the event loop."""
+    head = text[:_MEASURED_CHARS]
+    return 1 if text.isascii() else len(head.encode("utf-8", "surrogatepass")) / len(head)
 
 
 def _video_tokens(video: Video, options: QueryOptions) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from shardrank.actors.data import CandidateSet, PairScore
 from shardrank.actors.preprocessor import Preprocessor
-from shardrank.serve.queue.slices import Piece, Slice, prepare, slices
+from shardrank.serve.queue.slices import NobodyWaits, Piece, Slice, prepare, slices
 
 
 class Waiting:
@@ -23,7 +23,8 @@ class Waiting:
         self._preprocessor = preprocessor
         self._max_batch_tokens = max_batch_tokens
         self._queries = [
-            preprocessor.open_query(each.query, each.instruction, each.options) for each in sets
+            preprocessor.open_query(each.query, each.instruction, each.options, permit=self._permit)
+            for each in sets
         ]
         self._scores: list[list[PairScore | None]] = [[None] * len(each.documents) for each in sets]
         self.slices = deque(
@@ -39,6 +40,10 @@ class Waiting:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: BaseException | None = None
 
+    def _permit(self) -> None:
+        if not self.is_wanted:
+            raise NobodyWaits
+
     def prepare(self, part: Slice) -> list[Piece]:
         """In any thread, several parts at once."""
         index = part.set_index
@@ -48,7 +53,7 @@ class Waiting:
             self._sets[index],
             part,
             self._max_batch_tokens,
-            lambda: self.is_wanted,
+            self._permit,
         )
 
     def place(self, piece: Piece, scores: Sequence[PairScore]) -> None:

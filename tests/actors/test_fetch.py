@@ -1,3 +1,4 @@
+import os
 import socket
 from pathlib import Path
 
@@ -216,6 +217,45 @@ def test_an_unknown_scheme_is_named(path: str) -> None:
 def test_only_urls_of_the_web_lose_their_query_in_messages(path: str) -> None:
     assert name_of(path) == path
     assert name_of("HTTP://a@h/1.png?x=y") == "HTTP://h/1.png"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://b/1.png?X-Amz-Signature=SECRET",
+        "s3://b/X-Amz-Signature=SECRET/1.png",
+        "a/1.png?password=SECRET&w=1",
+        "gs://b/1.png?X-Goog-Credential=SECRET",
+        "hdfs://h/1.png?sig=SECRET",
+        "/etc/my-token=SECRET",
+    ],
+)
+def test_what_looks_like_a_secret_is_in_no_message(path: str, tmp_path: Path) -> None:
+    for reader in (MediaReader(str(tmp_path)), MediaReader("s3://b/c?region=us-east-1")):
+        with pytest.raises(MediaError) as raised:
+            reader.read(path)
+        assert "SECRET" not in str(raised.value) and "***" in str(raised.value)
+
+
+@pytest.mark.parametrize("trap", ["link", "fifo"])
+def test_what_was_put_in_a_files_place_after_the_check_is_not_read(
+    trap: str, tmp_path: Path
+) -> None:
+    secret, root = tmp_path / "secret", tmp_path / "root"
+    secret.write_bytes(b"secret")
+    root.mkdir()
+    place = root / "page.png"
+    place.touch()
+
+    class Overtaken(MediaReader):
+        def local_path(self, path: str) -> Path | None:
+            found = super().local_path(path)
+            place.unlink()
+            place.symlink_to(secret) if trap == "link" else os.mkfifo(place)
+            return found
+
+    with pytest.raises(MediaNotFound, match="no such file any more"):
+        Overtaken(str(root)).read("page.png")
 
 
 def prepared(*documents: object, **settings: object) -> PreparedSet:

@@ -19,7 +19,8 @@ from shardrank.actors.errors import (
     VideoTooShort,
 )
 from shardrank.actors.fetch.reader import MediaReader
-from shardrank.actors.media.images import load_frames, load_image
+from shardrank.actors.media.images import image_size, load_frames, load_image
+from shardrank.actors.media.video_process import VideoProcesses
 
 MEDIA = Path(__file__).parents[1] / "golden" / "media"
 READER = MediaReader()
@@ -333,3 +334,35 @@ def test_metadata_that_are_cut_off_are_a_damaged_picture() -> None:
     data = encoded(Image.new("L", (20, 10)))
     with pytest.raises(ImageDecodeError):
         load(data[:33] + METADATA["zTXt"][:-9])
+
+
+def test_jpeg_2000_is_decoded_elsewhere_and_equally() -> None:
+    """2 kB of it can take seconds and gigabytes: the child has limits, and may be killed."""
+    seen = []
+    videos = VideoProcesses(1)
+
+    def guard(data: bytes, name: str, *limits: Any) -> np.ndarray:
+        seen.append(name)
+        return videos.image(data, name, *limits)
+
+    photo = Image.open(io.BytesIO(PHOTO)).convert("RGB").resize((40, 30))
+    data = encoded(photo, "JPEG2000")
+    for source in (data, encoded(photo)):
+        guarded = load_image(source, READER, LIMIT, guard=guard)
+        assert np.array_equal(np.asarray(guarded), np.asarray(load(source)))
+    broken = data[: len(data) // 3]
+    with pytest.raises(ImageDecodeError, match=f"^an image of {len(broken)} bytes: "):
+        load_image(broken, READER, LIMIT, guard=guard)
+    with pytest.raises(ImageTooLarge):
+        load_image(data, READER, 40 * 30 - 1, guard=guard)
+    assert seen == [f"an image of {len(each)} bytes" for each in (data, broken)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "JPEG2000"])
+def test_a_size_is_known_by_the_header(kind: str) -> None:
+    assert image_size(encoded(Image.new("RGB", (48, 32)), kind, sizes=[(48, 32)])) == (32, 48)
+
+
+@pytest.mark.parametrize("source", [b"", b"\0\0\1\0", b"broken", "a path"])
+def test_what_has_no_header_has_no_size(source: Any) -> None:
+    assert image_size(source) is None

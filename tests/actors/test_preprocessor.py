@@ -20,6 +20,7 @@ from shardrank.actors.errors import (
     RerankError,
     SpecialTokenInText,
     TextTooLarge,
+    TooManyVisualTokens,
     VideoDecodeError,
 )
 from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
@@ -327,3 +328,57 @@ def test_a_document_is_read_once_for_all_its_pairs(tmp_path: Path) -> None:
         [(fresh.open_query(Content.parse("two"), "find it", options), document)]
     )
     assert [visual.key for visual in second.visuals] == [visual.key for visual in first.visuals]
+
+
+NARROW = preprocessor(max_visual_tokens=40)
+LARGE = QueryOptions(image_min_pixels=256 * 256)  # 64 tokens of any image
+CLIP = "media/v2s_24.mp4"
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "options", "num_decoded"),
+    [
+        ("q", {"image": [png(1, 1)]}, LARGE, 0),
+        ("q", {"image": [png(64, 64, seed=number) for number in range(24)]}, {}, 0),
+        ("q", {"image": ["media/sq_64x64.png"] * 24}, {}, 1),  # a path is read first, and once
+        ("q", {"video": {"frames": [png(256, 256)] * 4}}, {}, 0),
+        ("q", {"video": CLIP}, {}, 0),  # two frames at least
+        ({"image": png(160, 160)}, {"image": png(160, 160, seed=1)}, {}, 2),  # 25 and 25
+    ],
+)
+def test_a_pair_of_too_many_visual_tokens_is_refused_by_their_sizes(
+    query: Any, document: Any, options: Any, num_decoded: int
+) -> None:
+    """Truncation never cuts them, so a small request could ask for any number."""
+    asked: list[None] = []
+    permit = lambda: asked.append(None)  # noqa: E731
+    own = options or QueryOptions()
+    opened = NARROW.open_query(Content.parse(query), None, own, permit=permit)
+    pair = opened, NARROW.open_document(Content.parse(document), permit=permit)
+    (error,) = NARROW.prepare_pairs([pair]).pairs
+    assert isinstance(error, TooManyVisualTokens), error
+    assert "over the limit of 40 of a pair" in str(error)
+    assert len(asked) == num_decoded
+
+
+def test_a_video_file_of_too_many_visual_tokens_is_not_decoded_whole() -> None:
+    wide = preprocessor(max_visual_tokens=200)
+    (error,) = wide.prepare(CandidateSet.parse("q", [{"video": CLIP}])).pairs
+    assert isinstance(error, TooManyVisualTokens) and "v2s_24.mp4: 2" in str(error)
+
+
+def test_who_has_left_stops_the_reading_before_the_next_medium() -> None:
+    class Left(Exception):
+        pass
+
+    asked: list[None] = []
+
+    def permit() -> None:
+        asked.append(None)
+        if len(asked) == 3:
+            raise Left
+
+    images = [png(64, 64, seed=number) for number in range(8)]
+    document = PLAIN.open_document(Content.parse({"image": images}), permit=permit)
+    (error,) = PLAIN.prepare_pairs([(PLAIN.open_query(Content.parse("q")), document)]).pairs
+    assert isinstance(error, RerankError) and len(asked) == 3

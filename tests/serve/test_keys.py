@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import hmac
+import pickle
 import re
 
 import pytest
@@ -8,14 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
+from shardrank.serve.deployment import AppArguments, keys_of
 from shardrank.serve.errors import Unauthorized
 from shardrank.serve.gate.keys import (
     MAX_HEADER_CHARACTERS,
     MAX_KEY_CHARACTERS,
     ApiKey,
     ApiKeys,
+    WatchedKeys,
     check_exposed,
+    environment_keys,
     hash_key,
+    is_local_name,
     new_key,
     parse_environment,
     read_keys,
@@ -209,6 +214,40 @@ def test_the_file_and_the_environment_may_not_share_a_hash_or_a_name(
 def test_an_endpoint_has_keys_or_is_open(keys, is_open):
     with pytest.raises(ValueError, match="is_open must be"):
         ApiKeys(keys, is_open)
+
+
+def test_a_key_that_is_taken_out_of_the_file_is_out_without_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setattr("shardrank.serve.gate.keys._LOOK_EVERY_S", 0.0)
+    path = file_of(tmp_path, f'[keys.team]\nsha256 = "{HASH}"')
+    keys = WatchedKeys(path, environment_keys(SECOND))
+    first, second = ({"authorization": f"Bearer {key}"} for key in (FIRST, SECOND))
+    assert (keys.check(first).name, keys.check(second).name) == ("team", "env-1")
+    path.write_text("[keys.team")  # half written
+    assert keys.check(first).name == "team"
+    path.write_text(f'[keys.other]\nsha256 = "{hash_key(THIRD)}"')
+    with pytest.raises(Unauthorized):
+        keys.check(first)
+    assert keys.check({"authorization": THIRD}).name == "other"
+    assert keys.check(second).name == "env-1" and not keys.is_open
+
+
+def test_what_travels_to_the_replicas_has_hashes_in_the_place_of_keys():
+    sent = AppArguments(model="m").settings(environment_keys(FIRST))
+    assert FIRST.encode() not in pickle.dumps(sent) and FIRST not in repr(sent)
+    assert keys_of(sent).check({"authorization": FIRST}).name == "env-1"
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        *(("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:8000", True)),
+        *(("127.9.9.9", True), ("[::1]:8000", True), ("[::1]", True), ("::1", True)),
+        *(("evil.example:8000", False), ("localhost.evil.example", False), ("", False)),
+        *(("127.0.0.1.nip.io", False), ("10.0.0.1:8000", False), ("[::2]:8000", False)),
+    ],
+)
+def test_hosts_by_which_a_local_server_is_called(host, is_local):
+    assert is_local_name(host) == is_local
 
 
 # Headers

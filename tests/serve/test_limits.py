@@ -5,7 +5,10 @@ Bytes of the body, how many documents and media, and a key's own limits: tests/s
 
 import base64
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,18 +17,23 @@ import pytest
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
 from shardrank.serve.settings import Limits
 from tests.support.serve_app import TINY, running
 from tests.support.serve_clients import image
 from tests.support.web_site import ok, serving
 
 CLIP = (TINY.parent / "media" / "v2s_24.mp4").read_bytes()  # two seconds
+SLOW, QUICK = "sr-key-of-the-slow-one", "sr-key-of-the-quick-one"
 RED, BLUE = image("red"), image("blue")
 LIMITS = Limits(
     max_image_pixels=64 * 64 - 1,
     max_video_s=1.0,
     max_text_chars=500,
     max_media_bytes=len(CLIP) + len(RED),
+)
+SMALL = Limits(
+    max_request_pixels=3 * 64 * 64, max_query_chars=1_000, max_rank_fields=3, timeout_s=12.0
 )
 WEB = WebMedia(allowed_networks=("127.0.0.0/8",))
 
@@ -40,13 +48,24 @@ def url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def strict() -> Iterator[str]:
+    keys = ApiKeys((ApiKey("slow", hash_key(SLOW)), ApiKey("quick", hash_key(QUICK))))
+    config = small(max_visual_tokens=100)
+    with running(keys, reranker=config, limits=SMALL, web=WEB, num_fetching=8) as url:
+        yield url
+
+
 def in_data_url(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def ask(url: str, documents: list[Any], status: int = 200, **more: Any) -> Any:
+def ask(
+    url: str, documents: list[Any], status: int = 200, key: str | None = None, **more: Any
+) -> Any:
     body = {"query": "q", "documents": documents, **more}
-    answer = httpx.post(f"{url}/v2/rerank", json=body, timeout=60)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    answer = httpx.post(f"{url}/v2/rerank", json=body, headers=headers, timeout=60)
     assert answer.status_code == status, answer.text
     return answer.json()
 
@@ -132,3 +151,74 @@ def test_a_request_over_one_batch_is_split_and_not_refused():
     assert scores == pytest.approx(Reranker(small()).score("q", documents), abs=1e-5)
     (batches,) = [line for line in metrics if line.startswith("shardrank_batches_total")]
     assert float(batches.split()[-1]) > 10
+
+
+def test_small_images_that_become_large_are_refused_before_the_work(strict):
+    """min_pixels makes 256 tokens of one image, and no truncation cuts them."""
+    wanted = {"min_pixels": 512 * 512, "max_pixels": 512 * 512}
+    many = {"image": [in_data_url(RED, "image/png")] * 3}
+    answer = ask(strict, ["text", many], key=QUICK, mm_processor_kwargs=wanted)
+    assert failures(answer) == {1: "too_many_visual_tokens"}
+    assert "768 visual tokens, over the limit of 100" in str(answer["results"][-1]["error"])
+
+
+def test_the_pixels_of_a_request_are_bounded_by_its_images_headers(strict):
+    answer = ask(strict, [{"image": in_data_url(RED, "image/png")}] * 4 + ["text"], key=QUICK)
+    assert failures(answer) == {3: "image_too_large"}
+    assert "over the limit of 12,288 pixels together" in str(answer["results"][-1]["error"])
+
+
+def test_a_query_is_bounded_by_how_often_it_is_joined_to_a_document(strict):
+    ask(strict, ["a"] * 10, query="q" * 100, key=QUICK)
+    error = ask(strict, ["a"] * 11, 422, query="q" * 100, key=QUICK)["error"]
+    assert (error["param"], error["code"]) == ("query", "text_too_large")
+    assert "at most 1,000 characters, got 1,100" in error["message"]
+    own = [{"text": "a", "instruction": "i" * 501}] * 2
+    assert ask(strict, own, 422, key=QUICK)["error"]["code"] == "text_too_large"
+
+
+def test_rank_fields_count_once_and_are_few(strict):
+    documents = [{"a": "x", "b": "y"}] * 3
+    once = ask(strict, documents, rank_fields=["a"], key=QUICK)
+    assert (
+        ask(strict, documents, rank_fields=["a"] * 10_000, key=QUICK)["results"]
+        == (once["results"])
+    )
+    error = ask(strict, documents, 422, rank_fields=list("abcd"), key=QUICK)["error"]
+    assert (error["param"], error["message"]) == (
+        "rank_fields",
+        "rank_fields must be at most 3, got 4",
+    )
+
+
+def test_who_names_silent_servers_keeps_nobody_else_from_fetching(strict):
+    """Half of the request's 12 s is for fetching; a caller has two of the eight threads."""
+    quiet = threading.Event()
+
+    def answer(path: str) -> Iterator[bytes]:
+        if path.startswith("/quiet"):
+            quiet.wait(30)
+        yield from ok(RED)
+
+    with serving(answer) as site, ThreadPoolExecutor(4) as threads:
+        silent = [{"image": f"{site.url}/quiet{number}.png"} for number in range(48)]
+        slow = [threads.submit(ask, strict, [*silent, "a"], key=SLOW) for _ in range(3)]
+        while site.num_connections < 2:
+            time.sleep(0.01)
+        other = ask(strict, [{"image": f"{site.url}/page.png"}], key=QUICK)
+        assert not any(each.done() for each in slow)
+        assert site.num_connections == 3
+        codes = [failures(each.result(timeout=60)) for each in slow]
+        quiet.set()
+    assert failures(other) == {}
+    assert codes == [dict.fromkeys(range(48), "media_unreachable")] * 3
+
+
+def test_an_open_server_on_loopback_is_called_by_no_other_name():
+    """A page whose own name leads to 127.0.0.1 could read whatever the server answers."""
+    with running(is_local=True) as url:
+        for path in ("/v1/models", "/health", "/"):
+            answer = httpx.get(f"{url}{path}", headers={"Host": "evil.example:8000"})
+            assert answer.status_code == 421, answer.text
+            assert "localhost and 127.0.0.1 alone" in answer.text
+        assert httpx.get(f"{url}/v1/models", headers={"Host": "localhost:1"}).status_code == 200

@@ -63,10 +63,10 @@ class StandIn:
         self._names: dict[int, str] = {}
         self._ids = itertools.count(1)
 
-    def open_query(self, query: Any, instruction: Any, options: Any) -> OpenQuery:
+    def open_query(self, query: Any, instruction: Any, options: Any, permit: Any) -> OpenQuery:
         return OpenQuery(OpenSide(query, "query"), "", OFFICIAL_OPTIONS, OFFICIAL_OPTIONS)
 
-    def open_document(self, document: Content | RerankError, name: str) -> Any:
+    def open_document(self, document: Content | RerankError, name: str, permit: Any) -> Any:
         return document
 
     def prepare_pairs(self, pairs: Iterable[tuple[OpenQuery, Any]]) -> PreparedSet:

@@ -1,0 +1,67 @@
+"""A Ray of our own is ours alone: its secret, its files."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from shardrank.cluster import make_token, private_directory
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_secret_is_for_its_owner_from_its_first_moment(home: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_token()
+    finally:
+        os.umask(before)
+    token = home / ".ray" / "auth_token"
+    assert (mode_of(token), mode_of(token.parent)) == (0o600, 0o700)
+    secret = token.read_text()
+    assert len(secret) >= 32
+    token.chmod(0o644)  # as Ray itself leaves it
+    make_token()
+    assert token.read_text() == secret and mode_of(token) == 0o600
+
+
+def test_a_secret_that_is_given_elsewhere_makes_no_file(home: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    make_token()
+    assert not (home / ".ray").exists()
+
+
+def test_a_directory_is_kept_where_it_is_ours_alone(tmp_path: Path) -> None:
+    place = str(tmp_path / "ray-1")
+    assert private_directory(place) == private_directory(place) == place
+    assert mode_of(Path(place)) == 0o700
+
+
+@pytest.mark.parametrize("trap", ["link", "open", "file", "fifo"])
+def test_what_somebody_else_put_there_first_is_not_used(trap: str, tmp_path: Path) -> None:
+    place, elsewhere = tmp_path / "ray-1", tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    match trap:
+        case "link":
+            place.symlink_to(elsewhere)
+        case "open":
+            place.mkdir()
+            place.chmod(0o777)
+        case "file":
+            place.touch()
+        case "fifo":
+            os.mkfifo(place)
+    made = Path(private_directory(str(place)))
+    assert made.parent == tmp_path and made != place and not made.is_symlink()
+    assert mode_of(made) == 0o700 and list(elsewhere.iterdir()) == []
