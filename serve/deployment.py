@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
-from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.config import DEFAULT_MAX_VISUAL_TOKENS, QueryOptions, RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
@@ -91,6 +91,7 @@ class AppArguments(BaseModel):
     threads: int | None = None
     max_batch_tokens: int | None = None
     video_reader: str = "pyav"
+    max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
     served_name: str | None = None
     strict_model: bool = False
     keys_file: str | None = None
@@ -117,6 +118,7 @@ class AppArguments(BaseModel):
                 num_threads=self.threads,
                 max_batch_tokens=self.max_batch_tokens,
                 video_reader=self.video_reader,  # type: ignore[arg-type]
+                max_visual_tokens=self.max_visual_tokens,
                 **config,
             ),
             served_name=self.served_name,
