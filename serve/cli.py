@@ -80,9 +80,7 @@ def serve_command(
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair")] = None,
     max_visual_tokens: Annotated[
         int,
-        typer.Option(
-            help="Of a pair, which no truncation cuts: one that has more is an error"
-        ),
+        typer.Option(help="Of a pair, which no truncation cuts: one that has more is an error"),
     ] = DEFAULT_MAX_VISUAL_TOKENS,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],

@@ -135,9 +135,7 @@ def rerank(
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair")] = None,
     max_visual_tokens: Annotated[
         int,
-        typer.Option(
-            help="Of a pair, which no truncation cuts: one that has more is an error"
-        ),
+        typer.Option(help="Of a pair, which no truncation cuts: one that has more is an error"),
     ] = DEFAULT_MAX_VISUAL_TOKENS,
     fps: Annotated[float | None, typer.Option(help="Frames a second of a video file")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames of a video")] = None,
