@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 _LOOKED_AT_BYTES = 1 << 16
 _NAME = re.compile(rb'"(\w+)"\s*:')
