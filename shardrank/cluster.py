@@ -82,6 +82,8 @@ def make_token() -> None:
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
