@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shardrank.cluster import make_token, private_directory
+from shardrank.cluster import _temporary_directory, make_token, private_directory
 
 
 @pytest.fixture
@@ -71,3 +71,8 @@ def test_what_somebody_else_put_there_first_is_not_used(trap: str, tmp_path: Pat
     made = Path(private_directory(str(place)))
     assert made.parent == tmp_path and made != place and not made.is_symlink()
     assert mode_of(made) == 0o700 and list(elsewhere.iterdir()) == []
+
+
+def test_a_place_too_long_for_rays_sockets_is_not_taken(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 40)
+    assert _temporary_directory(str(deep)).startswith("/tmp/ray-")
