@@ -37,7 +37,6 @@ from ray._private import ray_constants  # noqa: E402
 _LOCAL_MIN_CPUS = 2
 """Logical: one scoring actor beside one task that feeds it, also on a machine of one core."""
 
-
 _MAX_TEMPORARY_CHARS = 34
 """A socket's path has 107, of which Ray adds 64 and a name that was taken makes 9 more of ours."""
 
