@@ -13,6 +13,7 @@ from shardrank.actors.fetch.reader import is_object_store
 from shardrank.actors.fetch.web import WebMedia
 
 DEFAULT_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
+DEFAULT_MAX_VISUAL_TOKENS = 32_768
 VideoReader = Literal["pyav", "decord"]
 """The package that decodes video files."""
 
@@ -157,7 +158,7 @@ class RerankerConfig:
     max_text_chars: int = 1_000_000
     max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
     max_video_s: float | None = None
-    max_visual_tokens: int = 32_768
+    max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
     feature_cache_bytes: int = 1 << 30
     host_feature_cache_bytes: int = 4 << 30
     quantization: Literal["none", "fp8"] = "none"

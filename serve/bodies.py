@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 _LOOKED_AT_BYTES = 1 << 16
 _NAME = re.compile(rb'"(\w+)"\s*:')
@@ -32,7 +33,7 @@ class BodyRoute(APIRoute):
 
         async def handler(request: Request) -> Response:
             try:
-                return await handle(_ReadRequest(request.scope, request.receive, self.body_field))
+                return await handle(_ReadRequest(request, self.body_field))
             except HTTPException as error:  # what FastAPI makes of whatever `json` raises
                 if isinstance(error.__cause__, RequestValidationError):
                     raise error.__cause__ from None
@@ -42,9 +43,14 @@ class BodyRoute(APIRoute):
 
 
 class _ReadRequest(Request):
-    def __init__(self, scope: Any, receive: Any, field: Any) -> None:
-        super().__init__(scope, receive)
+    def __init__(self, request: Request, field: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._request = request
         self._field = field
+
+    async def body(self) -> bytes:
+        """Kept by the request as it came, which is what handlers of errors are given."""
+        return await self._request.body()
 
     async def json(self) -> Any:
         """Raises ValueError, RecursionError or RequestValidationError."""

@@ -14,6 +14,7 @@ import typer
 
 from shardrank.actors.config import (
     DEFAULT_INSTRUCTION,
+    DEFAULT_MAX_VISUAL_TOKENS,
     QueryOptions,
     RerankerConfig,
     VideoReader,
@@ -77,6 +78,10 @@ def serve_command(
         str, typer.Option(help="For requests that have none of their own")
     ] = DEFAULT_INSTRUCTION,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair")] = None,
+    max_visual_tokens: Annotated[
+        int,
+        typer.Option(help="Of a pair, which no truncation cuts: one that has more is an error"),
+    ] = DEFAULT_MAX_VISUAL_TOKENS,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="auto: bfloat16 on CUDA, else float32"),
@@ -137,6 +142,7 @@ def serve_command(
                 max_batch_tokens=max_batch_tokens,
                 num_threads=threads,
                 video_reader=video_reader,
+                max_visual_tokens=max_visual_tokens,
             ),
             served_name=served_model_name or (None if model else "shardrank-demo"),
             is_strict_model=strict_model,

@@ -8,11 +8,13 @@ import tempfile
 from functools import partial
 from typing import Any
 
+import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
+from ray.serve._private import replica
 
-from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.config import DEFAULT_MAX_VISUAL_TOKENS, QueryOptions, RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
@@ -23,6 +25,7 @@ from shardrank.serve.service import start_service
 from shardrank.serve.settings import Limits, ServeSettings
 
 APP_NAME = "shardrank"
+LOOPBACK = "127.0.0.1"
 _MAX_ONGOING = 1_000
 """Requests in a replica at once: its own queue decides who waits and who comes back later."""
 
@@ -42,6 +45,7 @@ def keys_of(settings: ServeSettings) -> ApiKeys:
 @serve.ingress()
 class RerankEndpoint:
     def __init__(self, settings: ServeSettings) -> None:
+        _stay_on_loopback()
         self._settings = settings
         self._reranker = Reranker(settings.engine)  # here, so that Serve tells what went wrong
         self._app: Any = None
@@ -60,6 +64,18 @@ class RerankEndpoint:
                 await check_health(service)
             except NotReady as error:
                 raise RuntimeError(str(error)) from error
+
+
+def _stay_on_loopback() -> None:
+    """On a node of loopback a replica's own port, which takes pickles, is on it too: Serve would
+    open it to all, whatever the node's address is.
+    """
+    if ray.util.get_node_ip_address() != LOOPBACK:
+        return
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, place: add_port(
+        server, place.replace("[::]", LOOPBACK)
+    )
 
 
 def application(settings: ServeSettings, num_replicas: int = 1, num_gpus: float = 0) -> Application:
@@ -91,6 +107,7 @@ class AppArguments(BaseModel):
     threads: int | None = None
     max_batch_tokens: int | None = None
     video_reader: str = "pyav"
+    max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
     served_name: str | None = None
     strict_model: bool = False
     keys_file: str | None = None
@@ -117,6 +134,7 @@ class AppArguments(BaseModel):
                 num_threads=self.threads,
                 max_batch_tokens=self.max_batch_tokens,
                 video_reader=self.video_reader,  # type: ignore[arg-type]
+                max_visual_tokens=self.max_visual_tokens,
                 **config,
             ),
             served_name=self.served_name,

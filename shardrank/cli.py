@@ -21,6 +21,7 @@ from rich.table import Table
 
 from shardrank.actors.config import (
     DEFAULT_INSTRUCTION,
+    DEFAULT_MAX_VISUAL_TOKENS,
     QueryOptions,
     RerankerConfig,
     VideoReader,
@@ -134,6 +135,10 @@ def rerank(
         str, typer.Option(help="For queries that have none of their own")
     ] = DEFAULT_INSTRUCTION,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair")] = None,
+    max_visual_tokens: Annotated[
+        int,
+        typer.Option(help="Of a pair, which no truncation cuts: one that has more is an error"),
+    ] = DEFAULT_MAX_VISUAL_TOKENS,
     fps: Annotated[float | None, typer.Option(help="Frames a second of a video file")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames of a video")] = None,
     image_min_pixels: Annotated[int | None, typer.Option()] = None,
@@ -254,6 +259,7 @@ def rerank(
             quantization=quantization,
             compile=compile,
             video_reader=video_reader,
+            max_visual_tokens=max_visual_tokens,
             media_root=roots_of(media_root),
             web_media=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
         )

@@ -37,6 +37,9 @@ from ray._private import ray_constants  # noqa: E402
 _LOCAL_MIN_CPUS = 2
 """Logical: one scoring actor beside one task that feeds it, also on a machine of one core."""
 
+_MAX_TEMPORARY_CHARS = 34
+"""A socket's path has 107, of which Ray adds 64 and a name that was taken makes 9 more of ours."""
+
 
 class ClusterUnavailable(ConnectionError):
     """Ray could not be joined or started; the message says where, and Ray's own reason."""
@@ -70,10 +73,17 @@ def _start_private(**settings: Any) -> None:
     make_token()
     cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
     if "RAY_TMPDIR" not in os.environ:
-        place = os.path.join(get_default_system_temp_dir(), f"ray-{os.getuid()}")
-        settings["_temp_dir"] = os.path.join(private_directory(place), "ray")  # opened to all
+        settings["_temp_dir"] = _temporary_directory(get_default_system_temp_dir())
     with _on_loopback():
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+
+
+def _temporary_directory(base: str) -> str:
+    """One that Ray may open to all, as it does, inside one that is not."""
+    name = f"ray-{os.getuid()}"
+    if len(os.path.join(base, name, "r")) > _MAX_TEMPORARY_CHARS:
+        base = "/tmp"
+    return os.path.join(private_directory(os.path.join(base, name)), "r")
 
 
 def make_token() -> None:
@@ -81,6 +91,8 @@ def make_token() -> None:
     who has it can run any program as its owner.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

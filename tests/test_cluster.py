@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from shardrank.cluster import make_token, private_directory
+from shardrank.cluster import _temporary_directory, make_token, private_directory
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -36,8 +36,14 @@ def test_the_secret_is_for_its_owner_from_its_first_moment(home: Path) -> None:
     assert token.read_text() == secret and mode_of(token) == 0o600
 
 
-def test_a_secret_that_is_given_elsewhere_makes_no_file(home: Path, monkeypatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RAY_AUTH_TOKEN", "s"), ("RAY_AUTH_TOKEN_PATH", "/p"), ("RAY_AUTH_MODE", "disabled")],
+)
+def test_where_ray_needs_no_secret_of_ours_none_is_made(
+    name: str, value: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
     make_token()
     assert not (home / ".ray").exists()
 
@@ -65,3 +71,8 @@ def test_what_somebody_else_put_there_first_is_not_used(trap: str, tmp_path: Pat
     made = Path(private_directory(str(place)))
     assert made.parent == tmp_path and made != place and not made.is_symlink()
     assert mode_of(made) == 0o700 and list(elsewhere.iterdir()) == []
+
+
+def test_a_place_too_long_for_rays_sockets_is_not_taken(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 40)
+    assert _temporary_directory(str(deep)).startswith("/tmp/ray-")

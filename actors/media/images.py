@@ -6,6 +6,7 @@ sizes that the model wants.
 
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ def image_size(source: ImageSource) -> tuple[int, int] | None:
     if isinstance(source, str):
         return None
     try:
+        _check_work(source, "", sys.maxsize)
         is_icon = source[:4] == _ICON
         with _first_of_icon(source) if is_icon else _opened(source) as image:
             return image.height, image.width

@@ -13,7 +13,8 @@ from PIL import Image as PILImage
 from shardrank.actors.data import Content, Video, parse_or_error
 from shardrank.actors.errors import RerankError
 from shardrank.actors.fetch.reader import MediaReader
-from shardrank.actors.media.images import load_image
+from shardrank.actors.media.images import Guard, load_image
+from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.evaluate.page import Preview
 from shardrank.jobs.inputs import lines
@@ -32,11 +33,11 @@ def load_previews(
     opened: OpenedTable, ids: Iterable[str], media_root: str | Sequence[str] | None = None
 ) -> dict[str, Preview]:
     """Previews of the rows with these ids; ids are compared as text, as in qrels."""
-    reader = MediaReader(media_root)
+    reader, guard = MediaReader(media_root), VideoProcesses(1).image
     is_query = opened.table.has("query_id")
     value = query_value if is_query else document_value
     return {
-        id_: _preview(value(row), reader)
+        id_: _preview(value(row), reader, guard)
         for id_, row in _rows(opened, set(ids), "query_id" if is_query else "doc_id")
     }
 
@@ -73,7 +74,7 @@ def _rows(
             yield str(row[id_column]), row
 
 
-def _preview(value: Any, reader: MediaReader) -> Preview:
+def _preview(value: Any, reader: MediaReader, guard: Guard) -> Preview:
     content = parse_or_error(Content.parse, value, "content")
     if isinstance(content, RerankError):
         return Preview(texts=(f"({content})",))
@@ -81,7 +82,7 @@ def _preview(value: Any, reader: MediaReader) -> Preview:
     sources = [*content.images, *(each for video in content.videos for each in _frames(video))]
     for source in sources[:_MAX_IMAGES]:
         try:
-            images.append(_thumbnail(load_image(source, reader, _MAX_PIXELS)))
+            images.append(_thumbnail(load_image(source, reader, _MAX_PIXELS, guard=guard)))
         except RerankError as error:
             texts.append(f"({error})")
     if any(video.frames is None for video in content.videos):

@@ -160,8 +160,9 @@ def _has_media(side: Content | RerankError) -> bool:
 def _side_tokens(side: Content | RerankError, options: QueryOptions) -> int:
     if isinstance(side, RerankError):
         return 0
-    assert options.image_max_pixels is not None
-    image_tokens = min(_IMAGE_TOKENS, options.image_max_pixels // PIXELS_PER_TOKEN)
+    assert options.image_max_pixels is not None and options.image_min_pixels is not None
+    most, least = options.image_max_pixels, options.image_min_pixels
+    image_tokens = min(max(_IMAGE_TOKENS, least // PIXELS_PER_TOKEN), most // PIXELS_PER_TOKEN)
     videos = sum(_video_tokens(video, options) for video in side.videos)
     return _text_tokens(side.texts, options) + image_tokens * len(side.images) + videos
 

@@ -363,6 +363,8 @@ def test_a_size_is_known_by_the_header(kind: str) -> None:
     assert image_size(encoded(Image.new("RGB", (48, 32)), kind, sizes=[(48, 32)])) == (32, 48)
 
 
-@pytest.mark.parametrize("source", [b"", b"\0\0\1\0", b"broken", "a path"])
+@pytest.mark.parametrize(
+    "source", [b"", b"\0\0\1\0", b"broken", "a path", b"P2\n" + b"#\n" * 1_001 + b"1 1\n255\n0"]
+)
 def test_what_has_no_header_has_no_size(source: Any) -> None:
     assert image_size(source) is None

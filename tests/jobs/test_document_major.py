@@ -161,9 +161,9 @@ class CountingPreprocessor(Preprocessor):
 
     num_decoded = 0
 
-    def _image_pixels(self, image: Any, options: Any) -> Any:
+    def _image_pixels(self, image: Any, options: Any, permit: Any) -> Any:
         self.num_decoded += 1
-        return super()._image_pixels(image, options)
+        return super()._image_pixels(image, options, permit)
 
 
 def test_each_page_is_decoded_and_encoded_once_for_each_size_that_is_asked_for(

@@ -127,7 +127,7 @@ def test_a_lost_replica_costs_what_it_worked_on_and_the_command_stops_in_order(t
         ports = listening(process.pid)
         assert set(ports) <= LOOPBACK and ports.total() > 5, ports
         titles = b" ".join(processes(process.pid).values()).decode()
-        temporary = re.search(r"--temp[-_]dir=(\S+/ray-\S+)/ray\b", titles.replace("\0", " "))
+        temporary = re.search(r"--temp[-_]dir=(\S+/ray-\S+)/r\b", titles.replace("\0", " "))
         assert temporary, titles
         private = [tmp_path / ".ray" / "auth_token", Path(temporary[1])]
         assert [each.stat().st_mode & 0o077 for each in private] == [0, 0]

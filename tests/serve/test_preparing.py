@@ -19,12 +19,20 @@ from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import RerankError
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.lru import LRU
+from shardrank.actors.media.images import Permit, permit_all
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.actors.planner import PairCost, plan, set_costs
 from shardrank.actors.prepared import PreparedPair, PreparedSet
 from shardrank.actors.prompt import Side
 from shardrank.actors.sides import OpenSide, ReadSide
-from shardrank.serve.queue.slices import Piece, Slice, estimated_tokens, prepare, slices
+from shardrank.serve.queue.slices import (
+    NobodyWaits,
+    Piece,
+    Slice,
+    estimated_tokens,
+    prepare,
+    slices,
+)
 from tests.actors.test_preprocessor import GOLDEN, png, preprocessor, same
 
 CLIP = Video(str(GOLDEN / "media" / "v2s_24.mp4"))
@@ -124,7 +132,7 @@ def test_a_side_is_read_once_by_two_threads() -> None:
     both_read = threading.Barrier(2)
     reads = []
 
-    def read(content: Content, options: QueryOptions, field: str) -> ReadSide:
+    def read(content: Content, options: QueryOptions, field: str, permit: Permit) -> ReadSide:
         reads.append(field)
         with suppress(threading.BrokenBarrierError):  # the other one waits, as it should
             both_read.wait(0.2)
@@ -236,7 +244,7 @@ def test_the_querys_media_count_as_its_slices() -> None:
 def prepared_pieces(candidates: CandidateSet, budget: int) -> tuple[list[Piece], Slice]:
     query = PLAIN.open_query(candidates.query, candidates.instruction, candidates.options)
     part = Slice(2, 1, len(candidates.documents), 0, True)
-    return prepare(PLAIN, query, candidates, part, budget, lambda: True), part
+    return prepare(PLAIN, query, candidates, part, budget, permit_all), part
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -287,10 +295,16 @@ def test_a_long_request_is_cut_so_that_others_fit_beside_it() -> None:
 def test_what_is_not_wanted_is_not_prepared() -> None:
     candidates = CandidateSet.parse("q", ["a"] * 10)
     query = PLAIN.open_query(candidates.query)
-    wanted = iter([True, True, False])
     part = Slice(0, 0, 10, 0, False)
-    found = prepare(PLAIN, query, candidates, part, 4_096, lambda: next(wanted))
-    assert sum(piece.num_pairs for piece in found) == 2
+    asked: list[int] = []
+
+    def permit() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise NobodyWaits
+
+    with pytest.raises(NobodyWaits):
+        prepare(PLAIN, query, candidates, part, 4_096, permit)
 
 
 def test_messages_name_the_document_by_its_place_in_the_set() -> None:

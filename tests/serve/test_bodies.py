@@ -1,0 +1,115 @@
+"""Bodies are read off the event loop, and refused ones are not parsed."""
+
+import asyncio
+import threading
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, field_validator
+
+from shardrank.serve.bodies import BodyRoute, outline
+from shardrank.serve.dialects.requests import RerankRequest, ScoreRequest
+from shardrank.serve.metrics import Metrics
+from shardrank.serve.service import start_service
+from tests.support.serve_app import settings
+
+THREADS: list[int] = []
+
+
+class Body(BaseModel):
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _seen(cls, value: str) -> str:
+        THREADS.append(threading.get_ident())
+        return value
+
+
+@pytest.fixture
+def client() -> TestClient:
+    app = FastAPI()
+    app.router.route_class = BodyRoute
+
+    @app.post("/")
+    async def answer(body: Body, request: Request) -> dict[str, Any]:
+        return {"name": body.name, "loop": threading.get_ident()}
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Any:
+        content = {"first": error.errors()[0]["type"], "body": error.body}
+        return JSONResponse(content, status_code=422)
+
+    return TestClient(app)
+
+
+def post(client: TestClient, content: bytes) -> httpx.Response:
+    return client.post("/", content=content, headers={"Content-Type": "application/json"})
+
+
+def test_a_body_is_checked_once_and_in_another_thread(client):
+    THREADS.clear()
+    answer = post(client, b'{"name": "a"}').json()
+    assert answer["name"] == "a"
+    (thread,) = THREADS
+    assert thread != answer["loop"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "first"),
+    [
+        (b'{"name": 1}', 422, "string_type"),
+        (b"{}", 422, "missing"),
+        (b"", 422, "missing"),
+        (b"{", 422, "json_invalid"),
+        (b"[" * 100_000, 400, None),
+        (b"\xff", 400, None),
+    ],
+)
+def test_what_is_wrong_is_said_as_by_fastapi(content, status, first, client):
+    answer = post(client, content)
+    assert (answer.status_code, answer.json().get("first")) == (status, first)
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b'{"query": "q", "texts": ["\\"documents\\": x"]}', ["query", "texts"]),
+        (b'{"query": "' + b"q" * 1_000_000 + b'", "texts" : []}', ["query", "texts"]),
+        (b"", []),
+        (b"\xff{", []),
+    ],
+)
+def test_a_refused_body_is_told_by_its_names(body, names):
+    assert list(outline(body)) == names
+
+
+def test_sides_are_read_in_another_thread():
+    threads: set[int] = set()
+
+    class Reranking(RerankRequest):
+        @property
+        def sides(self) -> list[Any]:
+            threads.add(threading.get_ident())
+            return super().sides
+
+    class Scoring(ScoreRequest):
+        @property
+        def fields(self) -> tuple[str, str]:
+            threads.add(threading.get_ident())
+            return super().fields
+
+    async def main() -> int:
+        service = start_service(settings(), Metrics())
+        await service.start()
+        await service.rerank(Reranking(query="q", documents=["a"]))
+        await service.score(Scoring(queries="q", documents="a"))
+        await service.stop(0)
+        return threading.get_ident()
+
+    assert asyncio.run(main()) not in threads and threads
