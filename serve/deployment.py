@@ -98,6 +98,7 @@ class AppArguments(BaseModel):
     web_media: bool = True
     allowed_networks: list[str] = []
     price_per_million_tokens: float | None = None
+    cors_origins: list[str] = []
     limits: dict[str, Any] = {}
 
     def settings(self, keys_text: str | None) -> ServeSettings:
@@ -126,6 +127,7 @@ class AppArguments(BaseModel):
             keys_text=keys_text,
             max_queue_s=self.max_queue_s,
             price_per_million_tokens=self.price_per_million_tokens,
+            cors_origins=tuple(self.cors_origins),
         )
 
 

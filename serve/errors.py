@@ -5,6 +5,7 @@
     ├── Unauthorized         401  no key, or a wrong one
     ├── ModelNotFound        404  another model, where the server is strict about names
     ├── BodyTooLarge         413
+    ├── UnreadableEncoding   415  a body that is compressed
     ├── InvalidRequest       422  a field that is missing, of the wrong type or out of range
     ├── TooManyRequests      429  a key's own limit, or no capacity left: Retry-After says when
     ├── NotReady             503  the model is loading, or a replica was lost: Retry-After
@@ -75,9 +76,17 @@ class Unauthorized(ApiError):
 class ModelNotFound(ApiError):
     status, type, code = 404, "not_found_error", "model_not_found"
 
+    @classmethod
+    def of(cls, name: str, served: str) -> "ModelNotFound":
+        return cls(f"model {name!r} is not served here, {served!r} is", param="model")
+
 
 class BodyTooLarge(ApiError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class UnreadableEncoding(ApiError):
+    status, type, code = 415, "invalid_request_error", "unsupported_content_encoding"
 
 
 class InvalidRequest(ApiError):
