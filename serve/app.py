@@ -81,7 +81,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
         openapi.add_security(app)
     add_errors(app)
     _add_rerank_routes(app)
-    _add_other_routes(app, settings)
+    _add_other_routes(app, settings, wants_key=not keys.is_open)
     return app
 
 
@@ -195,7 +195,7 @@ def _without_null_scores(body: _Body) -> _Body:
     return body if body.on_error else body.model_copy(update={"on_error": "fail"})
 
 
-def _add_other_routes(app: FastAPI, settings: ServeSettings) -> None:
+def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) -> None:
     @app.get("/", include_in_schema=False)
     async def playground() -> Response:
         headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
@@ -230,6 +230,11 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings) -> None:
         if name not in settings.names:
             raise ModelNotFound.of(name, settings.model_name)
         return models.model(naming)
+
+    @app.get("/v1/cluster/auth", include_in_schema=False)
+    async def cluster_auth() -> dict[str, bool]:
+        """Xinference's."""
+        return {"auth": wants_key}
 
     @app.get("/info", responses=openapi.REFUSED | openapi.UNAVAILABLE)
     async def info(request: Request) -> dict[str, Any]:

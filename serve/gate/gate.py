@@ -33,7 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/health", "/ready", "/.well-known/ready", "/v1/cluster/auth")
-"""The last one is no path of ours: Xinference's client goes on after 404, and not after 401."""
+"""The last one tells Xinference's client whether it is to send its key."""
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_GONE = 499
 """As nginx counts them; nobody reads it."""

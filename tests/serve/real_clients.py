@@ -129,7 +129,8 @@ def aiperf(url: str) -> None:
             [
                 *(str(Path(sys.executable).parent / "aiperf"), "profile", "--model", MODEL),
                 *("--endpoint-type", "nim-rankings", "--url", url, "--api-key", KEY),
-                *("--tokenizer", "builtin", "--request-count", "2", "--concurrency", "1"),
+                *("--tokenizer", str(ROOT / "demo" / "model"), "--no-server-metrics"),
+                *("--request-count", "2", "--concurrency", "1"),
                 *("--input-file", str(data), "--custom-dataset-type", "single_turn"),
                 *("--artifact-dir", folder, "--ui", "none"),
             ],

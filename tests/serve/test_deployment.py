@@ -90,6 +90,8 @@ def test_requests_survive_the_loss_of_every_replica_and_the_command_stops_in_ord
         assert [r["relevance_score"] for r in results] == pytest.approx(expected, abs=1e-5)
         assert answer.headers.get_list("x-request-id") == ["mine"]
         assert client.get("/health").json() == {"status": "ok"}
+        head = httpx.head(f"{client.base_url}//v1/models/")  # Serve's proxy passes both on
+        assert head.status_code == 200 and head.content == b""
 
         statuses = Counter(under_kills(client.base_url, process, num_kills=2))
         refused = set(statuses) - {200, 429, 503}

@@ -86,7 +86,7 @@ def guarded() -> Iterator[httpx.Client]:
     """With a key and a page that may call; the client sends no key by itself."""
     keys = ApiKeys((ApiKey("alice", hash_key(KEY)),))
     with (
-        running(keys, cors_origins=("https://app.test",)) as url,
+        running(keys, cors_origins=("https://app.test",), served_name="org/tiny") as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         yield client
@@ -236,10 +236,11 @@ def test_tei_says_what_it_serves(client):
     assert info["max_input_length"] > 1_000 and info["max_client_batch_size"] == 10_000
 
 
-def test_a_model_is_known_by_its_name(client):
-    for name in ("tiny", settings().reranker.model):
-        found = client.get(f"/v1/models/{name}").json()
-        assert (found["id"], found["model_type"]) == ("tiny", "rerank")
+def test_a_model_is_known_by_its_name(client, guarded):
+    found = client.get("/v1/models/tiny").json()
+    assert (found["id"], found["model_type"]) == ("tiny", "rerank")
+    for name in ("org/tiny", "org%2Ftiny"):
+        assert guarded.get(f"/v1/models/{name}", headers=WITH_KEY).json()["id"] == "org/tiny"
     missing = client.get("/v1/models/other")
     assert missing.status_code == 404 and "'tiny' is" in missing.json()["message"]
     for path in ("/models", "/infinity/models"):
@@ -341,9 +342,11 @@ def test_head_is_get_without_a_body(guarded):
     assert guarded.head("/rerank", headers=WITH_KEY).status_code == 405
 
 
-def test_xinferences_client_goes_on_without_a_key(guarded):
-    assert guarded.get("/v1/cluster/auth").status_code == 404
+def test_xinferences_client_is_told_to_send_its_key(guarded, client):
+    """After 404 it goes on, and sends none; after 401 it stops."""
+    assert guarded.get("/v1/cluster/auth").json() == {"auth": True}
     assert guarded.get("/v1/cluster").status_code == 401
+    assert client.get("/v1/cluster/auth").json() == {"auth": False}
 
 
 def test_pages_of_named_origins_may_call(guarded, client):
