@@ -99,7 +99,7 @@ def _add_rerank_routes(app: FastAPI) -> None:
     @post(
         *SHAPED_PATHS,
         answer=openapi.RerankAnswer | list[openapi.TeiResult] | openapi.NimAnswer,
-        failure=openapi.Failure | openapi.SentenceFailure,
+        failure=openapi.Failure | openapi.TeiFailure,
     )
     async def rerank(body: RerankRequest, request: Request) -> Response:
         """By the field of the documents: canonical; with `texts` TEI's, with `passages` NIM's.

@@ -301,7 +301,5 @@ def _tei_type(error: ApiError) -> str:
 
 
 def is_tei(path: str, body: Any) -> bool:
-    """Whether `error` is to be a sentence: TEI's requests have `texts`, Weaviate's `property`."""
-    if path not in SHAPED_PATHS or not isinstance(body, dict):
-        return False
-    return "property" in body or body.get("texts", False) not in (None, False)
+    """TEI shares its paths with others; its requests have `texts`."""
+    return path in SHAPED_PATHS and isinstance(body, dict) and "texts" in body

@@ -119,8 +119,8 @@ class Failure(_Open):
     request_id: str | None = None
 
 
-class SentenceFailure(_Open):
-    """What a request with `texts` or `property` gets."""
+class TeiFailure(_Open):
+    """What a request with `texts` gets."""
 
     error: str
     error_type: str
