@@ -4,8 +4,6 @@ A FastAPI application that runs under any ASGI server; the deployment runs it on
 """
 
 import asyncio
-import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,16 +11,17 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.exceptions import HTTPException
+from fastapi.responses import HTMLResponse
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from shardrank.actors.data import CandidateSet
-from shardrank.serve.bodies import BodyRoute, outline
-from shardrank.serve.dialects import answers, openapi
-from shardrank.serve.dialects.answers import DASHSCOPE_PATH, body_of, is_tei
+from shardrank.serve.bodies import BodyRoute
+from shardrank.serve.dialects import answers, models, openapi
+from shardrank.serve.dialects.answers import DASHSCOPE_PATH, SHAPED_PATHS
 from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
-from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
+from shardrank.serve.errors import InvalidRequest, ModelNotFound, NotReady, TooManyRequests
+from shardrank.serve.failures import Json, add_errors
 from shardrank.serve.gate.gate import Gate
 from shardrank.serve.gate.keys import ApiKeys, WatchedKeys
 from shardrank.serve.metrics import CONTENT_TYPE, Metrics
@@ -30,19 +29,9 @@ from shardrank.serve.playground import CONTENT_SECURITY_POLICY, page
 from shardrank.serve.service import RerankService
 from shardrank.serve.settings import ServeSettings
 
-logger = logging.getLogger(__name__)
-
 StartService = Callable[[ServeSettings, Metrics], RerankService]
 _HEALTH_TIMEOUT_S = 20.0
 _DRAIN_S = 30.0
-
-
-class Json(JSONResponse):
-    """Half a surrogate pair, which many readers refuse even as its escape, is a question mark."""
-
-    def render(self, content: Any) -> bytes:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "replace")
 
 
 def create_app(
@@ -60,7 +49,7 @@ def create_app(
         app.state.service = None
         await service.stop(_DRAIN_S)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its /docs loads nothing from elsewhere
         title="ShardRank",
         version=version("shardrank"),
         description=openapi.DESCRIPTION,
@@ -68,6 +57,7 @@ def create_app(
         default_response_class=Json,
         docs_url="/docs",
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.router.route_class = BodyRoute
     app.state.service = None
@@ -88,9 +78,19 @@ def create_app(
         check_room=check_room,
         is_local=settings.is_local,
     )
-    _add_errors(app)
+    if settings.cors_origins:  # outside the gate: a browser asks without a key first
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    if not keys.is_open:
+        openapi.add_security(app)
+    add_errors(app)
     _add_rerank_routes(app)
-    _add_other_routes(app, settings)
+    _add_other_routes(app, settings, wants_key=not keys.is_open)
     return app
 
 
@@ -106,28 +106,32 @@ def _add_rerank_routes(app: FastAPI) -> None:
         return register
 
     @post(
-        "/rerank",
-        answer=openapi.RerankAnswer | list[openapi.TeiResult],
+        *SHAPED_PATHS,
+        answer=openapi.RerankAnswer | list[openapi.TeiResult] | openapi.NimAnswer,
         failure=openapi.Failure | openapi.TeiFailure,
     )
     async def rerank(body: RerankRequest, request: Request) -> Response:
-        """Canonical; with `texts` TEI's."""
-        if not body.is_tei:
-            return await v1_rerank(body, request)
-        body = _without_null_scores(body)
-        started = time.monotonic()
-        scored = await _service(request).rerank(body)
-        milliseconds = str(round((time.monotonic() - started) * 1_000))
-        headers = {
-            "x-compute-type": "gpu+optimized" if _is_cuda(request) else "cpu",
-            "x-compute-time": milliseconds,
-            "x-total-time": milliseconds,
-        }
-        headers |= answers.headers(scored, request.app.state.naming)
-        return Json(answers.tei(scored, body), headers=headers)
+        """By the field of the documents: canonical; with `texts` TEI's, with `passages` NIM's.
 
-    @post("/v1/rerank", "/v1/reranks", answer=openapi.RerankAnswer)
-    async def v1_rerank(body: RerankRequest, request: Request) -> Response:
+        With `property` Weaviate's too; `input` is Mixedbread's, whose answer is canonical.
+        """
+        if body.documents_field == "texts":
+            return await _tei(body, request)
+        if body.documents_field == "passages":
+            body = _without_null_scores(body)
+            scored = await _service(request).rerank(body)
+            return Json(answers.nim(scored, body, request.app.state.naming))
+        if body.documents_field == "input":
+            return await _canonical(body, request, bool(body.return_input))
+        return await _canonical(body, request, body.return_documents is not False)
+
+    @post(
+        "/v1/reranks",
+        "/reranks",
+        "/compatible-api/v1/reranks",
+        answer=openapi.RerankAnswer,
+    )
+    async def reranks(body: RerankRequest, request: Request) -> Response:
         """Canonical, texts echoed unless that is declined."""
         return await _canonical(body, request, body.return_documents is not False)
 
@@ -152,7 +156,7 @@ def _add_rerank_routes(app: FastAPI) -> None:
         if body.top_n == 0:
             raise InvalidRequest("top_n must be at least 1, got 0", param="top_n")
         scored = await _service(request).rerank(body)
-        headers = answers.headers(scored, request.app.state.naming)
+        headers = answers.headers(scored, body, request.app.state.naming)
         return Json(answers.sglang(scored, body), headers=headers)
 
     @post("/score", "/v1/score", answer=openapi.ScoreAnswer)
@@ -172,9 +176,24 @@ def _add_rerank_routes(app: FastAPI) -> None:
     async def _canonical(
         body: RerankRequest, request: Request, returns_documents: bool
     ) -> Response:
+        if body.is_of_weaviate:
+            body = _without_null_scores(body)
         scored = await _service(request).rerank(body)
-        naming = request.app.state.naming
-        return Json(answers.canonical(scored, body, naming, returns_documents))
+        answer = answers.canonical(scored, body, request.app.state.naming, returns_documents)
+        return Json(answer | (answers.weaviate(scored, body) if body.is_of_weaviate else {}))
+
+    async def _tei(body: RerankRequest, request: Request) -> Response:
+        body = _without_null_scores(body)
+        started = time.monotonic()
+        scored = await _service(request).rerank(body)
+        milliseconds = str(round((time.monotonic() - started) * 1_000))
+        headers = {
+            "x-compute-type": "gpu+optimized" if _is_cuda(request) else "cpu",
+            "x-compute-time": milliseconds,
+            "x-total-time": milliseconds,
+        }
+        headers |= answers.headers(scored, body, request.app.state.naming)
+        return Json(answers.tei(scored, body), headers=headers)
 
 
 _Body = TypeVar("_Body", RerankRequest, ScoreRequest)
@@ -185,7 +204,7 @@ def _without_null_scores(body: _Body) -> _Body:
     return body if body.on_error else body.model_copy(update={"on_error": "fail"})
 
 
-def _add_other_routes(app: FastAPI, settings: ServeSettings) -> None:
+def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) -> None:
     @app.get("/", include_in_schema=False)
     async def playground() -> Response:
         headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
@@ -196,17 +215,41 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings) -> None:
         """Scores something; busy with others' requests is healthy too."""
         return {"status": await check_health(_service(request))}
 
+    @app.get("/.well-known/ready", include_in_schema=False)  # Weaviate's
     @app.get("/ready", responses=openapi.UNAVAILABLE)
     async def ready(request: Request) -> dict[str, str]:
         """Whether requests are taken: the model is loaded, and nothing is being shut down."""
         _service(request)
         return {"status": "ready"}
 
+    naming = app.state.naming
+
     @app.get("/v1/models", responses=openapi.REFUSED)
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [models.model(naming)]}
+
     @app.get("/models", responses=openapi.REFUSED)
-    async def models() -> dict[str, Any]:
-        model = {"id": settings.model_name, "object": "model", "owned_by": "shardrank"}
-        return {"object": "list", "data": [model | {"created": 0}]}
+    @app.get("/infinity/models", responses=openapi.REFUSED)
+    async def list_infinity_models() -> dict[str, Any]:
+        """Infinity's."""
+        return {"object": "list", "data": [models.infinity_model(naming)]}
+
+    @app.get("/v1/models/{name:path}", responses=openapi.REFUSED | openapi.failures(404))
+    async def model(name: str) -> dict[str, Any]:
+        if name not in settings.names:
+            raise ModelNotFound.of(name, settings.model_name)
+        return models.model(naming)
+
+    @app.get("/v1/cluster/auth", include_in_schema=False)
+    async def cluster_auth() -> dict[str, bool]:
+        """Xinference's."""
+        return {"auth": wants_key}
+
+    @app.get("/info", responses=openapi.REFUSED | openapi.UNAVAILABLE)
+    async def info(request: Request) -> dict[str, Any]:
+        """TEI's."""
+        service = _service(request)
+        return models.info(naming, settings, service.max_tokens, service.device_type)
 
     @app.get("/metrics", response_class=Response, responses=openapi.METRICS)
     async def metrics(request: Request) -> Response:
@@ -236,58 +279,3 @@ def _service(request: Request) -> RerankService:
 
 def _is_cuda(request: Request) -> bool:
     return _service(request).device_type == "cuda"
-
-
-def _add_errors(app: FastAPI) -> None:
-    def answer(request: Request, error: ApiError, body: Any = None) -> Response:
-        path = request.url.path
-        request_id = getattr(request.state, "request_id", "")
-        content = body_of(error, path, request_id, is_tei(path, body))
-        return Json(content, status_code=error.status, headers=error.headers)
-
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
-        return answer(request, error, await _body_again(request))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return answer(request, _invalid(error), error.body)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        found = ApiError(str(error.detail), code="http_error")
-        found.type = InvalidRequest.type
-        content = body_of(found, request.url.path, getattr(request.state, "request_id", ""))
-        return Json(content, status_code=error.status_code, headers=error.headers)
-
-    @app.exception_handler(Exception)  # the outermost border: a bug of ours, never bad input
-    async def bug(request: Request, error: Exception) -> Response:
-        logger.exception("a request failed")
-        found = ApiError("the server failed on this request; its log says why")
-        return answer(request, found)
-
-
-def _invalid(error: RequestValidationError) -> InvalidRequest:
-    """What is wrong first, in a sentence."""
-    first = error.errors()[0]
-    kind, place = first["type"], [str(part) for part in first["loc"] if part != "body"]
-    if kind == "json_invalid":
-        return InvalidRequest(
-            f"not JSON at character {place[0]} of the body: {first['ctx']['error']}"
-        )
-    if not place and kind in ("missing", "model_attributes_type"):
-        return InvalidRequest(
-            "the body must be a JSON object, with the header Content-Type: application/json"
-        )
-    name = ".".join(place)
-    sentence = first["msg"].removeprefix("Value error, ")
-    return InvalidRequest(
-        (f"{name}: {sentence}" if name else sentence)[:1_000], param=name[:200] or None
-    )
-
-
-async def _body_again(request: Request) -> Any:
-    """The body that was read, for the dialect of an error."""
-    if request.url.path != "/rerank":
-        return None
-    return outline(await request.body())

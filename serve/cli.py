@@ -74,6 +74,9 @@ def serve_command(
     allow_network: Annotated[
         list[str] | None, typer.Option(help="A network (CIDR) that may be fetched from too")
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Pages of this origin (or *) may call from a browser")
+    ] = None,
     instruction: Annotated[
         str, typer.Option(help="For requests that have none of their own")
     ] = DEFAULT_INSTRUCTION,
@@ -152,6 +155,7 @@ def serve_command(
             keys=environment_keys(os.environ.get(KEYS_VARIABLE)),
             max_queue_s=max_queue_s,
             price_per_million_tokens=price_per_million_tokens,
+            cors_origins=tuple(cors_origin or ()),
         )
         if address is None:  # a cluster's nodes may have another file system
             resolve_checkpoint(settings.reranker.model, revision, weights=False)

@@ -116,6 +116,7 @@ class AppArguments(BaseModel):
     web_media: bool = True
     allowed_networks: list[str] = []
     price_per_million_tokens: float | None = None
+    cors_origins: list[str] = []
     limits: dict[str, Any] = {}
 
     def settings(self, keys: tuple[ApiKey, ...] = ()) -> ServeSettings:
@@ -145,6 +146,7 @@ class AppArguments(BaseModel):
             keys=keys,
             max_queue_s=self.max_queue_s,
             price_per_million_tokens=self.price_per_million_tokens,
+            cors_origins=tuple(self.cors_origins),
         )
 
 

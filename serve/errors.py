@@ -5,6 +5,7 @@
     ├── Unauthorized         401  no key, or a wrong one
     ├── ModelNotFound        404  another model, where the server is strict about names
     ├── BodyTooLarge         413
+    ├── UnreadableEncoding   415  a body that is compressed
     ├── Misdirected          421  a Host header that is not this server's
     ├── InvalidRequest       422  a field that is missing, of the wrong type or out of range
     ├── TooManyRequests      429  a key's own limit, or no capacity left: Retry-After says when
@@ -76,6 +77,10 @@ class Unauthorized(ApiError):
 class ModelNotFound(ApiError):
     status, type, code = 404, "not_found_error", "model_not_found"
 
+    @classmethod
+    def of(cls, name: str, served: str) -> "ModelNotFound":
+        return cls(f"model {name!r} is not served here, {served!r} is", param="model")
+
 
 class BodyTooLarge(ApiError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
@@ -83,6 +88,10 @@ class BodyTooLarge(ApiError):
 
 class Misdirected(ApiError):
     status, type, code = 421, "invalid_request_error", "misdirected"
+
+
+class UnreadableEncoding(ApiError):
+    status, type, code = 415, "invalid_request_error", "unsupported_content_encoding"
 
 
 class InvalidRequest(ApiError):

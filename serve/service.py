@@ -85,6 +85,11 @@ class RerankService:
         self._cutter = TextCutter(resolve_checkpoint(config.model, config.revision, weights=False))
         self._fetcher = MediaFetcher(settings.web, settings.num_fetching, limits.max_media_bytes)
 
+    @property
+    def max_tokens(self) -> int:
+        """Of a whole pair."""
+        return self._max_tokens(self._options)
+
     async def start(self) -> None:
         await self.queue.start()
 
@@ -103,7 +108,7 @@ class RerankService:
         return await self._score(await asyncio.to_thread(self._score_work, request), request)
 
     def _rerank_work(self, request: RerankRequest) -> Work:
-        documents, name = request.sides, "texts" if request.is_tei else "documents"
+        documents, name = request.sides, request.documents_field
         if not documents:
             raise BadRequest(f"{name} must not be empty", param=name, code="empty")
         return Work(
@@ -140,10 +145,9 @@ class RerankService:
         )
 
     def _check_model(self, name: str | None) -> None:
-        known = {self.settings.model_name, self.settings.reranker.model}
-        if self.settings.is_strict_model and name is not None and name not in known:
-            served = self.settings.model_name
-            raise ModelNotFound(f"model {name!r} is not served here, {served!r} is", param="model")
+        settings = self.settings
+        if settings.is_strict_model and name is not None and name not in settings.names:
+            raise ModelNotFound.of(name, settings.model_name)
 
     def _parse_all(
         self, sides: Sequence[Document], name: str, rank_fields: Sequence[str] | None
@@ -438,13 +442,18 @@ def _check_media(sides: Sequence[Content | RerankError], limits: Limits) -> None
 
 
 def _warnings(work: Work, request: Options) -> list[str]:
-    """Fields that nobody reads, named."""
+    """Fields that nobody reads, named, and what others read otherwise."""
+    warnings = [
+        f"field {name!r} is one side of several parts, with one score: some servers give each part "
+        "its own"
+        for name in request.sides_of_parts
+    ]
     names = list(request.unknown_fields)
-    for label, sides in (("query", work.queries), ("documents[{}]", work.documents)):
+    for label, sides in (("query", work.queries), (work.document_name, work.documents)):
         for index, side in enumerate(sides):
             if isinstance(side, Parsed):
                 names += [f"{label.format(index)}.{name}" for name in side.ignored]
-    warnings = [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
+    warnings += [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
     if len(names) > _MAX_WARNINGS:
         warnings.append(f"and {len(names) - _MAX_WARNINGS} more unknown fields")
     return warnings

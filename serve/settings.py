@@ -1,10 +1,13 @@
 """Everything that the endpoint's command says, checked once. Plain data: it travels to replicas."""
 
+import re
 from dataclasses import dataclass, field, fields, replace
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.serve.gate.keys import ApiKey
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class ServeSettings:
     served_name: what answers call the model (None: the end of its path). is_strict_model: other
     names in a request are 404. max_queue_s: who would wait longer is told to come back.
     price_per_million_tokens: None states no cost. num_preparing: threads that decode and tokenise.
+    cors_origins: pages of these may call from a browser. Raises ValueError on what is no origin.
     """
 
     reranker: RerankerConfig
@@ -54,6 +58,15 @@ class ServeSettings:
     num_preparing: int = 2
     num_fetching: int = 64
     price_per_million_tokens: float | None = None
+    cors_origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "cors_origins must be origins as browsers send them (https://example.org, "
+                    f"without a path or a slash at the end) or *, got {origin!r}"
+                )
 
     @property
     def engine(self) -> RerankerConfig:
@@ -65,6 +78,11 @@ class ServeSettings:
             max_video_s=self.limits.max_video_s,
             local_media=False,
         )
+
+    @property
+    def names(self) -> set[str]:
+        """Those of the model, served and own."""
+        return {self.model_name, self.reranker.model}
 
     @property
     def model_name(self) -> str:

@@ -5,7 +5,7 @@ How an error looks is chosen by the path and, for TEI, by the body's shape.
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -35,14 +35,28 @@ class Naming:
         return {"cost": scored.num_tokens * self.price_per_million_tokens / 1e6}
 
 
-def ranked(pairs: Sequence[PairScore], limit: int | None = None) -> list[int]:
-    """Indices, best first, failed ones last, equal ones in input order; at most `limit`."""
+def ranked(scored: Scored, request: RerankRequest) -> list[int]:
+    """Indices, best first, failed ones last, equal ones in input order; as many as are wanted."""
 
     def place(index: int) -> tuple[bool, float, int]:
-        logit = pairs[index].logit
+        logit = scored.pairs[index].logit
         return (logit is None, 0.0 if logit is None else -logit, index)
 
-    return sorted(range(len(pairs)), key=place)[:limit]
+    kept = [index for index, pair in enumerate(scored.pairs) if not _is_below(pair, request)]
+    return sorted(kept, key=place)[: request.limit]
+
+
+def _is_below(pair: PairScore, request: RerankRequest) -> bool:
+    """A score under the one that the client set. What has none is told of."""
+    value, least = value_of(pair, request.is_raw), request.least_score
+    return least is not None and value is not None and value < least
+
+
+def left_out(scored: Scored, request: RerankRequest) -> dict[str, int]:
+    """{}: no least score was set."""
+    if request.least_score is None:
+        return {}
+    return {"num_below_min_score": sum(_is_below(pair, request) for pair in scored.pairs)}
 
 
 def value_of(pair: PairScore, is_raw: bool) -> float | None:
@@ -52,17 +66,62 @@ def value_of(pair: PairScore, is_raw: bool) -> float | None:
 def canonical(
     scored: Scored, request: RerankRequest, naming: Naming, returns_documents: bool
 ) -> dict[str, Any]:
-    """What Cohere's, Jina's, vLLM's and Voyage's clients read."""
+    """What the clients of Cohere, Jina, vLLM, Voyage, Together, Pinecone and Mixedbread read.
+
+    Infinity's own tells itself by raw_scores, which it always sends, and checks `object`.
+    """
     results = _results(scored, request, returns_documents)
-    return {
+    answer = {
         "id": f"rerank-{uuid.uuid4().hex}",
-        "object": "list",
+        "object": "list" if request.raw_scores is None else "rerank",
         "created": int(time.time()),
         "model": naming.model,
         "results": results,
-        "data": results,
+        "data": [_data(result, request) for result in results],
+        "usage": usage(scored) | {"rerank_units": _search_units(scored)},
+        "meta": _meta(scored, naming) | left_out(scored, request),
+    }
+    if request.documents_field == "input":
+        own = {"top_k": len(results), "return_input": bool(request.return_input)}
+        return answer | own
+    return answer
+
+
+def _data(result: dict[str, Any], request: RerankRequest) -> dict[str, Any]:
+    """A result as Voyage has it, whose documents are strings, with Pinecone's name of a score.
+
+    A document that was sent as an object comes back as one; Mixedbread's is `input` too.
+    """
+    item = result | {"score": result["relevance_score"]}
+    if "document" not in result:
+        return item
+    if request.documents_field == "input":
+        return item | {"object": "rank_result", "input": result["document"]["text"]}
+    if not isinstance(request.sides[result["index"]], Mapping):
+        item["document"] = result["document"]["text"]
+    return item
+
+
+def weaviate(scored: Scored, request: RerankRequest) -> dict[str, Any]:
+    """What Weaviate's module reads beside the canonical answer: in input order, always all."""
+    return {
+        "scores": [
+            {"document": text or "", "score": value_of(pair, request.is_raw)}
+            for pair, text in zip(scored.pairs, scored.texts, strict=True)
+        ]
+    }
+
+
+def nim(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
+    rankings = [
+        {"index": index, "logit": value_of(scored.pairs[index], request.is_raw)}
+        | _failure(scored.pairs[index])
+        for index in ranked(scored, request)
+    ]
+    return {
+        "rankings": rankings,
         "usage": usage(scored),
-        "meta": _meta(scored, naming),
+        "meta": _meta(scored, naming) | left_out(scored, request),
     }
 
 
@@ -72,8 +131,8 @@ def infinity(
     """As canonical, with documents as strings."""
     answer = canonical(scored, request, naming, returns_documents)
     answer["object"] = "rerank"
-    for result in answer["results"]:
-        if "document" in result:
+    for result in (*answer["results"], *answer["data"]):
+        if isinstance(result.get("document"), Mapping):
             result["document"] = result["document"]["text"]
     return answer
 
@@ -84,7 +143,7 @@ def tei(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
         {"index": index, "score": value_of(scored.pairs[index], request.is_raw)}
         | ({"text": scored.texts[index]} if request.return_text else {})
         | _failure(scored.pairs[index])
-        for index in ranked(scored.pairs, request.limit)
+        for index in ranked(scored, request)
     ]
 
 
@@ -96,16 +155,20 @@ def sglang(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
         | ({"document": scored.texts[index]} if echoes else {})
         | _failure(scored.pairs[index])
         | {"meta_info": {"prompt_tokens": scored.pairs[index].num_tokens}}
-        for index in ranked(scored.pairs, request.limit)
+        for index in ranked(scored, request)
     ]
 
 
-def headers(scored: Scored, naming: Naming) -> dict[str, str]:
+def headers(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, str]:
     """Usage and cost beside a bare list, named as TEI names what it computed."""
-    return {
-        "x-compute-tokens": str(scored.num_tokens),
-        "x-compute-characters": str(scored.num_characters),
-    } | {f"x-compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
+    return (
+        {
+            "x-compute-tokens": str(scored.num_tokens),
+            "x-compute-characters": str(scored.num_characters),
+        }
+        | {f"x-compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
+        | {f"x-{k.replace('_', '-')}": str(n) for k, n in left_out(scored, request).items()}
+    )
 
 
 def scores(scored: Scored, is_raw: bool, naming: Naming) -> dict[str, Any]:
@@ -131,14 +194,18 @@ def dashscope(
     return {
         "output": {"results": _results(scored, request, bool(request.return_documents))},
         "usage": usage(scored),
-        "meta": _meta(scored, naming),
+        "meta": _meta(scored, naming) | left_out(scored, request),
         "request_id": request_id,
     }
 
 
 def usage(scored: Scored) -> dict[str, int]:
     """Tokens that the model read, a pair's query counted for each of its documents."""
-    tokens = {"prompt_tokens": scored.num_tokens, "total_tokens": scored.num_tokens}
+    tokens = {
+        "prompt_tokens": scored.num_tokens,
+        "completion_tokens": 0,
+        "total_tokens": scored.num_tokens,
+    }
     visual = scored.num_visual_tokens
     if visual:
         tokens["visual_tokens"] = visual
@@ -153,7 +220,7 @@ def _results(
     scored: Scored, request: RerankRequest, returns_documents: bool
 ) -> list[dict[str, Any]]:
     results = []
-    for index in ranked(scored.pairs, request.limit):
+    for index in ranked(scored, request):
         pair, text = scored.pairs[index], scored.texts[index]
         result: dict[str, Any] = {
             "index": index,
@@ -173,25 +240,38 @@ def _failure(pair: PairScore) -> dict[str, Any]:
 
 def _meta(scored: Scored, naming: Naming) -> dict[str, Any]:
     tokens = scored.num_tokens
-    units = ceil(len(scored.pairs) / _DOCUMENTS_OF_A_SEARCH_UNIT)
     return {
         "api_version": {"version": "2"},
         "server_version": naming.version,
-        "billed_units": {"search_units": units, "total_tokens": tokens},
+        "billed_units": {"search_units": _search_units(scored), "total_tokens": tokens},
         "tokens": {"input_tokens": tokens, "output_tokens": 0},
         "warnings": scored.warnings,
     } | naming.cost(scored)
+
+
+def _search_units(scored: Scored) -> int:
+    return ceil(len(scored.pairs) / _DOCUMENTS_OF_A_SEARCH_UNIT)
 
 
 _TEI_TYPES = {
     400: "Empty",
     401: "Validation",
     413: "Validation",
+    415: "Validation",
     422: "Validation",
     429: "Overloaded",
     503: "Unhealthy",
 }
 DASHSCOPE_PATH = "/api/v1/services/rerank/text-rerank/text-rerank"
+SHAPED_PATHS = (
+    "/rerank",
+    "/v1/rerank",
+    "/reranking",
+    "/v1/reranking",
+    "/ranking",
+    "/v1/ranking",
+)
+"""Where several dialects meet, and a request's body says which one it speaks."""
 
 
 def body_of(error: ApiError, path: str, request_id: str, is_tei: bool = False) -> dict[str, Any]:
@@ -221,5 +301,5 @@ def _tei_type(error: ApiError) -> str:
 
 
 def is_tei(path: str, body: Any) -> bool:
-    """TEI shares its path with others; its requests have `texts`."""
-    return path == "/rerank" and isinstance(body, dict) and "texts" in body
+    """TEI shares its paths with others; its requests have `texts`."""
+    return path in SHAPED_PATHS and isinstance(body, dict) and "texts" in body

@@ -2,14 +2,16 @@
 
 A string; an object of `text`, `image`, `video` (each one or many); an object of `content`; a list
 of content parts, as OpenAI's and vLLM's. URLs stay strings, to be fetched later; data: URLs and
-base64 become bytes. Parts that are null or empty are left out, which may leave nothing. What has
-the wrong shape is InvalidRequest, which names the field; a number, and what has the right shape
-and does not decode, is InvalidContent, an error of that side alone.
+base64 become bytes. Parts that are null or empty are left out, which may leave nothing. Half of a
+surrogate pair, which is no character, is U+FFFD. What has the wrong shape is InvalidRequest, which
+names the field; a number, and what has the right shape and does not decode, is InvalidContent, an
+error of that side alone.
 """
 
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,7 @@ from shardrank.serve.errors import InvalidRequest
 
 _CONTENT_FIELDS = ("text", "image", "video")
 _NOT_CONTENT = {"instruction", "instruct", "id", "role", "type"}
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(slots=True)
@@ -35,6 +38,23 @@ class Parsed:
     def text(self) -> str | None:
         """Its texts, joined by newlines; None: it has none."""
         return "\n".join(self.content.texts) if self.content.texts else None
+
+
+def whole(text: str) -> str:
+    """The text as Unicode has it: half of a surrogate pair is the replacement character."""
+    return _HALF_A_PAIR.sub("\ufffd", text)
+
+
+def listed(documents: Any) -> Any:
+    """vLLM's clients may send one document, or an object whose content is a list of them."""
+    if isinstance(documents, str):
+        return [documents]
+    if not isinstance(documents, Mapping):
+        return documents
+    parts = documents.get("content")
+    if not isinstance(parts, list):
+        return [documents]
+    return [{**documents, "content": [part]} for part in parts]
 
 
 def parse_side(value: Any, name: str, rank_fields: Sequence[str] | None = None) -> Parsed:
@@ -63,6 +83,8 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
     if rank_fields and not any(value.get(key) for key in ("image", "video", "content")):
         chosen = {key: value[key] for key in rank_fields if key in value}
         return Parsed(_from_fields({key: _in_words(each) for key, each in chosen.items()}, name))
+    if "page_content" in value and not {"text", "content"} & value.keys():  # LangChain's
+        value = {"text" if key == "page_content" else key: each for key, each in value.items()}
     content = value.get("content")
     has_others = not all(_is_nothing(value.get(key)) for key in _CONTENT_FIELDS)
     if content is not None and not (has_others and _is_nothing(content)):
@@ -249,13 +271,7 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         _refuse_number(value, name)
         raise InvalidRequest(f"{name} must be a string, got {kind(value)}", param=name)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{name} is not valid Unicode: half of a surrogate pair at {error.start}", param=name
-        ) from error
-    return value
+    return whole(value)
 
 
 def _refuse_number(value: Any, name: str) -> None:
@@ -293,7 +309,7 @@ def echo_of(value: Any, text: str) -> dict[str, str]:
     """
     if not isinstance(value, Mapping) or value.get("content") is not None:
         return {"text": text}
-    strings = {key: each for key, each in value.items() if isinstance(each, str)}
+    strings = {whole(key): whole(each) for key, each in value.items() if isinstance(each, str)}
     return {"text": text} | {key: strings[key] for key in strings if key not in _NOT_ECHOED}
 
 

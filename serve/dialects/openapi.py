@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 DESCRIPTION = """Reranks with Qwen3-VL-Reranker. One server for the clients of Cohere, Jina, vLLM,
-TEI, Voyage, Infinity, SGLang and DashScope: queries and documents are text, images, videos, or any
-mix, and the instruction is free for each request and document."""
+TEI, NIM, Voyage, Infinity, SGLang and DashScope: queries and documents are text, images, videos,
+or any mix, and the instruction is free for each request and document."""
 
 
 class _Open(BaseModel):
@@ -30,8 +31,15 @@ class Result(_Open):
     truncated: bool | None = None
 
 
+class DataResult(Result):
+    """The same, for readers of `data`: the document is a string where it was sent as one."""
+
+    score: float | None
+
+
 class Usage(_Open):
     prompt_tokens: int
+    completion_tokens: int
     total_tokens: int
 
 
@@ -41,7 +49,20 @@ class RerankAnswer(_Open):
     created: int
     model: str
     results: list[Result]
-    data: list[Result]
+    data: list[DataResult]
+    usage: Usage
+    meta: dict[str, Any]
+
+
+class Ranking(_Open):
+    index: int
+    logit: float | None
+
+
+class NimAnswer(_Open):
+    """What a request with `passages` gets."""
+
+    rankings: list[Ranking]
     usage: Usage
     meta: dict[str, Any]
 
@@ -116,6 +137,7 @@ _SENTENCES = {
     401: "No API key, or a wrong one",
     404: "Another model, where the server is strict",
     413: "The body is too large",
+    415: "The body is compressed",
     422: "A field is missing, of the wrong type or out of range",
     429: "A key's limit, or no capacity left; Retry-After",
     503: "Starting, stopping, or a replica was lost; Retry-After",
@@ -139,3 +161,23 @@ METRICS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
     **REFUSED,
 }
+
+
+def add_security(app: FastAPI) -> None:
+    """The keys in the document: any one of the headers that the gate reads."""
+    describe = app.openapi
+    schemes = {
+        "Bearer": {"type": "http", "scheme": "bearer"},
+        "Api-Key": {"type": "apiKey", "in": "header", "name": "Api-Key"},
+        "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+
+    def with_security() -> dict[str, Any]:
+        document = describe()
+        document["components"]["securitySchemes"] = schemes
+        document["security"] = [{name: []} for name in schemes]
+        for path in ("/health", "/ready"):
+            document["paths"][path]["get"]["security"] = []
+        return document
+
+    app.openapi = with_security  # type: ignore[method-assign]

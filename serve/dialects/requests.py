@@ -1,12 +1,23 @@
 """Request bodies of all dialects: one superset for /rerank, one for /score, and DashScope's.
 
 Every optional field accepts null, because clients send nulls. Unknown fields are kept, to be named
-in the answer's warnings.
+in the answer's warnings; fields that nobody reads are of any type.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from shardrank.serve.dialects.contents import listed, whole
 
 Side = str | dict[str, Any] | list[Any]
 """A query or document; serve/dialects/contents.py reads it."""
@@ -15,12 +26,35 @@ _Number = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=Tru
 Document = Side | None | _Number
 """Null and numbers come from tables' cells and are their document's error."""
 
-Sides = Annotated[list[Document], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
+Sides = Annotated[
+    list[Document],
+    Field(fail_fast=True, json_schema_extra={"minItems": 1}),
+    BeforeValidator(listed),
+]
 """The first that is wrong ends it: errors of all would take gigabytes for a body of one."""
 
-_WholeNumber = Annotated[int, Field(strict=True)]
-_Positive = Annotated[int, Field(strict=True, ge=1)]
-_Fps = Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False)]
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, got a boolean")
+    return value
+
+
+_Lax = BeforeValidator(_no_boolean)
+"""Numbers may be written as texts, and whole ones with a point: "2" and 2.0."""
+_Limit = Annotated[int, Field(ge=0), _Lax]
+_Positive = Annotated[int, Field(ge=1), _Lax]
+_Fps = Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False), _Lax]
+_Score = Annotated[float, Field(allow_inf_nan=False), _Lax]
+_Text = Annotated[str, AfterValidator(whole)]
+
+
+def _in_lower_case(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+_End = Annotated[Literal["left", "right"], BeforeValidator(_in_lower_case)]
+"""In any case: two spellings of one name would be no enumeration to who generates a client."""
 
 
 class MediaOptions(BaseModel):
@@ -41,17 +75,17 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model: str | None = Field(None, description="Any name is accepted unless the server is strict")
-    instruction: str | None = Field(None, description="What makes a document relevant")
-    instruct: str | None = Field(None, description="The same, as DashScope and SGLang call it")
+    instruction: _Text | None = Field(None, description="What makes a document relevant")
+    instruct: _Text | None = Field(None, description="The same, as DashScope and SGLang call it")
     max_tokens_per_doc: _Positive | None = Field(None, description="Of a document's text")
     max_tokens_per_query: _Positive | None = None
-    truncate_prompt_tokens: Annotated[int, Field(strict=True, ge=-1)] | None = Field(
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1), _Lax] | None = Field(
         None, description="Tokens of a whole pair; -1: the model's own limit"
     )
     truncation: bool | None = Field(None, description="false: a pair that is too long is an error")
     truncate: bool | str | None = Field(None, description="The same, as TEI calls it")
-    truncation_side: Literal["left", "right"] | None = None
-    truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
+    truncation_side: _End | None = None
+    truncation_direction: _End | None = Field(None, description="The same, as TEI calls it")
     use_activation: bool | None = Field(None, description="false: the logit, not the score")
     activation: bool | None = None
     raw_scores: bool | None = Field(None, description="true: the logit (TEI, Infinity)")
@@ -61,9 +95,9 @@ class Options(BaseModel):
     on_error: Literal["fail", "null"] | None = Field(
         None, description="A document that cannot be scored: fails all, or has a null score"
     )
-    priority: int | None = None
-    user: str | None = None
-    request_id: str | None = None
+    priority: Any = None
+    user: Any = None
+    request_id: Any = None
 
     @property
     def is_raw(self) -> bool:
@@ -78,8 +112,8 @@ class Options(BaseModel):
 
     @property
     def keeps_the_end(self) -> bool:
-        side = self.truncation_side or self.truncation_direction or "right"
-        return side.lower() == "left" or str(self.truncate).upper() == "START"
+        side = self.truncation_side or self.truncation_direction
+        return side == "left" or str(self.truncate).upper() == "START"
 
     @property
     def media(self) -> MediaOptions:
@@ -89,6 +123,11 @@ class Options(BaseModel):
         return base.model_copy(update={key: value for key, value in own.items() if value})
 
     @property
+    def sides_of_parts(self) -> list[str]:
+        """Fields that are an object of several parts and are read as one side."""
+        return []
+
+    @property
     def unknown_fields(self) -> list[str]:
         inner = self.mm_processor_kwargs
         nested = [f"mm_processor_kwargs.{name}" for name in (inner and inner.model_extra) or ()]
@@ -96,38 +135,81 @@ class Options(BaseModel):
 
 
 class RerankRequest(Options):
-    """The superset of Cohere's, Jina's, vLLM's, Voyage's, TEI's, SGLang's and Infinity's."""
+    """The superset of what the clients of Cohere, Jina, vLLM, Voyage, TEI, NIM and others send.
+
+    Documents stand in one of four fields, and which one says how the answer looks.
+    """
 
     query: Side | None
-    documents: Sides | None = Field(None, description="In every dialect but TEI's")
+    documents: Sides | None = Field(
+        None, description="A list, one alone, or an object whose content is a list, a document each"
+    )
     texts: Sides | None = Field(None, description="TEI's documents: the answer is TEI's too")
-    top_n: _WholeNumber | None = Field(None, ge=0, description="null, 0 or more than n: all")
-    top_k: _WholeNumber | None = Field(None, ge=0, description="The same, as Voyage calls it")
+    passages: Sides | None = Field(None, description="NIM's documents: the answer is NIM's too")
+    input: Sides | None = Field(None, description="Mixedbread's documents")
+    top_n: _Limit | None = Field(None, description="null, 0 or more than n: all")
+    top_k: _Limit | None = Field(None, description="The same, as Voyage calls it")
+    min_score: _Score | None = Field(None, description="Results below it are left out")
+    score_threshold: _Score | None = Field(None, description="The same")
     return_documents: bool | None = None
     return_text: bool | None = Field(None, description="TEI's return_documents")
+    return_input: bool | None = Field(None, description="Mixedbread's return_documents")
     rank_fields: Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="Cohere v1: fields that count"
     )
-    max_chunks_per_doc: int | None = Field(None, description="Accepted and not used: no chunks")
+    rank_property: Any = Field(
+        None, alias="property", description="Weaviate's: the answer has its `scores` too"
+    )
+    max_chunks_per_doc: Any = Field(None, description="Accepted and not used: no chunks")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_llama_cpp(cls, values: Any) -> Any:
+        """`texts: true` beside documents asks for TEI's answer."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("texts"), bool):
+            return values
+        if values["texts"]:
+            return {**values, "texts": values.get("documents"), "documents": None}
+        return {**values, "texts": None}
 
     @model_validator(mode="after")
     def _has_documents(self) -> "RerankRequest":
-        if (self.documents is None) == (self.texts is None):
-            raise ValueError("give documents (or, as TEI does, texts), and not both")
+        if sum(getattr(self, name) is not None for name in _DOCUMENTS) != 1:
+            raise ValueError(
+                "give documents (or, as TEI does, texts, as NIM does, passages, "
+                "as Mixedbread does, input), and one of them alone"
+            )
         return self
 
     @property
-    def is_tei(self) -> bool:
-        return self.documents is None
+    def documents_field(self) -> str:
+        """The name of the field that the documents stand in."""
+        return next(name for name in _DOCUMENTS if getattr(self, name) is not None)
+
+    @property
+    def is_raw(self) -> bool:
+        """NIM's answers have logits alone."""
+        return self.passages is not None or super().is_raw
+
+    @property
+    def is_of_weaviate(self) -> bool:
+        return "rank_property" in self.model_fields_set
 
     @property
     def sides(self) -> list[Document]:
-        return self.texts if self.documents is None else self.documents  # type: ignore[return-value]
+        return getattr(self, self.documents_field)
+
+    @property
+    def least_score(self) -> float | None:
+        return self.score_threshold if self.min_score is None else self.min_score
 
     @property
     def limit(self) -> int | None:
         """How many results are wanted; None: all."""
         return self.top_n or self.top_k or None
+
+
+_DOCUMENTS = ("documents", "texts", "passages", "input")
 
 
 class ScoreRequest(Options):
@@ -143,10 +225,7 @@ class ScoreRequest(Options):
 
     @model_validator(mode="after")
     def _has_one_pair_of_fields(self) -> "ScoreRequest":
-        given = [
-            pair for pair in _SCORE_FIELDS if all(getattr(self, name) is not None for name in pair)
-        ]
-        if len(given) != 1:
+        if len(self._given) != 1:
             raise ValueError(
                 "give queries and documents (or queries and items, data_1 and data_2, "
                 "text_1 and text_2)"
@@ -157,6 +236,14 @@ class ScoreRequest(Options):
     def fields(self) -> tuple[str, str]:
         """The names of the queries' field and of the documents'."""
         return self._given[0]
+
+    @property
+    def sides_of_parts(self) -> list[str]:
+        return [
+            name
+            for name in self.fields
+            if isinstance(side := getattr(self, name), Mapping) and len(listed(side)) > 1
+        ]
 
     @property
     def _given(self) -> list[tuple[str, str]]:
@@ -178,13 +265,13 @@ class DashScopeInput(BaseModel):
     documents: Sides
 
 
-class DashScopeParameters(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class DashScopeParameters(Options):
+    """DashScope's own are top_n, return_documents, instruct and fps."""
 
-    top_n: _WholeNumber | None = Field(None, ge=0)
+    top_n: _Limit | None = None
     return_documents: bool | None = None
-    instruct: str | None = None
-    fps: _Fps | None = None
+    min_score: _Score | None = None
+    score_threshold: _Score | None = None
 
 
 class DashScopeRequest(BaseModel):
@@ -200,13 +287,17 @@ class DashScopeRequest(BaseModel):
         return value or DashScopeParameters()
 
     def as_rerank(self) -> RerankRequest:
+        """Parameters that nobody knows are kept by name, to be named in the answer."""
         parameters = self.parameters or DashScopeParameters()
+        known = parameters.model_dump(include=set(DashScopeParameters.model_fields))
+        unknown = list(parameters.model_extra or ())
         return RerankRequest(
-            model=self.model,
-            query=self.input.query,
-            documents=self.input.documents,
-            top_n=parameters.top_n,
-            return_documents=bool(parameters.return_documents),
-            instruct=parameters.instruct,
-            fps=parameters.fps,
+            **{f"parameters.{name}": None for name in unknown},
+            **known
+            | {
+                "model": self.model,
+                "query": self.input.query,
+                "documents": self.input.documents,
+                "return_documents": bool(parameters.return_documents),
+            },
         )

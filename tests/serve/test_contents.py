@@ -20,6 +20,8 @@ URL = "https://host/page.png"
     [
         ("a text", Content(texts=("a text",))),
         ("", Content(texts=("",))),
+        ("half of a pair: \ud800", Content(texts=("half of a pair: \ufffd",))),
+        ({"page_content": "t", "metadata": {"page": 1}}, Content(texts=("t",))),
         ({"text": "t"}, Content(texts=("t",))),
         ({"text": ["a", "b"]}, Content(texts=("a", "b"))),
         ({"image": DATA_URL}, Content(images=(PNG,))),
@@ -97,7 +99,6 @@ def test_fields_that_nobody_reads_are_named():
         ({"title": True}, "documents[4].title"),
         ({"title": ["a"]}, "documents[4].title"),
         ({"instruction": 3, "text": "t"}, "documents[4].instruction"),
-        ("half of a pair: \ud800", "documents[4]"),
     ],
 )
 def test_a_wrong_shape_is_refused_by_name(value, field):

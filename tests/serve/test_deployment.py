@@ -123,6 +123,8 @@ def test_a_lost_replica_costs_what_it_worked_on_and_the_command_stops_in_order(t
         assert [r["relevance_score"] for r in results] == pytest.approx(expected, abs=1e-5)
         assert answer.headers.get_list("x-request-id") == ["mine"]
         assert client.get("/health").json() == {"status": "ok"}
+        head = httpx.head(f"{client.base_url}//v1/models/")  # Serve's proxy passes both on
+        assert head.status_code == 200 and head.content == b""
 
         ports = listening(process.pid)
         assert set(ports) <= LOOPBACK and ports.total() > 5, ports

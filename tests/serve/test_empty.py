@@ -53,6 +53,8 @@ def test_a_document_that_says_nothing_is_its_own_error(path: str, client: httpx.
         ("/rerank", {"query": "q", "texts": ["a", "", "b"]}, "texts[1]"),
         ("/rerank", {"query": "q", "texts": ["", " "]}, "texts[0]"),
         ("/infinity/rerank", {"query": "q", "documents": ["a", None]}, "documents[1]"),
+        ("/rerank", {"query": "q", "documents": ["a", ""], "property": ""}, "documents[1]"),
+        ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": ""}]}, "passages[0]"),
         ("/score", {"queries": "q", "documents": ["a", "b", None]}, "documents[2]"),
         ("/score", {"queries": ["q", "r"], "documents": ["a", {}]}, "documents[1]"),
         ("/score", {"text_1": ["q", "r"], "text_2": ["a", " "]}, "text_2[1]"),

@@ -13,7 +13,8 @@ def rerank(**fields) -> RerankRequest:
 
 
 def test_every_optional_field_accepts_null():
-    names = set(RerankRequest.model_fields) - {"query", "documents"}
+    names = {field.alias or name for name, field in RerankRequest.model_fields.items()}
+    names -= {"query", "documents"}
     assert rerank(**dict.fromkeys(names)) == rerank()
 
 
@@ -30,11 +31,12 @@ def test_top_n_and_top_k_limit(fields, limit):
     [
         {"documents": None},
         {"texts": ["a"]},
+        {"passages": ["a"]},
         {"query": 3},
-        {"documents": "a"},
         {"documents": [True]},
         {"top_n": -1},
-        {"top_n": "2"},
+        {"top_n": True},
+        {"top_n": "two"},
         {"top_n": 1.5},
         {"top_k": -3},
         {"max_tokens_per_doc": 0},

@@ -1,0 +1,399 @@
+"""What real callers send, on every dialect's path over HTTP, with the tiny real model."""
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import httpx
+import pytest
+
+from shardrank.actors.data import CandidateSet
+from shardrank.actors.reranker import Reranker
+from shardrank.serve.dialects.answers import DASHSCOPE_PATH
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+from tests.support.serve_app import running, settings
+from tests.support.serve_clients import KEY, image, tiny_engine
+
+QUERY = "Which planet is red?"
+DOCUMENTS = ["Bananas are yellow.", "Mars is red.", "Venus is the second planet."]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Where a request goes and what its fields are called; limit None: it takes none."""
+
+    path: str
+    documents: str = "documents"
+    results: str | None = "results"
+    score: str = "relevance_score"
+    query: str = "query"
+    limit: str | None = "top_n"
+
+    def body(self, query: Any, documents: Any, limit: Any = None, **more: Any) -> dict[str, Any]:
+        body = {self.query: query, self.documents: documents}
+        own = {self.limit: limit} if self.limit and limit is not None else {}
+        if self.path == DASHSCOPE_PATH:
+            return {"input": body, "parameters": own | more}
+        return body | own | more
+
+    def scores(self, answer: httpx.Response) -> list[Any]:
+        """In input order."""
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        body = body.get("output", body) if isinstance(body, dict) else body
+        results = body if self.results is None else body[self.results]
+        return [one[self.score] for one in sorted(results, key=lambda one: one["index"])]
+
+
+CANONICAL = (
+    "/rerank", "/v1/rerank", "/v2/rerank", "/v1/reranks", "/reranks",
+    "/compatible-api/v1/reranks", "/reranking", "/v1/reranking",
+)  # fmt: skip
+DIALECTS = {
+    **{path: Dialect(path) for path in CANONICAL},
+    "TEI": Dialect("/rerank", "texts", None, "score"),
+    "llama.cpp": Dialect("/v1/reranking", "texts", None, "score"),
+    "NIM": Dialect("/v1/ranking", "passages", "rankings", "logit"),
+    "RAGFlow's NIM": Dialect("/reranking", "passages", "rankings", "logit"),
+    "Mixedbread": Dialect("/v1/reranking", "input", "data", "score", limit="top_k"),
+    "Voyage": Dialect("/v1/rerank", "documents", "data", limit="top_k"),
+    "Pinecone": Dialect("/rerank", "documents", "data", "score"),
+    "Infinity": Dialect("/infinity/rerank"),
+    "SGLang": Dialect("/sglang/v1/rerank", results=None, score="score"),
+    "DashScope": Dialect(DASHSCOPE_PATH),
+    "score": Dialect("/score", "documents", "data", "score", "queries", limit=None),
+    "v1 score": Dialect("/v1/score", "text_2", "data", "score", "text_1", limit=None),
+}
+every_dialect = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+every_ranking = pytest.mark.parametrize(
+    "dialect", [each for each in DIALECTS.values() if each.limit], ids=lambda each: each.path
+)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with running() as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[httpx.Client]:
+    """With a key and a page that may call; the client sends no key by itself."""
+    keys = ApiKeys((ApiKey("alice", hash_key(KEY)),))
+    with (
+        running(keys, cors_origins=("https://app.test",), served_name="org/tiny") as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def engine() -> Reranker:
+    return tiny_engine()
+
+
+def post(client: httpx.Client, path: str, **body: Any) -> Any:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@every_dialect
+def test_scores_are_the_engines(dialect, client, engine):
+    got = dialect.scores(client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS)))
+    got = [1 / (1 + exp(-score)) for score in got] if dialect.score == "logit" else got
+    assert got == pytest.approx(engine.score(QUERY, DOCUMENTS), abs=1e-5)
+
+
+@every_dialect
+def test_half_a_surrogate_pair_is_the_replacement_character(dialect, client):
+    def scores(half: str) -> list[float]:
+        body = dialect.body(f"party {half}", ["at home", f"we danced {half}"], instruct=f"i {half}")
+        return dialect.scores(client.post(dialect.path, content=json.dumps(body), headers=JSON))
+
+    assert scores("\ud83c") == scores("\udfff") == scores("\ufffd") != scores("")
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@every_ranking
+def test_documents_may_be_one_object_whose_parts_are_documents(dialect, client):
+    parts = [{"type": "text", "text": text} for text in DOCUMENTS[:2]]
+    ask = [dialect.body(QUERY, each) for each in ({"content": parts}, DOCUMENTS[:2])]
+    left, right = (dialect.scores(client.post(dialect.path, json=body)) for body in ask)
+    assert left == pytest.approx(right, abs=1e-5)
+
+
+@every_dialect
+@pytest.mark.parametrize("document", ["Mars is red.", {"text": "Mars is red."}])
+def test_documents_may_be_one_document(document, dialect, client):
+    ask = [dialect.body(QUERY, each) for each in (document, ["Mars is red."])]
+    left, right = (dialect.scores(client.post(dialect.path, json=body)) for body in ask)
+    assert left == pytest.approx(right, abs=1e-5)
+
+
+def test_score_gives_one_score_to_an_object_of_parts_and_says_so(client):
+    parts = [{"type": "text", "text": text} for text in DOCUMENTS]
+    answer = post(client, "/score", queries=QUERY, documents={"content": parts})
+    assert len(answer["data"]) == 1
+    assert "'documents' is one side of several parts, with one" in answer["meta"]["warnings"][0]
+    plain = post(client, "/score", queries=QUERY, documents={"content": parts[:1]})
+    assert plain["meta"]["warnings"] == []
+
+
+@every_ranking
+@pytest.mark.parametrize("limit", ["2", 2.0, 2])
+def test_whole_numbers_come_as_texts_and_with_a_point(limit, dialect, client):
+    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, limit))
+    assert len(dialect.scores(answer)) == 2
+
+
+@every_dialect
+def test_fields_that_nobody_reads_are_of_any_type(dialect, client):
+    more = {"user": 123, "priority": "high", "request_id": 7, "max_chunks_per_doc": "many"}
+    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, **more))
+    assert len(dialect.scores(answer)) == 3
+
+
+@every_dialect
+def test_objects_have_fields_beside_their_text(dialect, client, engine):
+    pages = [{"page_content": text, "metadata": {"page": 3}} for text in DOCUMENTS]
+    others = [{"text": text, "year": 1931, "tags": ["a"]} for text in DOCUMENTS]
+    for documents in (pages, others):
+        answer = client.post(dialect.path, json=dialect.body(QUERY, documents))
+        expected = dialect.scores(client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS)))
+        assert dialect.scores(answer) == pytest.approx(expected, abs=1e-5)
+        if dialect.results:
+            assert f"{dialect.documents}[0]" in answer.json()["meta"]["warnings"][0]
+
+
+@every_dialect
+def test_a_compressed_body_is_refused_by_its_header(dialect, client):
+    packed = gzip.compress(json.dumps(dialect.body(QUERY, DOCUMENTS)).encode())
+    headers = JSON | {"Content-Encoding": "gzip"}
+    answer = client.post(dialect.path, content=packed, headers=headers)
+    assert answer.status_code == 415 and "Content-Encoding: gzip" in answer.json()["message"]
+    whole = json.dumps(dialect.body(QUERY, DOCUMENTS))
+    headers = JSON | {"Content-Encoding": "identity"}
+    assert client.post(dialect.path, content=whole, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b'{"query": "caf\xe9", "documents": ["a"]}', "not UTF-8: byte 0xe9 at 14"),
+        (b"\xff\xfe{}\x00", "not UTF-16"),
+        (b"[" * 60_000, "nested too deeply"),
+        (b'{"top_n": ' + b"9" * 5_000 + b"}", "digits"),
+        (b'{"query": ', "not JSON at character 10"),
+    ],
+)
+@pytest.mark.parametrize("path", sorted({each.path for each in DIALECTS.values()}))
+def test_a_body_that_cannot_be_read_says_why(path, body, sentence, client):
+    answer = client.post(path, content=body, headers=JSON)
+    assert answer.status_code in (400, 422) and sentence in answer.json()["message"]
+
+
+# What one client alone reads or sends.
+
+
+def test_nim_has_logits_best_first(client, engine):
+    passages = [{"text": text} for text in DOCUMENTS]
+    body = {"model": "m", "query": {"text": QUERY}, "passages": passages}
+    answer = post(client, "/v1/ranking", **body, truncate="END")
+    logits = [pair.logit for pair in engine.score_sets([CandidateSet.parse(QUERY, DOCUMENTS)])[0]]
+    best_first = sorted(range(3), key=lambda index: -logits[index])
+    assert [one["index"] for one in answer["rankings"]] == best_first
+    got = [one["logit"] for one in answer["rankings"]]
+    assert got == pytest.approx([logits[index] for index in best_first], abs=1e-4)
+
+
+def test_nim_refuses_a_passage_that_is_too_long_where_none_may_be_cut(client):
+    body = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "word " * 12_000}]}
+    refused = client.post("/v1/ranking", json=body | {"truncate": "NONE"})
+    assert refused.status_code == 400 and refused.json()["message"].startswith("passages[1]")
+
+
+def test_nim_has_images_in_passages(client, engine):
+    data = image("red")
+    packed = base64.b64encode(data).decode()
+    passages = [{"text": "red", "image": packed}, {"image": f"data:image/png;base64,{packed}"}]
+    answer = post(client, "/ranking", query={"text": QUERY}, passages=passages)
+    expected = engine.score(QUERY, [{"text": "red", "image": data}, {"image": data}])
+    got = {one["index"]: 1 / (1 + exp(-one["logit"])) for one in answer["rankings"]}
+    assert [got[0], got[1]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_tei_says_what_it_serves(client):
+    info = client.get("/info").json()
+    assert info["model_id"] == "tiny" and list(info["model_type"]) == ["reranker"]
+    assert info["max_input_length"] > 1_000 and info["max_client_batch_size"] == 10_000
+
+
+def test_a_model_is_known_by_its_name(client, guarded):
+    found = client.get("/v1/models/tiny").json()
+    assert (found["id"], found["model_type"]) == ("tiny", "rerank")
+    for name in ("org/tiny", "org%2Ftiny"):
+        assert guarded.get(f"/v1/models/{name}", headers=WITH_KEY).json()["id"] == "org/tiny"
+    missing = client.get("/v1/models/other")
+    assert missing.status_code == 404 and "'tiny' is" in missing.json()["message"]
+    for path in ("/models", "/infinity/models"):
+        (found,) = client.get(path).json()["data"]
+        assert (found["id"], found["owned_by"], found["stats"]) == ("tiny", "infinity", {})
+
+
+def test_infinitys_client_finds_its_object_at_the_plain_path(client):
+    body = {"query": "q", "documents": ["a"], "return_documents": False, "raw_scores": False}
+    assert post(client, "/rerank", **body)["object"] == "rerank"
+
+
+def test_data_has_strings_as_voyages_and_objects_as_pinecones(client):
+    sent = [DOCUMENTS[0], {"text": DOCUMENTS[1], "id": "7"}]
+    answer = post(client, "/v1/rerank", query=QUERY, documents=sent, return_documents=True)
+    data = {one["index"]: one for one in answer["data"]}
+    assert data[0]["document"] == DOCUMENTS[0]
+    assert data[1]["document"] == {"text": DOCUMENTS[1], "id": "7"}
+    assert all(one["score"] == one["relevance_score"] for one in answer["data"])
+    assert all(isinstance(one["document"], dict) for one in answer["results"])
+    assert (answer["usage"]["completion_tokens"], answer["usage"]["rerank_units"]) == (0, 1)
+
+
+def test_mixedbread_has_its_input_back(client):
+    body = {"query": QUERY, "input": DOCUMENTS, "top_k": 2, "return_input": True}
+    answer = post(client, "/v1/reranking", **body)
+    assert (answer["top_k"], answer["return_input"]) == (2, True)
+    for one in answer["data"]:
+        assert one["input"] == one["document"]["text"] == DOCUMENTS[one["index"]]
+    plain = post(client, "/v1/reranking", **body | {"return_input": None})
+    assert all("input" not in one for one in plain["data"])
+
+
+def test_weaviate_has_scores_in_input_order(client, engine):
+    answer = post(client, "/rerank", query=QUERY, documents=DOCUMENTS, property="")
+    assert [one["document"] for one in answer["scores"]] == DOCUMENTS
+    got = [one["score"] for one in answer["scores"]]
+    assert got == pytest.approx(engine.score(QUERY, DOCUMENTS), abs=1e-5)
+    assert client.get("/.well-known/ready").status_code == 200
+
+
+def test_llama_cpps_clients_ask_for_teis_answer(client):
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"):
+        answer = post(client, path, **body, texts=True, return_text=True)
+        assert all(one["text"] == DOCUMENTS[one["index"]] for one in answer)
+        assert "results" in post(client, path, **body, texts=False)
+
+
+@pytest.mark.parametrize("name", ["min_score", "score_threshold"])
+@every_ranking
+def test_results_below_a_least_score_are_left_out_and_counted(name, dialect, client):
+    plain = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS))
+    scores = dialect.scores(plain)
+    body = dialect.body(QUERY, DOCUMENTS, **{name: str(sorted(scores)[1])})
+    answer = client.post(dialect.path, json=body)
+    assert sorted(dialect.scores(answer)) == pytest.approx(sorted(scores)[1:])
+    if dialect.results is None:
+        assert answer.headers["x-num-below-min-score"] == "1"
+    else:
+        assert answer.json()["meta"]["num_below_min_score"] == 1
+    assert "num_below_min_score" not in plain.text
+
+
+def test_dashscopes_other_parameters_are_read_or_named(client):
+    body = {"input": {"query": QUERY, "documents": DOCUMENTS}}
+    parameters = {"use_activation": False, "temperature": 1}
+    answer = post(client, DASHSCOPE_PATH, **body, parameters=parameters)
+    warned = "field 'parameters.temperature' is not known and was ignored"
+    assert answer["meta"]["warnings"] == [warned]
+    assert any(not 0 < one["relevance_score"] < 1 for one in answer["output"]["results"])
+
+
+# Paths, browsers and the document.
+
+WITH_KEY = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("path", ["//rerank", "/rerank/", "//v1//rerank//", "/v2/rerank/"])
+def test_slashes_too_many_are_no_redirect(path, guarded):
+    url = f"{guarded.base_url}".rstrip("/") + path
+    body = {"query": "q", "documents": ["a"]}
+    assert guarded.post(url, json=body).status_code == 401
+    assert guarded.post(url, json=body, headers=WITH_KEY).status_code == 200
+    assert guarded.get(f"{guarded.base_url}".rstrip("/") + "//health/").status_code == 200
+
+
+def test_head_is_get_without_a_body(guarded):
+    for path in ("/", "/health", "/ready", "/v1/models", "/metrics", "/docs", "/openapi.json"):
+        answer = guarded.head(path, headers=WITH_KEY)
+        assert answer.status_code == 200 and answer.content == b""
+    assert guarded.head("/v1/models").status_code == 401
+    assert guarded.head("/rerank", headers=WITH_KEY).status_code == 405
+
+
+def test_xinferences_client_is_told_to_send_its_key(guarded, client):
+    """After 404 it goes on, and sends none; after 401 it stops."""
+    assert guarded.get("/v1/cluster/auth").json() == {"auth": True}
+    assert guarded.get("/v1/cluster").status_code == 401
+    assert client.get("/v1/cluster/auth").json() == {"auth": False}
+
+
+def test_pages_of_named_origins_may_call(guarded, client):
+    ask = {"Access-Control-Request-Method": "POST"}
+    ask |= {"Access-Control-Request-Headers": "authorization,content-type,x-anything"}
+    for origin, may in (("https://app.test", True), ("https://other.test", False)):
+        asked = guarded.options("/v2/rerank", headers=ask | {"Origin": origin})
+        assert (asked.status_code == 200) == may
+        sent = {"Origin": origin, **WITH_KEY}
+        answer = guarded.post("/v2/rerank", json={"query": "q", "documents": ["a"]}, headers=sent)
+        assert (answer.headers.get("access-control-allow-origin") == origin) == may
+    refused = guarded.post("/v2/rerank", headers={"Origin": "https://app.test"})
+    assert refused.status_code == 401 and "access-control-allow-origin" in refused.headers
+    assert client.options("/v2/rerank", headers=ask | {"Origin": "a"}).status_code == 405
+
+
+@pytest.mark.parametrize("origin", ["https://app.test/", "app.test", "https://app.test/a", ""])
+def test_what_is_no_origin_is_refused(origin):
+    with pytest.raises(ValueError, match="cors_origins must be"):
+        settings(cors_origins=(origin,))
+
+
+def test_docs_load_nothing_from_elsewhere(guarded):
+    page = guarded.get("/docs", headers=WITH_KEY).text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert loaded and all(each.startswith("/") and each[1] != "/" for each in loaded)
+    for path in loaded:
+        assert guarded.get(path, headers=WITH_KEY).status_code == 200
+        assert guarded.get(path).status_code == 401
+    assert "https://" not in page
+
+
+def test_the_document_knows_the_keys(guarded, client):
+    document = guarded.get("/openapi.json", headers=WITH_KEY).json()
+    assert set(document["components"]["securitySchemes"]) == {"Bearer", "Api-Key", "X-API-Key"}
+    assert {"Bearer": []} in document["security"]
+    assert document["paths"]["/health"]["get"]["security"] == []
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+
+
+def test_the_documents_enumerations_have_one_spelling_of_a_name(client):
+    found: list[list[str]] = []
+
+    def read(node: Any) -> None:
+        if isinstance(node, dict):
+            found.extend([node["enum"]] if isinstance(node.get("enum"), list) else [])
+            for each in node.values():
+                read(each)
+        elif isinstance(node, list):
+            for each in node:
+                read(each)
+
+    read(client.get("/openapi.json").json())
+    assert found and all(len({str(v).lower() for v in each}) == len(each) for each in found)
+    answer = post(client, "/rerank", query="q", texts=["a"], truncation_direction="Left")
+    assert len(answer) == 1
