@@ -74,7 +74,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
 
     def check_room() -> None:
         if app.state.service is not None:
-            app.state.service.queue.check_room(num_pairs=1)
+            app.state.service.queue.check_any_room()
 
     app.add_middleware(
         Gate, keys=keys, limits=settings.limits, metrics=metrics, check_room=check_room

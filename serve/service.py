@@ -21,27 +21,12 @@ from shardrank.serve.fetching import MediaFetcher
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.settings import Limits, ServeSettings
+from shardrank.serve.work import ParsedSide, Sides, Work, in_order
 
 _MAX_WARNINGS = 20
 _MERGED_TOKENS = 4
 """By so many a prompt may differ from the sum of its parts, where a text meets the template."""
 _ANY_DOCUMENT = Content(texts=("a",))  # one token
-
-ParsedSide = Parsed | RerankError
-Sides = list[Content | RerankError]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a request wants scored: documents[i] for queries[query_of[i]], in the answer's order.
-
-    document_name: what the request calls documents[i], to be formatted with i.
-    """
-
-    queries: list[ParsedSide]
-    documents: list[ParsedSide]
-    query_of: list[int]
-    document_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +87,7 @@ class RerankService:
             documents=self._parse_all(documents, name, request.rank_fields),
             query_of=[0] * len(documents),
             document_name=f"{name}[{{}}]",
+            instruction=request.instruction or request.instruct,
         )
         return await self._score(work, request)
 
@@ -121,6 +107,7 @@ class RerankService:
             documents=self._parse_all(documents, right, None),
             query_of=list(range(len(queries))) if len(queries) > 1 else [0] * len(documents),
             document_name=f"{right}[{{}}]",
+            instruction=request.instruction or request.instruct,
         )
         return await self._score(work, request)
 
@@ -143,16 +130,22 @@ class RerankService:
         return [_parsed(side, f"{name}[{i}]", rank_fields) for i, side in enumerate(sides)]
 
     async def _score(self, work: Work, request: Options) -> Scored:
-        self.queue.check_room(len(work.documents))  # before anything is fetched for it
         options = self._query_options(request)
-        queries, documents = await self._fetched(work)
+        queries, documents = work.contents()
+        _check_media([*queries, *documents], self.settings.limits)
+        # Before anything is fetched or cut: texts will not be longer than this.
+        longest = _least(options.max_length, request.max_tokens_per_doc)
+        expected = replace(options, max_length=longest)
+        self.queue.check_room(work.sets(queries, documents, expected)[0])
+        queries, documents = await self._fetched(queries, documents)
         if len(queries) == 1 and isinstance(queries[0], RerankError):
             raise BadRequest.of(queries[0], "query")
-        sides, are_cut = await asyncio.to_thread(
+        (queries, documents), are_cut = await asyncio.to_thread(
             self._cut, queries, documents, work, request, options
         )
-        queries, documents = sides
-        pairs = await self._scores(queries, documents, work, request, options)
+        sets, members = work.sets(queries, documents, options)
+        found = await self.queue.score(sets, timeout_s=self.settings.limits.timeout_s)
+        pairs = in_order(found, members)
         pairs = [
             replace(pair, is_truncated=pair.is_truncated or is_cut)
             for pair, is_cut in zip(pairs, are_cut, strict=True)
@@ -198,15 +191,10 @@ class RerankService:
             raise InvalidRequest(str(error), param="mm_processor_kwargs") from error
         return own
 
-    async def _fetched(self, work: Work) -> tuple[Sides, Sides]:
-        """Queries and documents, with bytes where they name media."""
-        sides = [
-            side if isinstance(side, RerankError) else side.content
-            for side in (*work.queries, *work.documents)
-        ]
-        _check_media(sides, self.settings.limits)
-        fetched = await self._fetcher.fetch(sides)
-        return fetched[: len(work.queries)], fetched[len(work.queries) :]
+    async def _fetched(self, queries: Sides, documents: Sides) -> tuple[Sides, Sides]:
+        """Both with bytes where they name media."""
+        fetched = await self._fetcher.fetch([*queries, *documents])
+        return fetched[: len(queries)], fetched[len(queries) :]
 
     def _cut(
         self,
@@ -257,36 +245,6 @@ class RerankService:
         body = options.max_length or self._options.max_length
         assert body is not None
         return body + NUM_CLOSING_TOKENS
-
-    async def _scores(
-        self,
-        queries: Sides,
-        documents: Sides,
-        work: Work,
-        request: Options,
-        options: QueryOptions,
-    ) -> list[PairScore]:
-        """Of all pairs in order; those with one query and instruction are one candidate set."""
-        default = request.instruction or request.instruct
-        groups: dict[tuple[int, str | None], list[int]] = {}
-        for index, number in enumerate(work.query_of):
-            groups.setdefault((number, _instruction(work, index) or default), []).append(index)
-        sets = [
-            CandidateSet(
-                queries[number],
-                tuple(documents[i] for i in members),
-                instruction,
-                options,
-                work.document_name,
-                tuple(members),
-            )
-            for (number, instruction), members in groups.items()
-        ]
-        results = await self.queue.score(sets, timeout_s=self.settings.limits.timeout_s)
-        scores: dict[int, PairScore] = {}
-        for members, found in zip(groups.values(), results, strict=True):
-            scores.update(zip(members, found, strict=True))
-        return [scores[index] for index in range(len(documents))]
 
     async def _check(
         self,
@@ -356,13 +314,6 @@ def _text(side: ParsedSide) -> str | None:
 def _listed(sides: Side) -> list[Side]:
     """vLLM's /score takes one side or a list of them; a list of parts stands in `content`."""
     return sides if isinstance(sides, list) else [sides]
-
-
-def _instruction(work: Work, index: int) -> str | None:
-    document = work.documents[index]
-    query = work.queries[work.query_of[index]]
-    own = None if isinstance(document, RerankError) else document.instruction
-    return own or (None if isinstance(query, RerankError) else query.instruction)
 
 
 def _least(*caps: int | None) -> int | None:
