@@ -56,6 +56,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
         yield
         app.state.service = None
         await service.stop(_DRAIN_S)
+        metrics.close()
 
     app = FastAPI(
         title="ShardRank",
@@ -77,7 +78,12 @@ def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartServi
             app.state.service.queue.check_any_room()
 
     app.add_middleware(
-        Gate, keys=keys, limits=settings.limits, metrics=metrics, check_room=check_room
+        Gate,
+        keys=keys,
+        limits=settings.limits,
+        metrics=metrics,
+        check_room=check_room,
+        access_log=settings.access_log,
     )
     _add_errors(app)
     _add_rerank_routes(app)

@@ -1,13 +1,17 @@
 """The endpoint on Ray Serve: one replica, one reranker, one queue.
 
-`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `application`.
+`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `application`. A
+replica imports the endpoint itself late: prometheus_client reads where to write as it is imported.
 """
 
 import os
 import tempfile
+import time
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
+import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
@@ -16,15 +20,18 @@ from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
-from shardrank.serve.app import check_health, create_app
+from shardrank.serve.console import say
 from shardrank.serve.errors import NotReady
+from shardrank.serve.gate.access import AccessLog
 from shardrank.serve.gate.keys import ApiKeys
-from shardrank.serve.service import start_service
 from shardrank.serve.settings import Limits, ServeSettings
 
 APP_NAME = "shardrank"
 _MAX_ONGOING = 1_000
 """Requests in a replica at once: its own queue decides who waits and who comes back later."""
+STOPPING_S = 60
+"""So long a replica that is to stop, and so the whole server, finishes what is in work."""
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def keys_of(settings: ServeSettings) -> ApiKeys:
@@ -35,24 +42,33 @@ def keys_of(settings: ServeSettings) -> ApiKeys:
 @serve.deployment(
     name="Reranker",
     max_ongoing_requests=_MAX_ONGOING,
-    graceful_shutdown_timeout_s=60,
+    graceful_shutdown_timeout_s=STOPPING_S,
+    graceful_shutdown_wait_loop_s=0.5,
     health_check_period_s=10,
     health_check_timeout_s=60,
 )
 @serve.ingress()
 class RerankEndpoint:
     def __init__(self, settings: ServeSettings) -> None:
+        os.environ.setdefault(_METRICS_VARIABLE, _metrics_directory())
         self._settings = settings
+        started = time.monotonic()
         self._reranker = Reranker(settings.engine)  # here, so that Serve tells what went wrong
+        say(f"a replica has loaded the model in {time.monotonic() - started:.0f} s")
         self._app: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
+        from shardrank.serve.app import create_app
+        from shardrank.serve.service import start_service
+
         start = partial(start_service, reranker=self._reranker)
         self._app = create_app(self._settings, keys_of(self._settings), start)
         return self._app
 
     async def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that does not score."""
+        from shardrank.serve.app import check_health
+
         service = self._app.state.service
         if service is not None:
             try:
@@ -61,17 +77,28 @@ class RerankEndpoint:
                 raise RuntimeError(str(error)) from error
 
 
-def application(settings: ServeSettings, num_replicas: int = 1, num_gpus: float = 0) -> Application:
-    """num_gpus: of one replica."""
-    environment = {"PROMETHEUS_MULTIPROC_DIR": metrics_directory(), **worker_environment()}
+def application(
+    settings: ServeSettings,
+    num_replicas: int = 1,
+    num_gpus: float = 0,
+    metrics_directory: str | None = None,
+) -> Application:
+    """num_gpus: of one replica. metrics_directory: where the replicas add up their metrics, on
+    this machine; None: each node has one of its own.
+    """
+    environment = worker_environment()
+    if metrics_directory is not None:
+        environment |= {_METRICS_VARIABLE: metrics_directory}
     actor = {"num_gpus": num_gpus, "num_cpus": 1, "runtime_env": {"env_vars": environment}}
     endpoint: Any = RerankEndpoint  # a Deployment, by the decorator
     return endpoint.options(num_replicas=num_replicas, ray_actor_options=actor).bind(settings)
 
 
-def metrics_directory() -> str:
-    """Where the replicas of one node add up their metrics."""
-    return os.path.join(tempfile.gettempdir(), f"shardrank-metrics-{os.getuid()}")
+def _metrics_directory() -> str:
+    """What the replicas of one application have in common on one node of one cluster."""
+    node = ray.get_runtime_context().get_node_id()
+    name = serve.get_replica_context().app_name
+    return os.path.join(tempfile.gettempdir(), f"shardrank-metrics-{node}-{quote(name, safe='')}")
 
 
 class AppArguments(BaseModel):
@@ -98,6 +125,7 @@ class AppArguments(BaseModel):
     web_media: bool = True
     allowed_networks: list[str] = []
     price_per_million_tokens: float | None = None
+    access_log: AccessLog = "lines"
     limits: dict[str, Any] = {}
 
     def settings(self, keys_text: str | None) -> ServeSettings:
@@ -126,6 +154,7 @@ class AppArguments(BaseModel):
             keys_text=keys_text,
             max_queue_s=self.max_queue_s,
             price_per_million_tokens=self.price_per_million_tokens,
+            access_log=self.access_log,
         )
 
 

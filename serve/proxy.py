@@ -1,21 +1,29 @@
-"""What Serve's HTTP proxy does for a request whose replica died: it asks another one.
+"""What Serve's HTTP proxy does where Serve has no good answer.
 
-Serve itself answers 500. Reranking changes nothing, so asking again is safe. Installed through
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the Ray that hosts the proxy must have from its
-start.
+A request whose replica died is asked of another one, where Serve answers 500: reranking changes
+nothing, so asking again is safe. While the application is not there yet or no more, the answer is
+503, where Serve's is 404. Installed through RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the
+Ray that hosts the proxy must have from its start.
 """
 
 import json
 import logging
+import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+
+from shardrank.serve.gate.access import Usage, log_access, request_id_of
 
 logger = logging.getLogger(__name__)
 
 CALLBACK = "shardrank.serve.proxy.middlewares"
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+ACCESS_LOG_VARIABLE = "SHARDRANK_ACCESS_LOG"
+"""lines, json or none: for what the proxy answers itself."""
 _MAX_ATTEMPTS = 4
 _MAX_KEPT_BYTES = 256 << 20
 _RETRY_AFTER_S = 2
@@ -41,7 +49,23 @@ class AskAnotherReplica:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, answer = _KeptRequest(receive), _Answer(send)
+        started = time.monotonic()
+        request, answer = _KeptRequest(receive), _Answer(send, request_id_of(Headers(scope=scope)))
+        await self._ask(scope, request, answer)
+        if answer.own_status is not None:  # the endpoint has logged the others
+            log_access(
+                os.environ.get(ACCESS_LOG_VARIABLE, "lines"),  # type: ignore[arg-type]
+                scope["method"],
+                scope["path"],
+                answer.own_status,
+                time.monotonic() - started,
+                answer.request_id,
+                Usage(),
+            )
+
+    async def _ask(
+        self, scope: MutableMapping[str, Any], request: "_KeptRequest", answer: "_Answer"
+    ) -> None:
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
                 await self._app(dict(scope), request.replay(), answer)
@@ -91,9 +115,10 @@ class _KeptRequest:
 class _Answer:
     """Passes an answer on; Serve's own refusals, which are bare text, in the endpoint's words."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
-        self._is_replaced = False
+        self.request_id = request_id
+        self.own_status: int | None = None
         self.has_started = False
 
     async def __call__(self, message: Message) -> None:
@@ -101,11 +126,10 @@ class _Answer:
             self.has_started = True
             status = message["status"]
             if status in _OF_SERVE and not _is_json(message):
-                self._is_replaced = True
                 await self._write(*_OF_SERVE[status])
                 return
             message = dict(message, headers=_without_repeats(message.get("headers", ())))
-        if not self._is_replaced:
+        if self.own_status is None:
             await self._send(message)
 
     async def fail(self, status: int, sentence: str) -> None:
@@ -114,20 +138,24 @@ class _Answer:
             await self._write(status, sentence)
 
     async def _write(self, status: int, sentence: str) -> None:
+        self.own_status = status
         kind = {429: "rate_limit_error", 504: "timeout_error"}.get(status, "unavailable_error")
         code = {429: "overloaded", 504: "deadline_exceeded"}.get(status, "not_ready")
         error = {"message": sentence, "type": kind, "param": None, "code": code}
-        body = json.dumps({"error": error, "message": sentence, "detail": sentence}).encode()
+        content = {"error": error, "message": sentence, "detail": sentence}
+        body = json.dumps(content | {"request_id": self.request_id}).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"retry-after", str(_RETRY_AFTER_S).encode()),
+            (_REQUEST_ID, self.request_id.encode()),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
 _OF_SERVE = {
+    404: (503, "the server is starting or stopping, try again"),
     408: (504, "the request was not finished in time"),
     429: (429, "no capacity is left, try again"),
     503: (503, "no replica is ready, try again"),

@@ -18,10 +18,11 @@ from shardrank.serve.dialects.contents import Parsed, parse_side
 from shardrank.serve.dialects.requests import Document, Options, RerankRequest, ScoreRequest, Side
 from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher
+from shardrank.serve.gate.access import usage
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.batching import BatchQueue
+from shardrank.serve.queue.work import ParsedSide, Sides, Work, in_order
 from shardrank.serve.settings import Limits, ServeSettings
-from shardrank.serve.work import ParsedSide, Sides, Work, in_order
 
 _MAX_WARNINGS = 20
 _MERGED_TOKENS = 4
@@ -131,6 +132,7 @@ class RerankService:
 
     async def _score(self, work: Work, request: Options) -> Scored:
         options = self._query_options(request)
+        usage().num_documents = len(work.documents)
         queries, documents = work.contents()
         _check_media([*queries, *documents], self.settings.limits)
         # Before anything is fetched or cut: texts will not be longer than this.
@@ -151,6 +153,9 @@ class RerankService:
             for pair, is_cut in zip(pairs, are_cut, strict=True)
         ]
         self._count(pairs)
+        spent = usage()
+        spent.num_tokens = sum(pair.num_tokens for pair in pairs)
+        spent.num_truncated = sum(pair.is_truncated for pair in pairs)
         await self._check(pairs, queries, work.document_name, request, options)
         contents = [side for side in (*queries, *documents) if isinstance(side, Content)]
         texts = [_text(side) for side in work.documents]
@@ -159,7 +164,7 @@ class RerankService:
             pairs,
             texts,
             sum(len(text or "") for text in (*heads, *texts)),
-            _warnings(work, request),
+            _warnings(work, request, pairs),
             has_images=any(side.images for side in contents),
             has_videos=any(side.videos for side in contents),
         )
@@ -343,8 +348,8 @@ def _check_media(sides: Sequence[Content | RerankError], limits: Limits) -> None
         )
 
 
-def _warnings(work: Work, request: Options) -> list[str]:
-    """Fields that nobody reads, named."""
+def _warnings(work: Work, request: Options, pairs: Sequence[PairScore]) -> list[str]:
+    """Fields that nobody reads, named; and that something was truncated."""
     names = list(request.unknown_fields)
     for label, sides in (("query", work.queries), ("documents[{}]", work.documents)):
         for index, side in enumerate(sides):
@@ -353,4 +358,6 @@ def _warnings(work: Work, request: Options) -> list[str]:
     warnings = [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
     if len(names) > _MAX_WARNINGS:
         warnings.append(f"and {len(names) - _MAX_WARNINGS} more unknown fields")
+    if num_truncated := sum(pair.is_truncated for pair in pairs):
+        warnings.append(f"{num_truncated} of {len(pairs)} documents with their query were cut")
     return warnings

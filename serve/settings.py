@@ -1,9 +1,11 @@
 """Everything that the endpoint's command says, checked once. Plain data: it travels to replicas."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import get_args
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
+from shardrank.serve.gate.access import AccessLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,12 @@ class ServeSettings:
     num_preparing: int = 2
     num_fetching: int = 16
     price_per_million_tokens: float | None = None
+    access_log: AccessLog = "lines"
+
+    def __post_init__(self) -> None:
+        if self.access_log not in get_args(AccessLog):
+            kinds = ", ".join(get_args(AccessLog))
+            raise ValueError(f"access_log must be one of {kinds}, got {self.access_log!r}")
 
     @property
     def engine(self) -> RerankerConfig:

@@ -6,9 +6,7 @@ goes away cancels its request.
 
 import asyncio
 import json
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -16,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from shardrank.serve.dialects.answers import body_of, is_tei
 from shardrank.serve.errors import ApiError, BodyTooLarge, DeadlineExceeded, Unauthorized
+from shardrank.serve.gate.access import AccessLog, Usage, begin, log_access, request_id_of
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.gate.rate import RateLimiter
 from shardrank.serve.metrics import Metrics
@@ -30,7 +29,6 @@ OPEN_PATHS = ("/health", "/ready")
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_GONE = 499
 """As nginx counts them; nobody reads it."""
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class _ClientGone(Exception):
@@ -47,8 +45,10 @@ class Gate:
         limits: Limits,
         metrics: Metrics,
         check_room: Callable[[], None],
+        access_log: AccessLog = "lines",
     ) -> None:
         self._app = app
+        self._access_log = access_log
         self._check_room = check_room
         self._keys = keys
         self._limits = limits
@@ -62,7 +62,8 @@ class Gate:
         headers = Headers(scope=scope)
         request_id = request_id_of(headers)
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        usage = begin()
+        answer = _Answer(send, request_id, usage)
         started = time.monotonic()
         try:
             await self._admitted(scope, headers, receive, answer)
@@ -71,7 +72,10 @@ class Gate:
         except _ClientGone:
             answer.status = _CLIENT_GONE
         finally:
-            self._metrics.request(scope, answer.status, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self._metrics.request(scope, answer.status, seconds)
+            method, path, status = scope["method"], scope["path"], answer.status
+            log_access(self._access_log, method, path, status, seconds, request_id, usage)
 
     async def _admitted(
         self,
@@ -120,12 +124,6 @@ class Gate:
             ) from None
 
 
-def request_id_of(headers: Headers) -> str:
-    """The caller's own, where it is fit for a header, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
 async def _run(
     app: App, scope: MutableMapping[str, Any], receive: Receive, send: "_Answer", body: bytes
 ) -> None:
@@ -163,11 +161,15 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class _Answer:
-    """Sends, with the request's id in the headers, and remembers the status."""
+    """Sends, with the request's id in the headers, and remembers the status.
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    That documents were truncated is a header on every dialect: some have no other place for it.
+    """
+
+    def __init__(self, send: Send, request_id: str, usage: Usage) -> None:
         self._send = send
         self._request_id = request_id
+        self._usage = usage
         self.status = 500
         self.body_of_request = b""
         self._has_started = False
@@ -176,7 +178,10 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._has_started = True
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            if self._usage.num_truncated:
+                headers["x-truncated-documents"] = str(self._usage.num_truncated)
         await self._send(message)
 
     async def fail(self, error: ApiError, path: str) -> None:
