@@ -5,6 +5,7 @@ Ray write to it. Where another command started the Ray, lines go to each process
 Ray keeps among its logs.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -14,6 +15,8 @@ PIPE_VARIABLE = "SHARDRANK_CONSOLE"
 _OUT, _ERR, _END = b"1", b"2", b"0"
 _MAX_BYTES = 4_096
 """So many bytes at once come out of a pipe as they went in, whoever else writes (PIPE_BUF)."""
+_PIPE_BYTES = 1 << 20
+"""Lines that the command has not shown yet. No process waits for it: over this they are lost."""
 
 
 class Console:
@@ -23,6 +26,11 @@ class Console:
         os.mkfifo(path, 0o600)
         # Open for writing too, or the pipe would end when the last of the others does.
         self._pipe = os.open(path, os.O_RDWR)
+        if sys.platform == "linux":
+            import fcntl
+
+            with contextlib.suppress(OSError):  # what this user may have at most
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._thread = threading.Thread(target=self._show, name="console", daemon=True)
         self._thread.start()
 
@@ -36,7 +44,8 @@ class Console:
                 if line.startswith(_END):
                     return
                 stream = sys.stdout if line.startswith(_OUT) else sys.stderr
-                print(line[1:].decode("utf-8", "replace"), end="", file=stream, flush=True)
+                with contextlib.suppress(OSError):  # whoever read ours has gone
+                    print(line[1:].decode("utf-8", "replace"), end="", file=stream, flush=True)
 
 
 def log(line: str) -> None:
@@ -57,9 +66,9 @@ def _write(stream: bytes, line: str) -> None:
         else:
             os.write(_opened(path), stream + line.encode()[: _MAX_BYTES - 2] + b"\n")
     except OSError:
-        pass  # nobody listens any more
+        pass  # nobody listens any more, or not fast enough
 
 
 @cache
 def _opened(path: str) -> int:
-    return os.open(path, os.O_WRONLY)
+    return os.open(path, os.O_WRONLY | os.O_NONBLOCK)

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from shardrank.serve.console import log
 
 AccessLog = Literal["lines", "json", "none"]
-_MAX_PATH = 500
+_MAX_PATH = 1_000
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -59,7 +59,7 @@ def log_access(
     entry = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "method": method,
-        "path": quote(path[:_MAX_PATH], safe="/:@!$&'()*+,;=~", errors="replace"),
+        "path": quote(path, safe="/:@!$&'()*+,;=~", errors="replace")[:_MAX_PATH],
         "status": status,
         "ms": round(seconds * 1_000),
         "request_id": request_id,

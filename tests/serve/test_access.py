@@ -1,6 +1,7 @@
 """The access log's lines, and the console on which the command shows them."""
 
 import json
+import os
 
 import pytest
 
@@ -52,6 +53,30 @@ def test_the_command_shows_what_its_processes_say(tmp_path, capsys, monkeypatch)
     assert found.out.splitlines() == [f"line {number}" for number in range(1_000)]
     first, second = found.err.splitlines()
     assert first == "loading é ..." and set(second) == {"x"} and 4_000 < len(second) < 4_096
+
+
+class Closed:
+    def write(self, text: str) -> None:
+        raise BrokenPipeError
+
+    flush = write
+
+
+def test_no_process_waits_for_a_command_that_shows_nothing(tmp_path, monkeypatch):
+    path = str(tmp_path / "console")
+    monkeypatch.setenv(console.PIPE_VARIABLE, path)
+    monkeypatch.setattr("sys.stdout", Closed())
+    shown = console.Console(path)
+    console.log("x")
+    shown.close()
+    console.log("nobody reads")
+    path = str(tmp_path / "slow")
+    os.mkfifo(path)
+    reads = os.open(path, os.O_RDWR)
+    monkeypatch.setenv(console.PIPE_VARIABLE, path)
+    for _ in range(1_000):
+        console.log("x" * 4_000)
+    os.close(reads)
 
 
 def test_without_a_command_lines_go_to_the_processs_own_output(capsys, monkeypatch):
