@@ -30,8 +30,8 @@ APP_NAME = "shardrank"
 _MAX_ONGOING = 1_000
 """Requests in a replica at once: its own queue decides who waits and who comes back later."""
 STOPPING_S = 50
-"""So long a replica that is to stop finishes what is in work: less than `serve.delete` waits (60 s),
-so that the proxies are still there to say 503 for what was not finished.
+"""So long a replica that is to stop finishes what is in work. `serve.delete` waits 60 s: then the
+proxies are still there to say 503 for what was not finished.
 """
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
