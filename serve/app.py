@@ -16,12 +16,12 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from shardrank.actors.data import CandidateSet
-from shardrank.serve.bodies import BodyRoute
 from shardrank.serve.dialects import answers, models, openapi
 from shardrank.serve.dialects.answers import DASHSCOPE_PATH, SHAPED_PATHS
+from shardrank.serve.dialects.bodies import BodyRoute
+from shardrank.serve.dialects.failures import Json, add_errors
 from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
 from shardrank.serve.errors import InvalidRequest, ModelNotFound, NotReady, TooManyRequests
-from shardrank.serve.failures import Json, add_errors
 from shardrank.serve.gate.gate import Gate
 from shardrank.serve.gate.keys import ApiKeys, WatchedKeys
 from shardrank.serve.metrics import CONTENT_TYPE, Metrics
@@ -48,6 +48,7 @@ def create_app(
         yield
         app.state.service = None
         await service.stop(_DRAIN_S)
+        metrics.close()
 
     app = FastAPIOffline(  # its /docs loads nothing from elsewhere
         title="ShardRank",
@@ -68,7 +69,7 @@ def create_app(
 
     def check_room() -> None:
         if app.state.service is not None:
-            app.state.service.queue.check_room(num_pairs=1)
+            app.state.service.queue.check_any_room()
 
     app.add_middleware(
         Gate,
@@ -77,6 +78,7 @@ def create_app(
         metrics=metrics,
         check_room=check_room,
         is_local=settings.is_local,
+        access_log=settings.access_log,
     )
     if settings.cors_origins:  # outside the gate: a browser asks without a key first
         app.add_middleware(

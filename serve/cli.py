@@ -1,11 +1,7 @@
 """`shardrank serve` and `shardrank new-key`."""
 
 import os
-import re
-import shutil
-import signal
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,17 +18,18 @@ from shardrank.actors.config import (
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.media.readers import missing_reader
 from shardrank.actors.model.checkpoint import resolve_checkpoint
+from shardrank.serve.gate.access import AccessLog
 from shardrank.serve.gate.keys import (
+    KEYS_VARIABLE,
     ApiKeys,
     check_exposed,
     environment_keys,
     hash_key,
     new_key,
 )
-from shardrank.serve.proxy import CALLBACK, CALLBACK_VARIABLE
+from shardrank.serve.server import check_port, run_server
 from shardrank.serve.settings import Limits, ServeSettings
 
-KEYS_VARIABLE = "SHARDRANK_API_KEYS"
 _DEFAULTS = Limits()
 
 
@@ -119,6 +116,9 @@ def serve_command(
     price_per_million_tokens: Annotated[
         float | None, typer.Option(help="To state a request's cost in its answer")
     ] = None,
+    access_log: Annotated[
+        AccessLog, typer.Option(help="A line a request on stdout, as text or JSON")
+    ] = "lines",
 ) -> None:
     """Answer Cohere's, Jina's, vLLM's, TEI's, Voyage's and others' rerank clients over HTTP."""
     try:
@@ -156,15 +156,17 @@ def serve_command(
             max_queue_s=max_queue_s,
             price_per_million_tokens=price_per_million_tokens,
             cors_origins=tuple(cors_origin or ()),
+            access_log=access_log,
         )
-        if address is None:  # a cluster's nodes may have another file system
-            resolve_checkpoint(settings.reranker.model, revision, weights=False)
         keys = ApiKeys.of(settings.keys_file, settings.keys)
         check_exposed(host, keys)
+        if address is None:  # a cluster's nodes may have another file system
+            check_port(host, port)
+            resolve_checkpoint(settings.reranker.model, revision, weights=False)
         settings = replace(settings, is_local=keys.is_open)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    _run(settings, host, port, num_replicas, address)
+    run_server(settings, host, port, num_replicas, address)
 
 
 def _demo_model() -> str:
@@ -172,62 +174,3 @@ def _demo_model() -> str:
     if not directory.is_dir():
         raise ValueError("--model is missing, and the demo's model is not beside this package")
     return str(directory)
-
-
-def _run(
-    settings: ServeSettings, host: str, port: int, num_replicas: int | None, address: str | None
-) -> None:
-    """Until it is interrupted."""
-    os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)  # before Ray starts
-    os.environ.pop(KEYS_VARIABLE, None)  # no process of Ray needs more than the keys' hashes
-    from shardrank.cluster import start_ray
-
-    # isort: split
-    import ray
-    from ray import serve
-
-    from shardrank.serve.deployment import APP_NAME, application, metrics_directory
-
-    if address is None:
-        shutil.rmtree(metrics_directory(), ignore_errors=True)  # counters of an earlier server
-    start_ray(address)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own in their place
-        signal.signal(number, lambda *_: stopped.set())
-    try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        uses_gpu = settings.reranker.device != "cpu" and gpus > 0
-        serve.start(
-            http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"}
-        )
-        print(f"loading {settings.reranker.model} ...", file=sys.stderr)
-        serve.run(
-            application(
-                settings, num_replicas or (gpus if uses_gpu else 1), num_gpus=1 if uses_gpu else 0
-            ),
-            name=APP_NAME,
-        )
-        where = f"http://{host}:{port}"
-        print(f"serving {settings.model_name} at {where} (API: {where}/docs)", file=sys.stderr)
-        stopped.wait()
-    except RuntimeError as error:
-        print(f"error: the endpoint did not start: {_cause() or error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    finally:
-        print("stopping; requests in work are finished first", file=sys.stderr)
-        serve.shutdown()
-        ray.shutdown()
-
-
-def _cause() -> str:
-    """What a replica said last, without its traceback."""
-    from ray import serve
-
-    deployments = [
-        deployment
-        for application in serve.status().applications.values()
-        for deployment in application.deployments.values()
-    ]
-    lines = [line for each in deployments for line in each.message.strip().splitlines()]
-    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (errors or lines or [""])[-1]

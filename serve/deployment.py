@@ -1,12 +1,15 @@
 """The endpoint on Ray Serve: one replica, one reranker, one queue.
 
-`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `application`.
+`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `application`. A
+replica imports the endpoint itself late: prometheus_client reads where to write as it is imported.
 """
 
 import os
 import tempfile
+import time
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import ray
 from pydantic import BaseModel, ConfigDict
@@ -18,16 +21,21 @@ from shardrank.actors.config import DEFAULT_MAX_VISUAL_TOKENS, QueryOptions, Rer
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
-from shardrank.serve.app import check_health, create_app
+from shardrank.serve.console import say
 from shardrank.serve.errors import NotReady
+from shardrank.serve.gate.access import AccessLog
 from shardrank.serve.gate.keys import ApiKey, ApiKeys, WatchedKeys, environment_keys
-from shardrank.serve.service import start_service
 from shardrank.serve.settings import Limits, ServeSettings
 
 APP_NAME = "shardrank"
 LOOPBACK = "127.0.0.1"
 _MAX_ONGOING = 1_000
 """Requests in a replica at once: its own queue decides who waits and who comes back later."""
+STOPPING_S = 50
+"""So long a replica that is to stop finishes what is in work. `serve.delete` waits 60 s: then the
+proxies are still there to say 503 for what was not finished.
+"""
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def keys_of(settings: ServeSettings) -> ApiKeys:
@@ -38,7 +46,8 @@ def keys_of(settings: ServeSettings) -> ApiKeys:
 @serve.deployment(
     name="Reranker",
     max_ongoing_requests=_MAX_ONGOING,
-    graceful_shutdown_timeout_s=60,
+    graceful_shutdown_timeout_s=STOPPING_S,
+    graceful_shutdown_wait_loop_s=0.5,
     health_check_period_s=10,
     health_check_timeout_s=60,
 )
@@ -46,11 +55,17 @@ def keys_of(settings: ServeSettings) -> ApiKeys:
 class RerankEndpoint:
     def __init__(self, settings: ServeSettings) -> None:
         _stay_on_loopback()
+        os.environ.setdefault(_METRICS_VARIABLE, _metrics_directory())
         self._settings = settings
+        started = time.monotonic()
         self._reranker = Reranker(settings.engine)  # here, so that Serve tells what went wrong
+        say(f"a replica has loaded the model in {time.monotonic() - started:.0f} s")
         self._app: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
+        from shardrank.serve.app import create_app
+        from shardrank.serve.service import start_service
+
         start = partial(start_service, reranker=self._reranker)
         keys = WatchedKeys(self._settings.keys_file, self._settings.keys)
         self._app = create_app(self._settings, keys, start)
@@ -58,6 +73,8 @@ class RerankEndpoint:
 
     async def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that does not score."""
+        from shardrank.serve.app import check_health
+
         service = self._app.state.service
         if service is not None:
             try:
@@ -78,17 +95,28 @@ def _stay_on_loopback() -> None:
     )
 
 
-def application(settings: ServeSettings, num_replicas: int = 1, num_gpus: float = 0) -> Application:
-    """num_gpus: of one replica."""
-    environment = {"PROMETHEUS_MULTIPROC_DIR": metrics_directory(), **worker_environment()}
+def application(
+    settings: ServeSettings,
+    num_replicas: int = 1,
+    num_gpus: float = 0,
+    metrics_directory: str | None = None,
+) -> Application:
+    """num_gpus: of one replica. metrics_directory: where the replicas add up their metrics, on
+    this machine; None: each node has one of its own.
+    """
+    environment = worker_environment()
+    if metrics_directory is not None:
+        environment |= {_METRICS_VARIABLE: metrics_directory}
     actor = {"num_gpus": num_gpus, "num_cpus": 1, "runtime_env": {"env_vars": environment}}
     endpoint: Any = RerankEndpoint  # a Deployment, by the decorator
     return endpoint.options(num_replicas=num_replicas, ray_actor_options=actor).bind(settings)
 
 
-def metrics_directory() -> str:
-    """Where the replicas of one node add up their metrics."""
-    return os.path.join(tempfile.gettempdir(), f"shardrank-metrics-{os.getuid()}")
+def _metrics_directory() -> str:
+    """What the replicas of one application have in common on one node of one cluster."""
+    node = ray.get_runtime_context().get_node_id()
+    name = serve.get_replica_context().app_name
+    return os.path.join(tempfile.gettempdir(), f"shardrank-metrics-{node}-{quote(name, safe='')}")
 
 
 class AppArguments(BaseModel):
@@ -117,6 +145,7 @@ class AppArguments(BaseModel):
     allowed_networks: list[str] = []
     price_per_million_tokens: float | None = None
     cors_origins: list[str] = []
+    access_log: AccessLog = "lines"
     limits: dict[str, Any] = {}
 
     def settings(self, keys: tuple[ApiKey, ...] = ()) -> ServeSettings:
@@ -147,6 +176,7 @@ class AppArguments(BaseModel):
             max_queue_s=self.max_queue_s,
             price_per_million_tokens=self.price_per_million_tokens,
             cors_origins=tuple(self.cors_origins),
+            access_log=self.access_log,
         )
 
 

@@ -1,10 +1,13 @@
 """Prometheus metrics of the endpoint, and their text form.
 
-With PROMETHEUS_MULTIPROC_DIR set, as the deployment sets it, the text covers all replicas of the
-node; prometheus_client reads that variable when it is imported.
+With PROMETHEUS_MULTIPROC_DIR set, as the deployment sets it, the text covers all replicas of one
+server on the node; prometheus_client reads that variable when it is imported.
 """
 
+import contextlib
 import os
+import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,15 @@ class Metrics:
         self._cache.labels("miss").inc(max(0, num_misses - misses))
         self._cache_seen = num_hits, num_misses
 
+    def close(self) -> None:
+        """This process observes no more. The last one of a server removes their directory."""
+        directory = os.environ.get(_DIRECTORY)
+        if directory is None:
+            return
+        mark_process_dead(os.getpid(), directory)
+        if not any(pid != os.getpid() and _is_alive(pid) for pid in _observers(directory)):
+            shutil.rmtree(directory, ignore_errors=True)
+
     def text(self) -> bytes:
         if _DIRECTORY not in os.environ:
             return generate_latest(self._registry)
@@ -107,8 +119,21 @@ def _prepare_directory() -> None:
     directory = os.environ.get(_DIRECTORY)
     if directory is None:
         return
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    for path in Path(directory).glob("gauge_live*_*.db"):
-        pid = path.stem.rpartition("_")[2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            mark_process_dead(int(pid), directory)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{directory} must be a directory of this user alone")
+    for pid in _observers(directory):
+        if not _is_alive(pid):
+            mark_process_dead(pid, directory)
+
+
+def _observers(directory: str) -> set[int]:
+    """Process ids, by the files that they write."""
+    stems = (path.stem.rpartition("_")[2] for path in Path(directory).glob("*_*.db"))
+    return {int(pid) for pid in stems if pid.isdecimal()}
+
+
+def _is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

@@ -1,20 +1,29 @@
-"""What Serve's HTTP proxy does for a request whose replica died: Serve itself answers in bare text.
+"""What Serve's HTTP proxy does where Serve has no good answer.
 
+A request whose replica died has an error in the endpoint's words, where Serve answers in bare text.
+While the application is not there yet or no more, the answer is 503, where Serve's is 404.
 Installed through RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the Ray that hosts the proxy must
 have from its start.
 """
 
 import json
 import logging
+import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+
+from shardrank.serve.gate.access import Usage, log_access, request_id_of
 
 logger = logging.getLogger(__name__)
 
 CALLBACK = "shardrank.serve.proxy.middlewares"
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+ACCESS_LOG_VARIABLE = "SHARDRANK_ACCESS_LOG"
+"""lines, json or none: for what the proxy answers itself."""
 _MAX_ATTEMPTS = 4
 _WITHOUT_BODY = ("GET", "HEAD")
 _RETRY_AFTER_S = 2
@@ -44,7 +53,23 @@ class AskAnotherReplica:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        caller, answer = _Caller(receive), _Answer(send)
+        started = time.monotonic()
+        caller, answer = _Caller(receive), _Answer(send, request_id_of(Headers(scope=scope)))
+        await self._ask(scope, caller, answer)
+        if answer.own_status is not None:  # the endpoint has logged the others
+            log_access(
+                os.environ.get(ACCESS_LOG_VARIABLE, "lines"),  # type: ignore[arg-type]
+                scope["method"],
+                scope["path"],
+                answer.own_status,
+                time.monotonic() - started,
+                answer.request_id,
+                Usage(),
+            )
+
+    async def _ask(
+        self, scope: MutableMapping[str, Any], caller: "_Caller", answer: "_Answer"
+    ) -> None:
         if scope["path"].rstrip("/") == "/-/routes":  # Serve's, which asks for no key
             await answer.fail(404, "Not Found")
             return
@@ -87,9 +112,10 @@ class _Caller:
 class _Answer:
     """Passes an answer on; Serve's own refusals, which are bare text, in the endpoint's words."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
-        self._is_replaced = False
+        self.request_id = request_id
+        self.own_status: int | None = None
         self.has_started = False
 
     async def __call__(self, message: Message) -> None:
@@ -97,11 +123,10 @@ class _Answer:
             self.has_started = True
             status = message["status"]
             if status in _OF_SERVE and not _is_json(message):
-                self._is_replaced = True
                 await self._write(*_OF_SERVE[status])
                 return
             message = dict(message, headers=_without_repeats(message.get("headers", ())))
-        if not self._is_replaced:
+        if self.own_status is None:
             await self._send(message)
 
     async def fail(self, status: int, sentence: str) -> None:
@@ -110,12 +135,15 @@ class _Answer:
             await self._write(status, sentence)
 
     async def _write(self, status: int, sentence: str) -> None:
+        self.own_status = status
         kind, code = _KINDS.get(status, ("unavailable_error", "not_ready"))
         error = {"message": sentence, "type": kind, "param": None, "code": code}
-        body = json.dumps({"error": error, "message": sentence, "detail": sentence}).encode()
+        content = {"error": error, "message": sentence, "detail": sentence}
+        body = json.dumps(content | {"request_id": self.request_id}).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
+            (_REQUEST_ID, self.request_id.encode()),
         ]
         if status not in (404, 500):
             headers.append((b"retry-after", str(_RETRY_AFTER_S).encode()))
@@ -130,6 +158,7 @@ _KINDS = {
     504: ("timeout_error", "deadline_exceeded"),
 }
 _OF_SERVE = {
+    404: (503, "the server is starting or stopping, try again"),
     408: (504, "the request was not finished in time"),
     429: (429, "no capacity is left, try again"),
     503: (503, "no replica is ready, try again"),

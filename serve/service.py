@@ -19,30 +19,16 @@ from shardrank.serve.dialects.contents import Parsed, parse_side
 from shardrank.serve.dialects.requests import Document, Options, RerankRequest, ScoreRequest, Side
 from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher, within_pixels
+from shardrank.serve.gate.access import usage
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.batching import BatchQueue
+from shardrank.serve.queue.work import ParsedSide, Sides, Work, in_order
 from shardrank.serve.settings import Limits, ServeSettings
 
 _MAX_WARNINGS = 20
 _MERGED_TOKENS = 4
 """By so many a prompt may differ from the sum of its parts, where a text meets the template."""
 _ANY_DOCUMENT = Content(texts=("a",))  # one token
-
-ParsedSide = Parsed | RerankError
-Sides = list[Content | RerankError]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a request wants scored: documents[i] for queries[query_of[i]], in the answer's order.
-
-    document_name: what the request calls documents[i], to be formatted with i.
-    """
-
-    queries: list[ParsedSide]
-    documents: list[ParsedSide]
-    query_of: list[int]
-    document_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +102,7 @@ class RerankService:
             documents=self._parse_all(documents, name, self._rank_fields(request)),
             query_of=[0] * len(documents),
             document_name=f"{name}[{{}}]",
+            instruction=request.instruction or request.instruct,
         )
 
     def _rank_fields(self, request: RerankRequest) -> list[str]:
@@ -142,6 +129,7 @@ class RerankService:
             documents=self._parse_all(documents, right, None),
             query_of=list(range(len(queries))) if len(queries) > 1 else [0] * len(documents),
             document_name=f"{right}[{{}}]",
+            instruction=request.instruction or request.instruct,
         )
 
     def _check_model(self, name: str | None) -> None:
@@ -162,28 +150,38 @@ class RerankService:
         return [_parsed(side, f"{name}[{i}]", rank_fields) for i, side in enumerate(sides)]
 
     async def _score(self, work: Work, request: Options) -> Scored:
-        self.queue.check_room(len(work.documents))  # before anything is fetched for it
         started = time.monotonic()
         options = self._query_options(request)
-        _check_texts(work, request, self.settings.limits)
-        queries, documents = await self._fetched(work)
+        _check_texts(work, self.settings.limits)
+        usage().num_documents = len(work.documents)
+        queries, documents = work.contents()
+        _check_media([*queries, *documents], self.settings.limits)
+        # Before anything is fetched or cut: texts will not be longer than this.
+        longest = _least(options.max_length, request.max_tokens_per_doc)
+        expected = replace(options, max_length=longest)
+        self.queue.check_room(work.sets(queries, documents, expected)[0])
+        queries, documents = await self._fetched(queries, documents)
         if len(queries) == 1 and isinstance(queries[0], RerankError):
             raise BadRequest.of(queries[0], "query")
-        sides, are_cut = await asyncio.to_thread(
+        (queries, documents), are_cut = await asyncio.to_thread(
             self._cut, queries, documents, work, request, options
         )
-        queries, documents = sides
+        sets, members = work.sets(queries, documents, options)
         timeout_s = self.settings.limits.timeout_s
         left_s = timeout_s + started - time.monotonic()
         try:
-            pairs = await self._scores(queries, documents, work, request, options, left_s)
+            found = await self.queue.score(sets, timeout_s=max(0.0, left_s))
         except DeadlineExceeded as error:
             raise DeadlineExceeded(f"not scored within {timeout_s:g} s") from error
+        pairs = in_order(found, members)
         pairs = [
             replace(pair, is_truncated=pair.is_truncated or is_cut)
             for pair, is_cut in zip(pairs, are_cut, strict=True)
         ]
         self._count(pairs)
+        spent = usage()
+        spent.num_tokens = sum(pair.num_tokens for pair in pairs)
+        spent.num_truncated = sum(pair.is_truncated for pair in pairs)
         await self._check(pairs, queries, work.document_name, request, options)
         contents = [side for side in (*queries, *documents) if isinstance(side, Content)]
         texts = [_text(side) for side in work.documents]
@@ -192,7 +190,7 @@ class RerankService:
             pairs,
             texts,
             sum(len(text or "") for text in (*heads, *texts)),
-            _warnings(work, request),
+            _warnings(work, request, pairs),
             has_images=any(side.images for side in contents),
             has_videos=any(side.videos for side in contents),
         )
@@ -224,17 +222,12 @@ class RerankService:
             raise InvalidRequest(str(error), param="mm_processor_kwargs") from error
         return own
 
-    async def _fetched(self, work: Work) -> tuple[Sides, Sides]:
-        """Queries and documents, with bytes where they name media."""
-        sides = [
-            side if isinstance(side, RerankError) else side.content
-            for side in (*work.queries, *work.documents)
-        ]
-        _check_media(sides, self.settings.limits)
-        fetched = await self._fetcher.fetch(sides, self.settings.limits.timeout_s / 2)
-        limit = self.settings.limits.max_request_pixels
-        fetched = await asyncio.to_thread(within_pixels, fetched, limit)
-        return fetched[: len(work.queries)], fetched[len(work.queries) :]
+    async def _fetched(self, queries: Sides, documents: Sides) -> tuple[Sides, Sides]:
+        """Both with bytes where they name media."""
+        limits = self.settings.limits
+        fetched = await self._fetcher.fetch([*queries, *documents], limits.timeout_s / 2)
+        fetched = await asyncio.to_thread(within_pixels, fetched, limits.max_request_pixels)
+        return fetched[: len(queries)], fetched[len(queries) :]
 
     def _cut(
         self,
@@ -285,37 +278,6 @@ class RerankService:
         body = options.max_length or self._options.max_length
         assert body is not None
         return body + NUM_CLOSING_TOKENS
-
-    async def _scores(
-        self,
-        queries: Sides,
-        documents: Sides,
-        work: Work,
-        request: Options,
-        options: QueryOptions,
-        timeout_s: float,
-    ) -> list[PairScore]:
-        """Of all pairs in order; those with one query and instruction are one candidate set."""
-        default = request.instruction or request.instruct
-        groups: dict[tuple[int, str | None], list[int]] = {}
-        for index, number in enumerate(work.query_of):
-            groups.setdefault((number, _instruction(work, index) or default), []).append(index)
-        sets = [
-            CandidateSet(
-                queries[number],
-                tuple(documents[i] for i in members),
-                instruction,
-                options,
-                work.document_name,
-                tuple(members),
-            )
-            for (number, instruction), members in groups.items()
-        ]
-        results = await self.queue.score(sets, timeout_s=max(0.0, timeout_s))
-        scores: dict[int, PairScore] = {}
-        for members, found in zip(groups.values(), results, strict=True):
-            scores.update(zip(members, found, strict=True))
-        return [scores[index] for index in range(len(documents))]
 
     async def _check(
         self,
@@ -387,13 +349,6 @@ def _listed(sides: Side) -> list[Side]:
     return sides if isinstance(sides, list) else [sides]
 
 
-def _instruction(work: Work, index: int) -> str | None:
-    document = work.documents[index]
-    query = work.queries[work.query_of[index]]
-    own = None if isinstance(document, RerankError) else document.instruction
-    return own or (None if isinstance(query, RerankError) else query.instruction)
-
-
 def _least(*caps: int | None) -> int | None:
     given = [cap for cap in caps if cap is not None]
     return min(given) if given else None
@@ -408,15 +363,14 @@ def _at_most(value: int | None, highest: int) -> int | None:
     return None if value is None else min(value, highest)
 
 
-def _check_texts(work: Work, request: Options, limits: Limits) -> None:
+def _check_texts(work: Work, limits: Limits) -> None:
     """Raises InvalidRequest on more text of queries than is joined to documents."""
-    default = request.instruction or request.instruct or ""
     queries = [
         sum(map(len, query.content.texts)) if isinstance(query, Parsed) else 0
         for query in work.queries
     ]
     num_chars = sum(
-        queries[number] + len(_instruction(work, index) or default)
+        queries[number] + len(work.instruction_of(index) or "")
         for index, number in enumerate(work.query_of)
     )
     if num_chars > limits.max_query_chars:
@@ -441,8 +395,8 @@ def _check_media(sides: Sequence[Content | RerankError], limits: Limits) -> None
         )
 
 
-def _warnings(work: Work, request: Options) -> list[str]:
-    """Fields that nobody reads, named, and what others read otherwise."""
+def _warnings(work: Work, request: Options, pairs: Sequence[PairScore]) -> list[str]:
+    """Fields that nobody reads, named; what others read otherwise; that something was truncated."""
     warnings = [
         f"field {name!r} is one side of several parts, with one score: some servers give each part "
         "its own"
@@ -456,4 +410,6 @@ def _warnings(work: Work, request: Options) -> list[str]:
     warnings += [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
     if len(names) > _MAX_WARNINGS:
         warnings.append(f"and {len(names) - _MAX_WARNINGS} more unknown fields")
+    if num_truncated := sum(pair.is_truncated for pair in pairs):
+        warnings.append(f"{num_truncated} of {len(pairs)} documents with their query were cut")
     return warnings

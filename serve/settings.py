@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass, field, fields, replace
+from typing import get_args
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
+from shardrank.serve.gate.access import AccessLog
 from shardrank.serve.gate.keys import ApiKey
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -59,6 +61,7 @@ class ServeSettings:
     num_fetching: int = 64
     price_per_million_tokens: float | None = None
     cors_origins: tuple[str, ...] = ()
+    access_log: AccessLog = "lines"
 
     def __post_init__(self) -> None:
         for origin in self.cors_origins:
@@ -67,6 +70,9 @@ class ServeSettings:
                     "cors_origins must be origins as browsers send them (https://example.org, "
                     f"without a path or a slash at the end) or *, got {origin!r}"
                 )
+        if self.access_log not in get_args(AccessLog):
+            kinds = ", ".join(get_args(AccessLog))
+            raise ValueError(f"access_log must be one of {kinds}, got {self.access_log!r}")
 
     @property
     def engine(self) -> RerankerConfig:

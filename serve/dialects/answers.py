@@ -154,7 +154,10 @@ def sglang(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
         {"index": index, "score": value_of(scored.pairs[index], request.is_raw)}
         | ({"document": scored.texts[index]} if echoes else {})
         | _failure(scored.pairs[index])
-        | {"meta_info": {"prompt_tokens": scored.pairs[index].num_tokens}}
+        | {
+            "meta_info": {"prompt_tokens": scored.pairs[index].num_tokens}
+            | _truncation(scored.pairs[index])
+        }
         for index in ranked(scored, request)
     ]
 
@@ -174,7 +177,9 @@ def headers(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str,
 def scores(scored: Scored, is_raw: bool, naming: Naming) -> dict[str, Any]:
     """vLLM's /score: in input order."""
     data = [
-        {"index": index, "object": "score", "score": value_of(pair, is_raw)} | _failure(pair)
+        {"index": index, "object": "score", "score": value_of(pair, is_raw)}
+        | _failure(pair)
+        | _truncation(pair)
         for index, pair in enumerate(scored.pairs)
     ]
     return {
@@ -228,7 +233,7 @@ def _results(
         }
         if returns_documents and text is not None:
             result["document"] = echo_of(request.sides[index], text)
-        results.append(result | _failure(pair) | ({"truncated": True} if pair.is_truncated else {}))
+        results.append(result | _failure(pair) | _truncation(pair))
     return results
 
 
@@ -236,6 +241,11 @@ def _failure(pair: PairScore) -> dict[str, Any]:
     if pair.error is None:
         return {}
     return {"error": {"code": pair.error.code, "message": str(pair.error)}}
+
+
+def _truncation(pair: PairScore) -> dict[str, bool]:
+    """The document, or its query, was cut."""
+    return {"truncated": True} if pair.is_truncated else {}
 
 
 def _meta(scored: Scored, naming: Naming) -> dict[str, Any]:

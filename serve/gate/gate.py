@@ -6,16 +6,14 @@ goes away cancels its request.
 
 import asyncio
 import json
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from shardrank.serve.bodies import outline
 from shardrank.serve.dialects.answers import SHAPED_PATHS, body_of, is_tei
+from shardrank.serve.dialects.bodies import outline
 from shardrank.serve.errors import (
     ApiError,
     BodyTooLarge,
@@ -24,6 +22,7 @@ from shardrank.serve.errors import (
     Unauthorized,
     UnreadableEncoding,
 )
+from shardrank.serve.gate.access import AccessLog, Usage, begin, log_access, request_id_of
 from shardrank.serve.gate.keys import ApiKeys, WatchedKeys, is_local_name
 from shardrank.serve.gate.rate import RateLimiter, caller
 from shardrank.serve.metrics import Metrics
@@ -39,7 +38,6 @@ OPEN_PATHS = ("/health", "/ready", "/.well-known/ready", "/v1/cluster/auth")
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_GONE = 499
 """As nginx counts them; nobody reads it."""
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class _ClientGone(Exception):
@@ -57,9 +55,11 @@ class Gate:
         metrics: Metrics,
         check_room: Callable[[], None],
         is_local: bool = False,
+        access_log: AccessLog = "lines",
     ) -> None:
         self._limits_hosts = is_local
         self._app = app
+        self._access_log = access_log
         self._check_room = check_room
         self._keys = keys
         self._limits = limits
@@ -77,7 +77,8 @@ class Gate:
         headers = Headers(scope=scope)
         request_id = request_id_of(headers)
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id, is_head)
+        usage = begin()
+        answer = _Answer(send, request_id, usage, is_head)
         started = time.monotonic()
         try:
             await self._admitted(scope, headers, receive, answer)
@@ -86,7 +87,10 @@ class Gate:
         except _ClientGone:
             answer.status = _CLIENT_GONE
         finally:
-            self._metrics.request(scope, answer.status, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self._metrics.request(scope, answer.status, seconds)
+            method, path, status = scope["method"], scope["path"], answer.status
+            log_access(self._access_log, method, path, status, seconds, request_id, usage)
 
     async def _admitted(
         self,
@@ -149,12 +153,6 @@ def _plain(path: str) -> str:
     return "/" + "/".join(filter(None, path.split("/")))
 
 
-def request_id_of(headers: Headers) -> str:
-    """The caller's own, where it is fit for a header, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
 async def _run(
     app: App, scope: MutableMapping[str, Any], receive: Receive, send: "_Answer", body: bytes
 ) -> None:
@@ -192,11 +190,15 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class _Answer:
-    """Sends, with the request's id in the headers, and remembers the status."""
+    """Sends, with the request's id in the headers, and remembers the status.
 
-    def __init__(self, send: Send, request_id: str, is_head: bool) -> None:
+    That documents were truncated is a header on every dialect: some have no other place for it.
+    """
+
+    def __init__(self, send: Send, request_id: str, usage: Usage, is_head: bool) -> None:
         self._send = send
         self._request_id = request_id
+        self._usage = usage
         self._is_head = is_head
         self.status = 500
         self.body_of_request = b""
@@ -206,7 +208,10 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._has_started = True
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            if self._usage.num_truncated:
+                headers["x-truncated-documents"] = str(self._usage.num_truncated)
         elif self._is_head:
             message = dict(message, body=b"")
         await self._send(message)

@@ -29,6 +29,7 @@ from shardrank.serve.errors import Unauthorized
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
+KEYS_VARIABLE = "SHARDRANK_API_KEYS"
 KEY_PREFIX = "sr-"  # so that people and secret scanners recognise one
 MIN_KEY_CHARACTERS = 16
 MAX_KEY_CHARACTERS = 1024

@@ -17,7 +17,7 @@ from shardrank.actors.reranker import Reranker
 from shardrank.actors.scorer import Scorer
 from shardrank.serve.errors import DeadlineExceeded, NotReady
 from shardrank.serve.queue.admission import Admission, Observer
-from shardrank.serve.queue.slices import Piece, Slice
+from shardrank.serve.queue.slices import PIECES_A_BATCH, Piece, Slice
 from shardrank.serve.queue.waiting import Batch, Turns, Waiting, next_batch, next_slice
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class BatchQueue:
         self._num_ahead = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._is_open = False
-        self.admission = Admission(max_queue_s, max_queue_pairs, observer)
+        turn = self._budget // PIECES_A_BATCH
+        self.admission = Admission(max_queue_s, max_queue_pairs, turn, observer)
 
     @property
     def is_healthy(self) -> bool:
@@ -98,8 +99,7 @@ class BatchQueue:
         Raises NotReady, TooManyRequests, DeadlineExceeded, or what the engine failed of. Whose
         task is cancelled has left the queue.
         """
-        self.check_room(sum(len(each.documents) for each in sets))
-        request = Waiting(sets, self._reranker.preprocessor, self._budget)
+        request = self.check_room(sets)
         if not request.num_pairs:
             return request.result()
         self._admit(request)
@@ -111,11 +111,25 @@ class BatchQueue:
             raise DeadlineExceeded(f"not scored within {timeout_s:g} s")
         return request.result()
 
-    def check_room(self, num_pairs: int) -> None:
-        """Raises what `score` would raise at once, for callers with work to do before it."""
+    def check_any_room(self) -> None:
+        """Raises what `score` would raise at once, were it for one short document."""
         if not self._is_open:
             raise _closed()
-        self.admission.check(num_pairs)
+        self._check(num_pairs=1, num_tokens=0)
+
+    def check_room(self, sets: Sequence[CandidateSet]) -> Waiting:
+        """Raises what `score` would raise at once, for callers with work to do before it: media
+        need not be there yet.
+        """
+        if not self._is_open:
+            raise _closed()
+        request = Waiting(sets, self._reranker.preprocessor, self._budget)
+        self._check(request.num_pairs, request.num_tokens)
+        return request
+
+    def _check(self, num_pairs: int, num_tokens: int) -> None:
+        left = [request.num_tokens for request in self._requests]
+        self.admission.check(left, num_pairs, num_tokens)
 
     def _admit(self, request: Waiting) -> None:
         self._requests[request] = None

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -244,6 +245,61 @@ def test_max_tokens_per_doc_cuts_from_either_end(client, engine):
         shown[side] = results[0]["relevance_score"]
     assert shown["left"] != shown["right"]
     assert engine.score("q", [long])[0] not in shown.values()
+
+
+LONG = "word " * 500
+CUT = {"truncate_prompt_tokens": 200}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "places"),
+    [
+        ("/v1/rerank", {"documents": ["a", LONG]}, "results"),
+        ("/infinity/rerank", {"documents": ["a", LONG]}, "results"),
+        ("/score", {"documents": ["a", LONG]}, "data"),
+        ("/sglang/v1/rerank", {"documents": ["a", LONG]}, "meta_info"),
+        ("/rerank", {"texts": ["a", LONG]}, ""),
+    ],
+)
+def test_every_dialect_says_what_was_truncated(path, body, places, client):
+    queries = {"queries": "q"} if path == "/score" else {"query": "q"}
+    answer = client.post(path, json=queries | body | CUT)
+    assert answer.headers["x-truncated-documents"] == "1"
+    found = answer.json()
+    if places in ("results", "data"):
+        assert found["meta"]["warnings"] == ["1 of 2 documents with their query were cut"]
+    results = found if isinstance(found, list) else found[places]
+    truncated = {
+        each["index"]: each.get("meta_info", each).get("truncated", False) for each in results
+    }
+    assert truncated == {0: False, 1: places != ""}
+    whole = client.post(path, json=queries | body)
+    assert "x-truncated-documents" not in whole.headers and "truncated" not in whole.text
+
+
+def test_a_truncated_query_is_said_of_its_documents(client):
+    body = {"query": LONG, "documents": ["a", "b"], "max_tokens_per_query": 5}
+    answer = client.post("/v2/rerank", json=body)
+    assert [each["truncated"] for each in answer.json()["results"]] == [True, True]
+    assert answer.headers["x-truncated-documents"] == "2"
+
+
+def test_every_request_is_a_line_of_the_access_log_without_its_content(client, capsys):
+    asked = [
+        client.post("/v2/rerank?key=secret", json=REQUEST, headers={"X-Request-Id": "mine"}),
+        client.post("/v2/rerank", json={}, headers={"X-Request-Id": "wrong"}),
+        client.get("/ready", headers={"X-Request-Id": "probe"}),
+    ]
+    tokens = asked[0].json()["usage"]["total_tokens"]
+    found = ""
+    while found.count("\n") < 3:
+        found += capsys.readouterr().out
+    lines = sorted(re.sub(r" \d+ ms", "", line.partition(" ")[2]) for line in found.splitlines())
+    assert lines == [
+        "GET /ready 200 request_id=probe documents=0 tokens=0",
+        f"POST /v2/rerank 200 request_id=mine documents=3 tokens={tokens}",
+        "POST /v2/rerank 422 request_id=wrong documents=0 tokens=0",
+    ]
 
 
 def test_a_pair_that_is_too_long_is_cut_or_refused(client):

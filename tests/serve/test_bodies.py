@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, field_validator
 
-from shardrank.serve.bodies import BodyRoute, outline
+from shardrank.serve.dialects.bodies import BodyRoute, outline
 from shardrank.serve.dialects.requests import RerankRequest, ScoreRequest
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.service import start_service

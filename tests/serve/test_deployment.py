@@ -1,5 +1,6 @@
 """The endpoint on a real Ray Serve, by its own command: replicas lost, stopped, configured."""
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -39,10 +41,10 @@ def free_port() -> int:
 def served(log: Path, *options: str) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
     """`shardrank serve` on a port of its own, ready, with a client of it."""
     port = free_port()
-    command = [sys.executable, "-m", "shardrank.cli", "serve", "--port", str(port), *options]
+    arguments = [sys.executable, "-m", "shardrank.cli", "serve", "--port", str(port), *options]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command,
+            arguments,
             cwd=ROOT,
             env=os.environ | {"HOME": str(log.parent)},
             stdout=stream,
@@ -56,7 +58,7 @@ def served(log: Path, *options: str) -> Iterator[tuple[httpx.Client, subprocess.
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        assert process.wait(timeout=60) == 0, log.read_text("utf-8", "replace")
 
 
 def await_ready(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
@@ -69,6 +71,33 @@ def await_ready(client: httpx.Client, process: subprocess.Popen, log: Path) -> N
         assert process.poll() is None, log.read_text("utf-8", "replace")
         time.sleep(0.5)
     raise AssertionError(log.read_text("utf-8", "replace"))
+
+
+def command(*options: str) -> subprocess.CompletedProcess[str]:
+    """`shardrank serve` that does not serve."""
+    return subprocess.run(
+        [sys.executable, "-m", "shardrank.cli", "serve", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def shared_folders(parent: int) -> list[Path]:
+    """Those that are open in a server's command."""
+    places = (Path(os.readlink(path)) for path in Path(f"/proc/{parent}/fd").iterdir())
+    return sorted({place.parent for place in places if place.name == "console"})
+
+
+LOGGED = r"[-:\dTZ]{{20}} {} {} {} \d+ ms request_id={} documents={} tokens={}"
+
+
+def spoken(text: str) -> tuple[list[str], list[str]]:
+    """What the command said, and its access log."""
+    lines = text.splitlines()
+    logged = [line for line in lines if "request_id=" in line]
+    return [line for line in lines if line not in logged], logged
 
 
 def processes(parent: int) -> dict[Path, bytes]:
@@ -140,9 +169,25 @@ def test_a_lost_replica_costs_what_it_worked_on_and_the_command_stops_in_order(t
         assert statuses[500] <= 2 * 4, statuses  # who was in work when one of the two died
         assert "shardrank_pairs_total" in client.get("/metrics").text
 
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
-    assert "serving tiny at http://127.0.0.1:" in (tmp_path / "log").read_text()
+        port = str(client.base_url.port)
+        second = command("--port", port, *options)
+        assert second.returncode == 1
+        assert (
+            second.stderr
+            == f"error: port {port} of 127.0.0.1 is in use: choose another one " + ("with --port\n")
+        )
+        (shared,) = shared_folders(process.pid)
+        assert shared.stat().st_mode & 0o777 == 0o700 and list(shared.glob("metrics/*.db"))
+        assert interrupted(client, process) == (200, [(503, "2"), (503, "2")])
+        assert process.wait(timeout=60) == 0 and not shared.exists()
+    said, logged = spoken((tmp_path / "log").read_text())
+    loaded = "a replica has loaded the model"
+    beginnings = ["starting Ray", "loading /", loaded, loaded, "serving tiny at http://127.0.0.1:"]
+    beginnings += [loaded] * (len(said) - 6) + ["stopping: requests in work"]  # lost ones again
+    assert all(map(str.startswith, said, beginnings)), said
+    (mine,) = [line for line in logged if "request_id=mine" in line]
+    assert re.fullmatch(LOGGED.format("POST", "/v2/rerank", 200, "mine", 2, r"[1-9]\d+"), mine)
+    assert any(" GET /ready 503 " in line for line in logged)
 
 
 def under_kills(url: httpx.URL, process: subprocess.Popen, num_kills: int) -> list[int]:
@@ -178,18 +223,47 @@ def under_kills(url: httpx.URL, process: subprocess.Popen, num_kills: int) -> li
     return statuses
 
 
-def test_a_model_that_does_not_load_ends_the_command_with_its_cause(tmp_path):
-    for path in TINY.iterdir():
-        if path.suffix != ".safetensors":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    command = [sys.executable, "-m", "shardrank.cli", "serve", "--model", str(tmp_path)]
+def interrupted(client: httpx.Client, process: subprocess.Popen) -> tuple[int, list[Any]]:
+    """The status of a request in work as the terminal's Ctrl-C comes; what is told to others."""
+    in_work: list[int] = []
+    body = {"query": "q", "documents": ["some words " * 100] * 600, "return_documents": False}
+    thread = threading.Thread(
+        target=lambda: in_work.append(client.post("/v2/rerank", json=body).status_code)
+    )
+    thread.start()
+    while "shardrank_queue_pairs 0.0" in client.get("/metrics").text:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    while (ready := client.get("/ready")).status_code == 200:
+        time.sleep(0.05)
+    refused = [ready, client.post("/v2/rerank", json=REQUEST)]
+    assert not in_work
+    thread.join()
+    return in_work[0], [(answer.status_code, answer.headers["retry-after"]) for answer in refused]
+
+
+def test_an_application_that_is_deployed_ends_in_order():
     process = subprocess.run(
-        [*command, "--port", str(free_port())],
+        [sys.executable, "-m", "tests.support.serve_deployed", str(free_port())],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=280,
     )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1]) == {
+        "was_in_work": True,
+        "in_work": [200],
+        "refused": [[503, "2"], [503, "2"]],
+        "metrics": [1, 0],
+    }
+
+
+def test_a_model_that_does_not_load_ends_the_command_with_its_cause(tmp_path):
+    for path in TINY.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    process = command("--model", str(tmp_path), "--port", str(free_port()))
     assert process.returncode == 1
     assert "the endpoint did not start: ValueError" in process.stderr
     assert "Traceback" not in process.stderr
@@ -210,7 +284,7 @@ def test_a_wrong_command_is_one_sentence(options, sentence, capsys, monkeypatch)
     from shardrank.cli import main
 
     monkeypatch.delenv("SHARDRANK_API_KEYS", raising=False)
-    assert main(["serve", *options]) == 2
+    assert main(["serve", "--port", str(free_port()), *options]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
 

@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from shardrank.serve.bodies import outline
 from shardrank.serve.dialects.answers import SHAPED_PATHS, body_of, is_tei
+from shardrank.serve.dialects.bodies import outline
 from shardrank.serve.dialects.contents import whole
 from shardrank.serve.errors import ApiError, BadRequest, InvalidRequest
 
