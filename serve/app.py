@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from shardrank.actors.data import CandidateSet
 from shardrank.serve.bodies import BodyRoute, outline
@@ -38,7 +39,19 @@ _DRAIN_S = 30.0
 
 
 class Json(JSONResponse):
-    """Half a surrogate pair, which many readers refuse even as its escape, is a question mark."""
+    """Half a surrogate pair, which many readers refuse even as its escape, is a question mark.
+
+    Rendered when it is sent, and in a thread: it may echo all of a large body.
+    """
+
+    def __init__(self, content: Any = None, status_code: int = 200, **more: Any) -> None:
+        super().__init__(None, status_code, **more)
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = await asyncio.to_thread(self.render, self._content)
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
     def render(self, content: Any) -> bytes:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
