@@ -1,5 +1,6 @@
 """What went wrong with a request, as an answer in its dialect's words."""
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -8,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from shardrank.serve.dialects.answers import SHAPED_PATHS, body_of, is_tei
 from shardrank.serve.dialects.bodies import outline
@@ -18,7 +20,19 @@ logger = logging.getLogger(__name__)
 
 
 class Json(JSONResponse):
-    """Half a surrogate pair, which many readers refuse even as its escape, is U+FFFD."""
+    """Half a surrogate pair, which many readers refuse even as its escape, is U+FFFD.
+
+    Rendered when it is sent, and in a thread: it may echo all of a large body.
+    """
+
+    def __init__(self, content: Any = None, status_code: int = 200, **more: Any) -> None:
+        super().__init__(None, status_code, **more)
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = await asyncio.to_thread(self.render, self._content)
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
     def render(self, content: Any) -> bytes:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
