@@ -226,7 +226,7 @@ def under_kills(url: httpx.URL, process: subprocess.Popen, num_kills: int) -> li
 def interrupted(client: httpx.Client, process: subprocess.Popen) -> tuple[int, list[Any]]:
     """The status of a request in work as the terminal's Ctrl-C comes; what is told to others."""
     in_work: list[int] = []
-    body = {"query": "q", "documents": ["some words " * 100] * 600, "return_documents": False}
+    body = {"query": "q", "documents": ["some words " * 100] * 3_000, "return_documents": False}
     thread = threading.Thread(
         target=lambda: in_work.append(client.post("/v2/rerank", json=body).status_code)
     )

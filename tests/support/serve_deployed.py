@@ -20,7 +20,7 @@ from shardrank.serve.proxy import CALLBACK, CALLBACK_VARIABLE
 from tests.support.serve_app import TINY
 
 CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
-WORK = {"query": "q", "documents": ["some words " * 100] * 600, "return_documents": False}
+WORK = {"query": "q", "documents": ["some words " * 100] * 3_000, "return_documents": False}
 REQUEST = {"query": "q", "documents": ["a"]}
 
 
