@@ -50,7 +50,9 @@ from shardrank.jobs.outputs.manifest import (
 from shardrank.jobs.outputs.record import Check, Record, timed
 from shardrank.jobs.outputs.status import find_remaining, has_failed, is_marked_finished, unit_files
 from shardrank.jobs.outputs.verify import check_strays
+from shardrank.jobs.run.display import Display, display
 from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.progress import Step
 from shardrank.jobs.storage import Location, delete_file, write_atomically
 from shardrank.jobs.units.growth import Held
 from shardrank.jobs.units.order import WantedOrder
@@ -104,7 +106,8 @@ class Summary:
 
 def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = None) -> Summary:
     """Run the job, or go on with it. Raises UsageError before anything is started, or JobError."""
-    with interruptible(options.command) as check_interruption:
+    with interruptible(options.command) as check_interruption, display() as shown:
+        shown.show(Step("reading the input"))
         qrels = _load_qrels(options)
         output = Output(Location.parse(options.output), options.with_rankings)
         manifest = read_manifest(output)
@@ -136,14 +139,17 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
             was_finished = _is_finished(options, plan, output, manifest)
             if not was_finished:
                 checks = check_interruption, check_lease
-                _run(options, config, engine or _own_engine(), plan, output, manifest, checks)
+                engine = engine or _own_engine()
+                _run(options, config, engine, plan, output, manifest, checks, shown)
                 check_lease()
                 _finish(output, manifest)
             trec_run = None
             if with_trec_run:
+                shown.show(Step("writing run.trec"))
                 trec_run = str(write_trec_run(output, plan.units))
                 check_lease()
                 note_trec_run(output, manifest)
+            shown.show(Step("measuring"))
             measures = _evaluate(options, qrels)
             if measures:
                 check_lease()
@@ -315,6 +321,7 @@ def _run(
     output: Output,
     manifest: Manifest,
     checks: tuple[Check, Check],
+    shown: Display,
 ) -> None:
     """Score what remains and verify everything; the manifest says how far it came."""
     from shardrank.jobs.cluster import connected
@@ -326,6 +333,9 @@ def _run(
     num_pairs = sum(unit.num_pairs for unit in plan.units)
     budget = Budget(options.max_errors, num_pairs, remaining.errors)
     budget.check()
+    shown.show(
+        Step(f"joining the Ray cluster at {options.address}" if options.address else "starting Ray")
+    )
     with connected(options.address):
         check_interruption()  # ray.init has set a handler of its own
         pool = _pool(options, config, output, manifest, check_lease)
@@ -336,8 +346,9 @@ def _run(
         with timed(output, manifest, check_lease) as clock:
             workers = Workers(config, engine, pool, options.pair_timeout_s)
             record = Record(manifest, budget, clock, check_interruption)
-            score_remaining(plan, remaining.units, output, workers, record, remaining.stale_parts)
-            counts = verify_all(plan, output, record)
+            stale = remaining.stale_parts
+            score_remaining(plan, remaining.units, output, workers, record, shown, stale)
+            counts = verify_all(plan, output, record, shown)
             check_strays(output, plan)
             check_interruption()
             check_lease()
