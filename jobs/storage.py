@@ -357,6 +357,8 @@ def _redacted_uri(uri: str) -> str:
     except ValueError:  # no URI after all; what it may hold, nobody can say
         return f"{uri.partition('://')[0]}://{HIDDEN}"
     userinfo, at, host = parts.netloc.rpartition("@")
+    if not userinfo and not _SECRET.search(parts.query):
+        return uri
     netloc = f"{HIDDEN}{at}{host}" if userinfo else parts.netloc
     if not _SECRET.search(parts.query):
         query = parts.query

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.run.progress import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,10 @@ class Pool:
     num_actors: int
     num_cpus: float
     num_gpus: float
+
+    def __str__(self) -> str:
+        actors = counted(self.num_actors, "scoring actor")
+        return f"{actors} on {'GPU' if self.num_gpus else 'CPU'}"
 
 
 def choose_pool(resources: dict[str, float], device: str, num_actors: int | None) -> Pool:

@@ -133,6 +133,10 @@ class Meter:
         return f"{self.underway.num_prepared:,} pairs prepared, {ready} · {elapsed}"
 
 
+def counted(num: int, noun: str) -> str:
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

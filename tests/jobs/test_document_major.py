@@ -23,7 +23,7 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prepared import Visual
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
-from shardrank.cli import main, print_summary
+from shardrank.cli import main
 from shardrank.jobs.errors import JobError, TooManyErrors, UsageError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.inputs.parquet import Footer, RowGroup
@@ -43,6 +43,7 @@ from shardrank.jobs.units.documents import (
     plan_documents,
     unit_ends,
 )
+from shardrank.summary import print_summary
 from tests.support import standin
 from tests.support.engine import GOLDEN, TINY
 from tests.support.job_cases import (
