@@ -107,6 +107,10 @@ class Summary:
 def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = None) -> Summary:
     """Run the job, or go on with it. Raises UsageError before anything is started, or JobError."""
     with interruptible(options.command) as check_interruption, display() as shown:
+        if options.num_actors is not None:
+            from shardrank.jobs.cluster import check_pool
+
+            check_pool(options.address, config.device, options.num_actors)
         shown.show(Step("reading the input"))
         qrels = _load_qrels(options)
         output = Output(Location.parse(options.output), options.with_rankings)
@@ -212,6 +216,7 @@ def _begun(output: Output, job: Manifest, config: RerankerConfig) -> Manifest:
 
 def _open_input(options: JobOptions, manifest: Manifest | None) -> OpenedInput:
     """The input, its files in the order in which the job knows them."""
+    options.input.check_apart_from(options.output)
     try:
         opened = open_job_input(options.input)
     except UnreadableInput as error:

@@ -167,6 +167,24 @@ def list_with_hidden(location: Location) -> tuple[Files, Files]:
     return files, everything
 
 
+def would_read(location: Location, output: Location) -> bool:
+    """Whether what a job writes into the directory `output` would be among the files of `location`,
+    a directory or a glob. Links are followed.
+    """
+    kind = location.info().type
+    if location.root != output.root or kind == fs.FileType.File:
+        return False
+    real = os.path.realpath if location.is_local else str
+    fixed, rest = location.path, "/**"
+    if kind == fs.FileType.NotFound:
+        fixed = _GLOB.split(location.path)[0].rpartition("/")[0]
+        rest = location.path[len(fixed) :]
+    below = f"{real(output.path)}/scores/part-000000.parquet"
+    patterns = [f"{glob.escape(real(fixed))}{ending}" for ending in (rest, f"{rest}/**")]
+    is_matched = any(glob.globmatch(below, wanted, flags=_GLOB_FLAGS) for wanted in patterns)
+    return is_matched and not _is_hidden(below, real(fixed))
+
+
 def list_directory(directory: Location) -> Files:
     """As list_files, of what is a directory or nothing, and never a glob: a job's output."""
     return _without_hidden(_list_everything(directory), directory)

@@ -321,7 +321,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _failed(str(error), 2)
     except _CommandError as error:
-        return _failed(error.format_message(), 2)
+        message = error.format_message()
+        is_glob = message.startswith("Got unexpected extra argument")
+        hint = ": quote a glob, as in 'pages/*.parquet', which the shell made several arguments of"
+        return _failed(message.rstrip(".") + hint if is_glob else message, 2)
     except (JobError, OSError) as error:
         code = _failed(str(error), 1)
         if is_job:

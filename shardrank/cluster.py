@@ -43,6 +43,17 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in _FOR_WORKERS}
 
 
+def local_resources() -> dict[str, float]:
+    """What a Ray that is started here has: the CPUs that it is told, the GPUs that it finds."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    gpus = get_accelerator_manager_for_resource("GPU")
+    num_gpus = gpus.get_current_node_num_accelerators()
+    visible = gpus.get_current_process_visible_accelerator_ids()
+    num_gpus = num_gpus if visible is None else min(num_gpus, len(visible))
+    return {"CPU": max(_LOCAL_MIN_CPUS, os.cpu_count() or 1), "GPU": num_gpus}
+
+
 def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None) -> None:
     """Join the cluster at `address`, with a runtime environment, or start a Ray of our own.
 
@@ -53,7 +64,7 @@ def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None)
     try:
         with _stderr_held_back():
             if address is None:
-                cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
+                cpus = int(local_resources()["CPU"])
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
                 _protect_token()
             else:
