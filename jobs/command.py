@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from shardrank.jobs.errors import Way
-from shardrank.jobs.storage import redacted
+from shardrank.jobs.storage import HIDDEN, redacted_argument
+
+HIDDEN_SENTENCE = f"(with the credentials in the place of {HIDDEN})"
 
 
 def pasteable(arguments: Sequence[str]) -> str:
     """The whole command, quoted, without the credentials of URIs."""
-    return shlex.join([*_program(), *map(redacted, arguments)])
+    return shlex.join([*_program(), *map(redacted_argument, arguments)])
 
 
 def _program() -> list[str]:
@@ -37,6 +39,6 @@ def how_to_go_on(arguments: Sequence[str], ways: Sequence[Way] = ()) -> str:
     for way in ways:
         added = [each for each in way.arguments if each not in arguments]
         lines += [f"{way.purpose}:", f"  {pasteable([*arguments, *added])}"]
-    if any(redacted(each) != each for each in arguments):
-        lines.append("(with the credentials in the place of ***)")
+    if any(redacted_argument(each) != each for each in arguments):
+        lines.append(HIDDEN_SENTENCE)
     return "\n".join(lines)

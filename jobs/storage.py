@@ -369,6 +369,14 @@ def redacted(text: str) -> str:
     return _URI.sub(lambda match: _redacted_uri(match[0]), text)
 
 
+def redacted_argument(text: str) -> str:
+    """The same of a command's argument: what begins as a URI is one to its end, spaces and all."""
+    start = _URI.search(text)
+    if start is None:
+        return text
+    return redacted(text[: start.start()] + _redacted_uri(text[start.start() :]))
+
+
 def _redacted_uri(uri: str) -> str:
     try:
         parts = urlsplit(uri)

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from shardrank.jobs.command import pasteable
+from shardrank.jobs.command import HIDDEN_SENTENCE, pasteable
 from shardrank.jobs.errors import Way
 from shardrank.jobs.outputs.status import Status
 from shardrank.jobs.rerank import Summary
 from shardrank.jobs.run.progress import duration
+from shardrank.jobs.storage import HIDDEN
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -99,6 +100,8 @@ def print_status(status: Status, console: Console) -> None:
         )
     for purpose, command in _ways(status):
         console.print(f"{purpose}:\n  {command}", highlight=False, soft_wrap=True)
+        if HIDDEN in command:
+            console.print(HIDDEN_SENTENCE, highlight=False)
 
 
 def _state(status: Status) -> str:

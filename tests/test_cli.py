@@ -1,6 +1,7 @@
 """The command line's refusals: one sentence on stderr and exit code 2, nothing written."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import ray
 from shardrank import cli
 from shardrank.actors.config import RerankerConfig
 from shardrank.cli import main
+from shardrank.jobs.command import how_to_go_on, pasteable
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.rerank import JobOptions
@@ -150,12 +152,25 @@ def test_an_adapter_beside_the_weights_is_refused_before_ray_starts(
     assert not (tmp_path / "out").exists() and ray.is_initialized() == is_running
 
 
-def test_the_module_is_the_same_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shardrank.jobs.rerank", "--bogus"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize(
+    "command",
+    [f"{sys.executable} -m shardrank.jobs.rerank --bogus", pasteable(["rerank", "--bogus"])],
+)
+def test_the_module_and_what_is_printed_are_the_same_command(command: str) -> None:
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such option: --bogus")
+
+
+def test_a_printed_command_keeps_its_quotes_and_no_credentials() -> None:
+    uri = "s3://KEY:SECRET@bucket/it's in?region=us-east-1&secret_key=abc"
+    given = ["rerank", "pages/[ab]*.parquet", f"--output={uri}", "--instruction", "Find 'it' $HOME"]
+    said = how_to_go_on(given)
+    assert "SECRET" not in said and "abc" not in said
+    command, note = said.splitlines()[1:]
+    hidden = "--output=s3://***@bucket/it's in?region=us-east-1&secret_key=***"
+    assert shlex.split(command)[-5:] == [*given[:2], hidden, *given[3:]]
+    assert note == "(with the credentials in the place of ***)"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from shardrank.jobs.outputs.input_files import input_change, input_files
 from shardrank.jobs.storage import (
     list_directory,
     read_bytes,
-    redacted,
+    redacted_argument,
     write_atomically,
 )
 from shardrank.jobs.units.growth import Held
@@ -198,11 +198,11 @@ def kept_input(options: InputOptions) -> Manifest:
 
 
 def _absolute(uri: str) -> str:
-    return redacted(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    return redacted_argument(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def kept_command(arguments: Sequence[str]) -> Manifest:
-    return {"directory": os.getcwd(), "arguments": [redacted(each) for each in arguments]}
+    return {"directory": os.getcwd(), "arguments": [redacted_argument(each) for each in arguments]}
 
 
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -34,6 +34,7 @@ from shardrank.jobs.outputs.manifest import add_lookups
 from shardrank.jobs.outputs.parts import read_bucket, regroup, write_part
 from shardrank.jobs.outputs.scores import lookups_of
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.run.display import Display
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.documents import (
@@ -453,7 +454,7 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
 
     workers = Workers(CONFIG, engine, Pool(2, 0.25, 0))
     watcher = Watcher()
-    score_remaining(plan, plan.units, output, workers, watcher)
+    score_remaining(plan, plan.units, output, workers, watcher, Display(is_live=False))
     num_ticks = watcher.num_ticks
     assert verify_all(plan, output, watcher).num_failed == 0
     assert watcher.num_ticks > num_ticks  # so that a lost lease or Ctrl-C ends it

@@ -54,6 +54,13 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 
+    @property
+    def whole(self) -> str:
+        """What is seen, as it is copied: a line as long as the window goes on in the next."""
+        return "".join(
+            line if len(line) == self._screen.columns else line + "\n" for line in self.lines
+        )
+
     def watch(self, is_seen: Callable[[str], bool] = lambda text: False, limit_s: float = 120):
         """Look on until what is seen is wanted (True), or the command has ended (False)."""
         deadline = time.monotonic() + limit_s
