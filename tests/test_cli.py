@@ -112,7 +112,7 @@ def test_a_glob_that_the_shell_took_is_to_be_quoted(
     assert "quote a glob" in capsys.readouterr().err
     tables = ("--run=r.trec", "--queries=q.jsonl", "--corpus=c-1.parquet")
     said = refused(capsys, sets, *tables, *given)
-    assert f"INPUT {sets} is no folder with tables, and --run r.trec is the run" in said
+    assert f"INPUT {sets} is not read beside --run, --queries and --corpus" in said
 
 
 @pytest.mark.parametrize("left_out", ["--output", "--model"])

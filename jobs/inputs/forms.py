@@ -304,13 +304,13 @@ def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]
 
 
 def _with_run(uri: str, given: dict[str, str]) -> dict[str, str]:
-    """INPUT is the run. Raises UsageError where another one is given: a shell may have made two
-    arguments of a glob.
+    """INPUT is the run. Raises UsageError where all three tables are given without it: a shell may
+    have made two arguments of a glob.
     """
-    if "run" in given:
+    if {"run", "queries", "corpus"} <= given.keys():
         raise UsageError(
-            f"INPUT {uri} is no folder with tables, and --run {given['run']} is the run: leave it "
-            "out, or quote the glob that it comes from"
+            f"INPUT {uri} is not read beside --run, --queries and --corpus: leave it out, or quote "
+            "the glob that it comes from"
         )
     return {"run": uri} | given
 

@@ -1,11 +1,12 @@
 """What a person sees while a job runs: on a terminal a live line and a bar below the log's lines,
-elsewhere a line of the log at least every LOG_EVERY_S. Knows nothing of what is counted.
+elsewhere a line of the log at least every ten seconds. Knows nothing of what is counted.
 """
 
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TextIO
@@ -19,7 +20,8 @@ from shardrank.jobs.run.progress import Stage
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY_S = 10.0
+LOG_EVERY_S = 9.0
+"""It is looked at once in _TICK_S."""
 _TICK_S = 1.0
 
 SHOW_CURSOR = "\x1b[?25h"
@@ -142,8 +144,11 @@ def _ticking(shown: Display) -> Iterator[None]:
     ended = threading.Event()
 
     def tick() -> None:
+        before = time.monotonic()
         while not ended.wait(_TICK_S):
-            shown.tick(_TICK_S)
+            now = time.monotonic()
+            shown.tick(now - before)
+            before = now
 
     thread = threading.Thread(target=tick, daemon=True, name="display")
     thread.start()
