@@ -111,7 +111,7 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
             from shardrank.jobs.cluster import check_pool
 
             check_pool(options.address, config.device, options.num_actors)
-        shown.show(Step("reading the input"))
+        shown.show(Step("reading input and model"))
         qrels = _load_qrels(options)
         output = Output(Location.parse(options.output), options.with_rankings)
         manifest = read_manifest(output)

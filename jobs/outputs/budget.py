@@ -63,8 +63,8 @@ class Budget:
 
 
 _CURES = {
-    "media_forbidden": "--web-media where they are on the web, --allow-network CIDR with it where "
-    "their server's address is not public; another --media-root needs another --output",
+    "media_forbidden": "--web-media for what is on the web, --allow-network CIDR with it for servers "
+    "whose address is not public; another --media-root needs another --output",
     "media_unreachable": "where the storage or the server answers again",
     "media_not_found": "where the files are there by now",
     "timed_out": "a larger --pair-timeout-s",
@@ -72,14 +72,19 @@ _CURES = {
 }
 
 
+_NEEDS_WEB = "over http(s) are not allowed"
+"""What actors/fetch/reader.py says of a URL without --web-media."""
+
+
 def ways_beyond(errors: Mapping[str, int], example: str = "") -> list[Way]:
     """How a job goes on that had too many errors."""
-    ways = [Way("to let those rows be", ("--max-errors=100%",))]
+    ways = [Way("to leave those rows without a score", ("--max-errors=100%",))]
     codes = [code for code in errors if code in _CURES]
-    if codes:
+    again = tuple(f"--retry-errors={code}" for code in codes)
+    if _NEEDS_WEB in example:
+        ways.append(Way("to fetch them from the web", (*again, "--web-media")))
+    elif codes:
         cures = "; ".join(_CURES[code] for code in codes)
-        again = tuple(f"--retry-errors={code}" for code in codes)
-        again += ("--web-media",) if "over http(s) are not allowed" in example else ()
         ways.append(Way(f"to score them again, once their cause is gone ({cures})", again))
     return ways
 

@@ -82,7 +82,10 @@ def test_a_job_that_had_too_many_errors_says_what_to_add(
     manifest = json.loads((job / "manifest.json").read_text())
     (job / "manifest.json").write_text(json.dumps(manifest | {"max_errors": 2}))
     told = printed(capsys, "status", job)
-    assert f"to let those rows be:\n  cd {os.getcwd()} && " in told and "--max-errors=100%" in told
+    assert (
+        f"to leave those rows without a score:\n  cd {os.getcwd()} && " in told
+        and "--max-errors=100%" in told
+    )
     assert "--max-errors=100%" in json.loads(printed(capsys, "status", job, "--json"))["resume"]
 
 
