@@ -63,7 +63,7 @@ class Budget:
 
 
 _CURES = {
-    "media_forbidden": "--web-media for what is on the web, --allow-network CIDR with it for servers "
+    "media_forbidden": "--web-media for what is on the web, with --allow-network CIDR for servers "
     "whose address is not public; another --media-root needs another --output",
     "media_unreachable": "where the storage or the server answers again",
     "media_not_found": "where the files are there by now",
