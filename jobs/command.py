@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from shardrank.jobs.errors import Way
-from shardrank.jobs.storage import HIDDEN, redacted_argument
+from shardrank.jobs.secrets import HIDDEN, redacted_argument
 
 HIDDEN_SENTENCE = f"(with the credentials in the place of {HIDDEN})"
 

@@ -1,8 +1,7 @@
 """Files on local disks, S3 and Google Cloud Storage, all through pyarrow's filesystems.
 
 A `Location` can be pickled and sent to any worker, which opens its own connection once. How often
-an object store is asked again is said in actors/fetch/object_store.py. Credentials that a URI may
-carry are left out of whatever is printed or kept.
+an object store is asked again is said in actors/fetch/object_store.py.
 """
 
 import os
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -357,40 +356,3 @@ def remove_directory(directory: Location) -> None:
     """Delete a directory with everything in it, if it is there; on an object store, its prefix."""
     if directory.exists():
         directory._asked("deleted", lambda: directory.filesystem.delete_dir(directory.path))
-
-
-HIDDEN = "***"
-_SECRET = re.compile(r"key|secret|token|password|signature|credential", re.IGNORECASE)
-_URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
-
-
-def redacted(text: str) -> str:
-    """The text with the credentials of every URI in it replaced by `***`."""
-    return _URI.sub(lambda match: _redacted_uri(match[0]), text)
-
-
-def redacted_argument(text: str) -> str:
-    """The same of a command's argument: what begins as a URI is one to its end, spaces and all."""
-    start = _URI.search(text)
-    if start is None:
-        return text
-    return redacted(text[: start.start()] + _redacted_uri(text[start.start() :]))
-
-
-def _redacted_uri(uri: str) -> str:
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # no URI after all; what it may hold, nobody can say
-        return f"{uri.partition('://')[0]}://{HIDDEN}"
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if not userinfo and not _SECRET.search(parts.query):
-        return uri
-    netloc = f"{HIDDEN}{at}{host}" if userinfo else parts.netloc
-    if not _SECRET.search(parts.query):
-        query = parts.query
-    else:
-        query = "&".join(
-            f"{name}={HIDDEN if _SECRET.search(name) else quote(value, safe=':/')}"
-            for name, value in parse_qsl(parts.query, keep_blank_values=True)
-        )
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))

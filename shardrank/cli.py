@@ -34,7 +34,7 @@ from shardrank.jobs.outputs.status import read_status
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions
 from shardrank.jobs.rerank import rerank as run_rerank
-from shardrank.jobs.storage import redacted
+from shardrank.jobs.secrets import redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.serve.cli import new_key_command, serve_command
 from shardrank.summary import print_status, print_summary, status_values

@@ -13,7 +13,7 @@ from shardrank.jobs.errors import Way
 from shardrank.jobs.outputs.status import Status
 from shardrank.jobs.rerank import Summary
 from shardrank.jobs.run.progress import duration
-from shardrank.jobs.storage import HIDDEN
+from shardrank.jobs.secrets import HIDDEN
 
 
 def print_summary(summary: Summary, console: Console) -> None:

@@ -25,10 +25,10 @@ from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
 from shardrank.jobs.inputs.tables import CANDIDATES, Table
 from shardrank.jobs.outputs.files import MANIFEST, Output
 from shardrank.jobs.outputs.input_files import input_change, input_files
+from shardrank.jobs.secrets import redacted_argument
 from shardrank.jobs.storage import (
     list_directory,
     read_bytes,
-    redacted_argument,
     write_atomically,
 )
 from shardrank.jobs.units.growth import Held

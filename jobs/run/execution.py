@@ -121,14 +121,13 @@ def _score(
         return
     units = {unit.index: unit for unit in remaining}
     collector = UnitCollector()
-    firsts = _Firsts(units)
     with own_errors(), _attempt_log() as log:
         failures = _Failures(log, units)
         try:
             with shown.polled(meter, partial(_look, log, meter)):
                 for scored in score_units(remaining, plan.input, workers, log):
                     meter.add(scored)
-                    meter.groups_of.update(firsts.count(scored))
+                    meter.groups_of.update(_begun(scored, units))
                     watcher.scored(scored)
                     for index, rows in collector.add(scored):
                         unit = units.pop(index)
@@ -152,30 +151,15 @@ def _num_groups(unit: Unit | DocumentUnit) -> int:
     return unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
 
 
-class _Firsts:
-    """Counts queries, or documents in document-major order, by the first row of each."""
-
-    def __init__(self, units: Mapping[int, Unit | DocumentUnit]) -> None:
-        self._units = units  # those that are not written yet
-        self._places: dict[int, np.ndarray] = {}
-
-    def count(self, scored: pa.Table) -> Counter[int]:
-        """Unit -> how many begin among the rows."""
-        units = scored["unit"].to_numpy()
-        if "doc_index" in scored.schema.names:
-            return Counter(units[scored["doc_index"].to_numpy() == 0].tolist())
-        places = scored["place"].to_numpy()
-        found: Counter[int] = Counter()
-        for unit in np.unique(units).tolist():
-            found[unit] = int(np.isin(places[units == unit], self._first_places(unit)).sum())
-        return found
-
-    def _first_places(self, index: int) -> np.ndarray:
-        unit = self._units[index]
-        if index not in self._places:
-            assert isinstance(unit, DocumentUnit)
-            self._places[index] = unit.first_places()
-        return self._places[index]
+def _begun(scored: pa.Table, units: Mapping[int, Any]) -> Counter[int]:
+    """Unit -> its queries, or documents in document-major order, whose first row is among these."""
+    numbers = scored["unit"].to_numpy()
+    if "doc_index" in scored.schema.names:
+        return Counter(numbers[scored["doc_index"].to_numpy() == 0].tolist())
+    places, found = scored["place"].to_numpy(), Counter[int]()
+    for unit in np.unique(numbers).tolist():
+        found[unit] = int(np.isin(places[numbers == unit], units[unit].first_places()).sum())
+    return found
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""Credentials that a URI may carry, left out of whatever is printed or kept."""
+
+import re
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+HIDDEN = "***"
+_SECRET = re.compile(r"key|secret|token|password|signature|credential", re.IGNORECASE)
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """The text with the credentials of every URI in it replaced by `***`."""
+    return _URI.sub(lambda match: _redacted_uri(match[0]), text)
+
+
+def redacted_argument(text: str) -> str:
+    """The same of a command's argument: what begins as a URI is one to its end, spaces and all."""
+    start = _URI.search(text)
+    if start is None:
+        return text
+    return redacted(text[: start.start()] + _redacted_uri(text[start.start() :]))
+
+
+def _redacted_uri(uri: str) -> str:
+    try:
+        parts = urlsplit(uri, allow_fragments=False)  # as Location.parse has it
+    except ValueError:  # no URI after all; what it may hold, nobody can say
+        return f"{uri.partition('://')[0]}://{HIDDEN}"
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not userinfo and not _SECRET.search(parts.query):
+        return uri
+    netloc = f"{HIDDEN}{at}{host}" if userinfo else parts.netloc
+    if not _SECRET.search(parts.query):
+        query = parts.query
+    else:
+        query = "&".join(
+            f"{name}={HIDDEN if _SECRET.search(name) else quote(value, safe=':/')}"
+            for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        )
+    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
