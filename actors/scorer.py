@@ -37,7 +37,7 @@ Part = torch.Tensor | OutOfMemory
 """Logits of some pairs, perhaps still being computed, or the error of one."""
 
 
-def nothing() -> None:
+def nothing(num_pairs: int) -> None:
     """Nobody waits."""
 
 
@@ -73,12 +73,12 @@ class Scorer:
 
     @torch.inference_mode()
     def score(
-        self, sets: Sequence[PreparedSet], progressed: Callable[[], None] = nothing
+        self, sets: Sequence[PreparedSet], progressed: Callable[[int], None] = nothing
     ) -> list[list[PairScore]]:
         """One list a set, one PairScore a document, in input order.
 
-        progressed is called after each forward that has come back from the device: who waits can
-        tell a long list from a device that hangs.
+        progressed is called after each forward that has come back from the device, with the number
+        of its pairs: who waits can tell a long list from a device that hangs.
         """
         scores = [[_unscored(pair) for pair in prepared.pairs] for prepared in sets]
         places = [
@@ -94,7 +94,7 @@ class Scorer:
         return scores
 
     def _logits(
-        self, sets: Sequence[PreparedSet], progressed: Callable[[], None]
+        self, sets: Sequence[PreparedSet], progressed: Callable[[int], None]
     ) -> list[float | RerankError]:
         """Of all pairs in order. A plan's logits are read when the next one has been queued."""
         pairs, visuals = _join(sets)
@@ -107,8 +107,9 @@ class Scorer:
             num_kept = _shared(chosen[-1], pairs[following[0]]) if following else 0
             before = queued
             queued, prefix = self._queue(chosen, visuals, prefix, num_kept)
-            logits += _read(before)
-            progressed()
+            came = _read(before)
+            logits += came
+            progressed(len(came))
         return logits + _read(queued)
 
     def _queue(

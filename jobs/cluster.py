@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 # First, because it sets variables that Ray reads when it is imported.
-from shardrank.cluster import ClusterUnavailable, start_ray, worker_environment
+from shardrank.cluster import (
+    ClusterUnavailable,
+    local_resources,
+    start_ray,
+    worker_environment,
+)
 
 # isort: split
 import ray
@@ -16,6 +21,22 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError, UserCodeException
 
 from shardrank.jobs.errors import JobError
+from shardrank.jobs.run.pool import choose_pool
+
+
+def check_pool(address: str | None, device: str, num_actors: int) -> None:
+    """Raises UsageError for more actors than could ever run, where that is known before Ray starts:
+    of another cluster it is known when it is joined.
+    """
+    if ray.is_initialized():
+        choose_pool(ray.cluster_resources(), device, num_actors)
+    elif not _address_of(address):
+        choose_pool(local_resources(), device, num_actors, can_grow=False)
+
+
+def _address_of(given: str | None) -> str | None:
+    """None for a Ray of our own."""
+    return given or os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
@@ -24,7 +45,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = _address_of(address)
     try:
         start_ray(address, _runtime_env() if address else None)
     except ClusterUnavailable as error:

@@ -10,9 +10,24 @@
 Each message is one sentence that names the argument, the file or the column, and what to do.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What is added to a job's command, and what for."""
+
+    purpose: str
+    arguments: tuple[str, ...]
+
 
 class JobError(Exception):
-    """The job failed; running the same command again goes on from what is finished."""
+    """The job failed; running the same command again goes on from what is finished. Where that
+    would fail again, `ways` has what to add.
+    """
+
+    ways: Sequence[Way] = ()
 
     def __reduce__(self) -> tuple[type["JobError"], tuple[str]]:
         return type(self), (str(self),)

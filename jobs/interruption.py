@@ -3,7 +3,6 @@ storage that hangs holds up what is still to be said to it.
 """
 
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -11,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from shardrank.jobs.storage import redacted
+from shardrank.jobs.command import how_to_go_on
+from shardrank.jobs.run.display import SHOW_CURSOR
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVES_AFTER_S = 30.0
@@ -57,17 +57,14 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[Callable[[], None]]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def how_to_go_on(command: Sequence[str]) -> str:
-    """What an interrupted or failed job says at the end; `command` without the program's name."""
-    again = redacted(shlex.join(["shardrank", *command]))
-    return f"what is finished is kept, go on with:\n  {again}"
-
-
 def _leave(command: Sequence[str]) -> None:
+    stderr = sys.__stderr__ or sys.stderr  # a live display would fold the command
+    if stderr.isatty():
+        print(SHOW_CURSOR, end="", file=stderr)
     print(
         f"interrupted; after {LEAVES_AFTER_S:g} s something still hangs and is left; "
         + how_to_go_on(command),
-        file=sys.stderr,
+        file=stderr,
         flush=True,
     )
     os._exit(130)

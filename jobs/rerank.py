@@ -47,11 +47,13 @@ from shardrank.jobs.outputs.manifest import (
     read_manifest,
     save_manifest,
 )
-from shardrank.jobs.outputs.record import Check, Record, timed
+from shardrank.jobs.outputs.record import Check, Record, add_rates, finish, timed
 from shardrank.jobs.outputs.status import find_remaining, has_failed, is_marked_finished, unit_files
 from shardrank.jobs.outputs.verify import check_strays
+from shardrank.jobs.run.display import Display, display
 from shardrank.jobs.run.engine import Engine
-from shardrank.jobs.storage import Location, delete_file, write_atomically
+from shardrank.jobs.run.progress import Step, counted
+from shardrank.jobs.storage import Location, delete_file
 from shardrank.jobs.units.growth import Held
 from shardrank.jobs.units.order import WantedOrder
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS, Plan, plan_units
@@ -104,7 +106,12 @@ class Summary:
 
 def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = None) -> Summary:
     """Run the job, or go on with it. Raises UsageError before anything is started, or JobError."""
-    with interruptible(options.command) as check_interruption:
+    with interruptible(options.command) as check_interruption, display() as shown:
+        if options.num_actors is not None:
+            from shardrank.jobs.cluster import check_pool
+
+            check_pool(options.address, config.device, options.num_actors)
+        shown.show(Step("reading input and model"))
         qrels = _load_qrels(options)
         output = Output(Location.parse(options.output), options.with_rankings)
         manifest = read_manifest(output)
@@ -136,14 +143,17 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
             was_finished = _is_finished(options, plan, output, manifest)
             if not was_finished:
                 checks = check_interruption, check_lease
-                _run(options, config, engine or _own_engine(), plan, output, manifest, checks)
+                engine = engine or _own_engine()
+                _run(options, config, engine, plan, output, manifest, checks, shown)
                 check_lease()
-                _finish(output, manifest)
+                finish(output, manifest)
             trec_run = None
             if with_trec_run:
+                shown.show(Step("writing run.trec"))
                 trec_run = str(write_trec_run(output, plan.units))
                 check_lease()
                 note_trec_run(output, manifest)
+            shown.show(Step("measuring"))
             measures = _evaluate(options, qrels)
             if measures:
                 check_lease()
@@ -206,6 +216,7 @@ def _begun(output: Output, job: Manifest, config: RerankerConfig) -> Manifest:
 
 def _open_input(options: JobOptions, manifest: Manifest | None) -> OpenedInput:
     """The input, its files in the order in which the job knows them."""
+    options.input.check_apart_from(options.output)
     try:
         opened = open_job_input(options.input)
     except UnreadableInput as error:
@@ -315,6 +326,7 @@ def _run(
     output: Output,
     manifest: Manifest,
     checks: tuple[Check, Check],
+    shown: Display,
 ) -> None:
     """Score what remains and verify everything; the manifest says how far it came."""
     from shardrank.jobs.cluster import connected
@@ -326,18 +338,22 @@ def _run(
     num_pairs = sum(unit.num_pairs for unit in plan.units)
     budget = Budget(options.max_errors, num_pairs, remaining.errors)
     budget.check()
+    shown.show(
+        Step(f"joining the Ray cluster at {options.address}" if options.address else "starting Ray")
+    )
     with connected(options.address):
         check_interruption()  # ray.init has set a handler of its own
         pool = _pool(options, config, output, manifest, check_lease)
         num_done = len(plan.units) - len(remaining.units)
-        logger.info(f"{len(plan.units)} units, {num_done} done; {_named(pool)}")
+        logger.info(f"{counted(len(plan.units), 'unit')}, {num_done:,} done; {pool}")
         check_lease()
         _begin(options, output, manifest, budget, pool)
         with timed(output, manifest, check_lease) as clock:
             workers = Workers(config, engine, pool, options.pair_timeout_s)
             record = Record(manifest, budget, clock, check_interruption)
-            score_remaining(plan, remaining.units, output, workers, record, remaining.stale_parts)
-            counts = verify_all(plan, output, record)
+            stale = remaining.stale_parts
+            score_remaining(plan, remaining.units, output, workers, record, shown, stale)
+            counts = verify_all(plan, output, record, shown)
             check_strays(output, plan)
             check_interruption()
             check_lease()
@@ -346,7 +362,8 @@ def _run(
             output.remove_leftovers()  # of writers that were killed in this run
     check_interruption()  # and so has ray.shutdown
     manifest.update(asdict(counts))
-    _add_rates(manifest, options, pool.num_actors if pool.num_gpus else 0)
+    num_gpus = pool.num_actors if pool.num_gpus else 0
+    add_rates(manifest, num_gpus, options.gpu_hour_price)
 
 
 def _pool(
@@ -372,11 +389,6 @@ def _pool(
     return pool
 
 
-def _named(pool: "Pool") -> str:
-    actors = f"{pool.num_actors} scoring {'actor' if pool.num_actors == 1 else 'actors'}"
-    return f"{actors} on {'GPU' if pool.num_gpus else 'CPU'}"
-
-
 def _begin(
     options: JobOptions, output: Output, manifest: Manifest, budget: Budget, pool: "Pool"
 ) -> None:
@@ -391,24 +403,8 @@ def _begin(
     if options.command:
         manifest["command"] = kept_command(options.command)
     manifest["num_actors"] = pool.num_actors
+    manifest["max_errors"] = budget.limit
     manifest["errors"] = dict(budget.errors.most_common())
-
-
-def _add_rates(manifest: Manifest, options: JobOptions, num_gpus: int) -> None:
-    seconds = max(manifest["seconds"], 1e-9)
-    manifest["pairs_per_s"] = round(manifest["num_pairs"] / seconds, 3)
-    manifest["tokens_per_s"] = round(manifest["num_tokens"] / seconds, 1)
-    if options.gpu_hour_price is not None:
-        manifest["gpu_hour_price"] = options.gpu_hour_price
-        manifest["cost"] = round(seconds / 3600 * num_gpus * options.gpu_hour_price, 6)
-
-
-def _finish(output: Output, manifest: Manifest) -> None:
-    manifest["status"] = "finished"
-    if "growth" in manifest:
-        manifest["growth"]["is_open"] = False
-    save_manifest(output, manifest)
-    write_atomically(output.directory.child(SUCCESS), b"")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Files on local disks, S3 and Google Cloud Storage, all through pyarrow's filesystems.
 
 A `Location` can be pickled and sent to any worker, which opens its own connection once. How often
-an object store is asked again is said in actors/fetch/object_store.py. Credentials that a URI may
-carry are left out of whatever is printed or kept.
+an object store is asked again is said in actors/fetch/object_store.py.
 """
 
 import os
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -165,6 +164,24 @@ def list_with_hidden(location: Location) -> tuple[Files, Files]:
         return _matching(location, files, dead_links), everything
     _check_links(location, dead_links)
     return files, everything
+
+
+def would_read(location: Location, output: Location) -> bool:
+    """Whether what a job writes into the directory `output` would be among the files of `location`,
+    a directory or a glob. Links are followed.
+    """
+    kind = location.info().type
+    if location.root != output.root or kind == fs.FileType.File:
+        return False
+    real = os.path.realpath if location.is_local else str
+    fixed, rest = location.path, "/**"
+    if kind == fs.FileType.NotFound:
+        fixed = _GLOB.split(location.path)[0].rpartition("/")[0]
+        rest = location.path[len(fixed) :]
+    below = f"{real(output.path)}/scores/part-000000.parquet"
+    patterns = [f"{glob.escape(real(fixed))}{ending}" for ending in (rest, f"{rest}/**")]
+    is_matched = any(glob.globmatch(below, wanted, flags=_GLOB_FLAGS) for wanted in patterns)
+    return is_matched and not _is_hidden(below, real(fixed))
 
 
 def list_directory(directory: Location) -> Files:
@@ -339,36 +356,3 @@ def remove_directory(directory: Location) -> None:
     """Delete a directory with everything in it, if it is there; on an object store, its prefix."""
     if directory.exists():
         directory._asked("deleted", lambda: directory.filesystem.delete_dir(directory.path))
-
-
-HIDDEN = "***"
-_SECRET = re.compile(r"key|secret|token|password|signature|credential", re.IGNORECASE)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
-
-
-def redacted(text: str) -> str:
-    """The text with the credentials of every URI in it replaced by `***`."""
-    return _URI.sub(lambda match: _redacted_uri(match[0]), text)
-
-
-def printable(text: str) -> str:
-    """The text for a terminal, which names and ids of strangers shall not command."""
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def _redacted_uri(uri: str) -> str:
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # no URI after all; what it may hold, nobody can say
-        return f"{uri.partition('://')[0]}://{HIDDEN}"
-    userinfo, at, host = parts.netloc.rpartition("@")
-    netloc = f"{HIDDEN}{at}{host}" if userinfo else parts.netloc
-    if not _SECRET.search(parts.query):
-        query = parts.query
-    else:
-        query = "&".join(
-            f"{name}={HIDDEN if _SECRET.search(name) else quote(value, safe=':/')}"
-            for name, value in parse_qsl(parts.query, keep_blank_values=True)
-        )
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))

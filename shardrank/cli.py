@@ -6,10 +6,9 @@ wrong, 130 interrupted.
 
 import json
 import logging
-import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from shardrank.actors.config import (
     DEFAULT_INSTRUCTION,
@@ -28,21 +26,21 @@ from shardrank.actors.config import (
 )
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.media.readers import missing_reader
+from shardrank.jobs.command import how_to_go_on
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.evaluate.cli import evaluate, roots_of
 from shardrank.jobs.inputs.forms import PRESETS, InputOptions
-from shardrank.jobs.interruption import how_to_go_on
 from shardrank.jobs.outputs.budget import MaxErrors
-from shardrank.jobs.outputs.status import Status, read_status
+from shardrank.jobs.outputs.status import read_status
 from shardrank.jobs.outputs.verify import verify_output
-from shardrank.jobs.rerank import JobOptions, Summary
+from shardrank.jobs.rerank import JobOptions
 from shardrank.jobs.rerank import rerank as run_rerank
 from shardrank.jobs.run.engine import Engine
-from shardrank.jobs.run.progress import duration
 from shardrank.jobs.run.rescore import Rescored, parse_share, rescored
-from shardrank.jobs.storage import printable, redacted
+from shardrank.jobs.secrets import printable, redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.serve.cli import new_key_command, serve_command
+from shardrank.summary import print_status, print_summary, status_values
 
 app = typer.Typer(
     name="shardrank",
@@ -283,49 +281,7 @@ def rerank(
         add_new=add_new,
         command=tuple(context.obj or ()),
     )
-    print_summary(run_rerank(options, config), Console())
-
-
-def print_summary(summary: Summary, console: Console) -> None:
-    manifest = summary.manifest
-    if summary.was_finished:
-        console.print(f"already finished: {summary.output} holds this job's results")
-    table = Table(show_header=False, box=None)
-    for name, value in _summary_rows(summary):
-        table.add_row(name, value)
-    console.print(table)
-    for code, count in manifest["errors"].items():
-        console.print(f"  {count:,} x {code}", style="yellow", highlight=False)
-
-
-def _summary_rows(summary: Summary) -> list[tuple[str, str]]:
-    manifest = summary.manifest
-    rows = [
-        ("queries", f"{manifest['num_queries']:,}"),
-        ("pairs", f"{manifest['num_pairs']:,} ({manifest['num_failed']:,} with an error)"),
-        ("truncated", f"{manifest['num_truncated']:,}"),
-        (
-            "tokens",
-            f"{manifest['num_tokens']:,} ({manifest['num_visual_tokens']:,} visual)",
-        ),
-        ("time", f"{duration(manifest['seconds'])} ({manifest['pairs_per_s']:,.1f} pairs/s)"),
-        ("scores", f"{summary.output}/scores/"),
-    ]
-    if "vision_cache_hit_rate" in manifest:
-        rows.append(("vision cache", _lookups(manifest)))
-    if "cost" in manifest:
-        rows.append(("cost", f"{manifest['cost']:,.4f}"))
-    if summary.trec_run:
-        rows.append(("TREC run", summary.trec_run))
-    return rows + [(name, f"{value:.4f}") for name, value in summary.measures.items()]
-
-
-def _lookups(manifest: Mapping[str, Any]) -> str:
-    hits, misses = manifest["vision_cache_hits"], manifest["num_visuals_encoded"]
-    return (
-        f"{hits:,} of {hits + misses:,} lookups hit ({manifest['vision_cache_hit_rate']:.1%}), "
-        f"{misses:,} visuals encoded"
-    )
+    print_summary(run_rerank(options, config), Console(markup=False))
 
 
 _OUTPUT = Annotated[str, typer.Argument(help="A job's --output directory")]
@@ -337,9 +293,9 @@ def status_command(output: _OUTPUT, as_json: _JSON = False) -> None:
     """Show what a finished, a running or a stopped job did, and how to go on with it."""
     found = read_status(output)
     if as_json:
-        print(json.dumps(_as_json(found)))
+        print(json.dumps(status_values(found)))
         return
-    _print(found, Console())
+    print_status(found, Console(markup=False))
 
 
 @app.command("verify")
@@ -385,72 +341,6 @@ def _rescored(output: str, share: float, model: str | None) -> Rescored:
     return rescored(output, share, Engine(Preprocessor, Scorer), model)
 
 
-def _as_json(status: Status) -> dict[str, object]:
-    return {
-        "output": status.output,
-        "state": status.state,
-        "lease_age_s": status.lease_age_s,
-        "num_units": status.num_units,
-        "num_units_done": len(status.units),
-        "num_parts": len(status.parts),
-        "num_pairs": status.num_pairs,
-        "errors": status.errors,
-        "seconds": status.manifest["seconds"],
-        "num_runs": status.manifest["num_runs"],
-        "slowest": [asdict(unit) for unit in status.slowest],
-        "resume": _resume(status),
-    }
-
-
-def _print(status: Status, console: Console) -> None:
-    manifest = status.manifest
-    table = Table(show_header=False, box=None)
-    table.add_row("state", _state(status))
-    table.add_row("units", f"{len(status.units):,} of {status.num_units:,} done")
-    if status.parts:
-        pairs = sum(unit.num_pairs for unit in status.parts)
-        table.add_row("parts", f"{len(status.parts):,} by document, {pairs:,} pairs")
-    table.add_row("rows", f"{status.num_pairs:,}")
-    table.add_row("errors", f"{sum(status.errors.values()):,}")
-    table.add_row("time", f"{duration(manifest['seconds'])} in {manifest['num_runs']} runs")
-    table.add_row("model", manifest["model"]["name"])
-    console.print(table, highlight=False)
-    for code, num in status.errors.items():
-        console.print(f"  {num:,} x {code}", style="yellow", highlight=False)
-    if status.slowest:
-        console.print("slowest units (preparing and scoring):", highlight=False)
-    for unit in status.slowest:
-        rate = unit.num_pairs / max(unit.seconds or 0, 1e-9)
-        console.print(
-            f"  {unit.name}: {unit.seconds:,.1f} s, {unit.num_pairs:,} pairs ({rate:,.1f} pairs/s)",
-            highlight=False,
-        )
-    if (command := _resume(status)) is not None:
-        console.print("go on with:\n  " + command, highlight=False, soft_wrap=True)
-
-
-def _state(status: Status) -> str:
-    holder = status.holder
-    if status.state == "finished" or holder is None:
-        return status.state
-    who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-    if status.is_silent:
-        age = duration(status.lease_age_s or 0)
-        return (
-            f"running ({who}; its lease is {age} old: probably dead, which the next run finds out)"
-        )
-    if status.state == "running":
-        return f"running ({who})"
-    return f"stopped without a word ({who})"
-
-
-def _resume(status: Status) -> str | None:
-    if (status.state != "stopped" and not status.is_silent) or status.command is None:
-        return None
-    directory, arguments = status.command
-    return f"cd {shlex.quote(directory)} && {shlex.join(['shardrank', *arguments])}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Every mistake of a user is one sentence on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -458,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.setFormatter(_Shown("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[shown])
     signal.signal(signal.SIGTERM, _interrupt)
-    kept = how_to_go_on(arguments) if "rerank" in arguments[:1] else ""
+    is_job = arguments[:1] == ["rerank"]
     try:
         code = app(arguments, standalone_mode=False, obj=arguments)
     except KeyboardInterrupt:
@@ -466,11 +356,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _failed(str(error), 2)
     except _CommandError as error:
-        return _failed(error.format_message(), 2)
+        message = error.format_message()
+        is_glob = message.startswith("Got unexpected extra argument")
+        hint = ": quote a glob, as in 'pages/*.parquet', which the shell made several arguments of"
+        return _failed(message.rstrip(".") + hint if is_glob else message, 2)
     except (JobError, OSError) as error:
-        return _failed(f"{error}\n{kept}".rstrip(), 1)
+        code = _failed(str(error), 1)
+        if is_job:
+            print(how_to_go_on(arguments, getattr(error, "ways", ())), file=sys.stderr)
+        return code
     if code == 130:  # typer makes an exit code of a KeyboardInterrupt
-        print(f"\ninterrupted; {kept}".rstrip("; "), file=sys.stderr)
+        kept = f"; {how_to_go_on(arguments)}" if is_job else ""
+        print(f"\ninterrupted{kept}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

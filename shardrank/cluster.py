@@ -50,6 +50,17 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in _FOR_WORKERS}
 
 
+def local_resources() -> dict[str, float]:
+    """What a Ray that is started here has: the CPUs that it is told, the GPUs that it finds."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    gpus = get_accelerator_manager_for_resource("GPU")
+    num_gpus = gpus.get_current_node_num_accelerators()
+    visible = gpus.get_current_process_visible_accelerator_ids()
+    num_gpus = num_gpus if visible is None else min(num_gpus, len(visible))
+    return {"CPU": max(_LOCAL_MIN_CPUS, os.cpu_count() or 1), "GPU": num_gpus}
+
+
 def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None) -> None:
     """Join the cluster at `address`, with a runtime environment, or start a Ray of our own.
 
@@ -71,7 +82,7 @@ def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None)
 def _start_private(**settings: Any) -> None:
     """A Ray that nobody else can use: neither other machines nor this one's other users."""
     make_token()
-    cpus = max(_LOCAL_MIN_CPUS, os.cpu_count() or 1)
+    cpus = int(local_resources()["CPU"])
     if "RAY_TMPDIR" not in os.environ:
         settings["_temp_dir"] = _temporary_directory(get_default_system_temp_dir())
     with _on_loopback():

@@ -1,5 +1,7 @@
 """The command line's refusals: one sentence on stderr and exit code 2, nothing written."""
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import ray
 from shardrank import cli
 from shardrank.actors.config import RerankerConfig
 from shardrank.cli import main
+from shardrank.jobs.command import how_to_go_on, pasteable
 from shardrank.jobs.errors import JobError, UsageError
+from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.rerank import JobOptions
 from shardrank.jobs.run.pool import Pool, choose_pool
 from shardrank.jobs.run.progress import Meter, duration
@@ -53,6 +57,7 @@ def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str], sets:
         ("--run=/no/such/run", "--queries"),
         ("--qrels=/no/such/qrels", "/no/such/qrels"),
         ("--image-min-pixels=9000000", "image_min_pixels must not exceed"),
+        ("--num-actors=999", "too few CPUs: 999 scoring actors and one reading task need 1000"),
     ],
 )
 def test_a_wrong_option_is_refused(
@@ -61,6 +66,59 @@ def test_a_wrong_option_is_refused(
     given = [sets, f"--output={tmp_path / 'out'}", f"--model={TINY}", option]
     assert sentence in refused(capsys, *given)
     assert not (tmp_path / "out").exists()
+
+
+def test_more_actors_than_this_machine_could_have_are_refused_before_ray_starts(
+    tmp_path: Path, sets: str
+) -> None:
+    command = [sys.executable, "-m", "shardrank.cli", "rerank", sets, f"--model={TINY}"]
+    command += [f"--output={tmp_path / 'out'}", "--device=cuda", "--num-actors=999"]
+    environment = os.environ | {"RAY_TMPDIR": str(tmp_path / "ray")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "999 scoring actors need as many, this machine has" in done.stderr
+    assert not (tmp_path / "out").exists() and not (tmp_path / "ray").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        ("{}", "{}/out"),
+        ("{}/**", "{}/a/out"),
+        ("{}/**/*.parquet", "{}/out"),
+        ("{}/link", "{}/real/out"),
+    ],
+)
+def test_an_output_that_would_be_input_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sets: str, given: str, output: str
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    arguments = [given.format(tmp_path), f"--output={output.format(tmp_path)}", f"--model={TINY}"]
+    assert "its files would be read as input the next time" in refused(capsys, *arguments)
+    before = {tmp_path / name for name in ("real", "link", "sets.parquet")}
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [("{}/a", "{}/ab"), ("{}/a/*.parquet", "{}/a/out"), ("{}/a", "{}/a/_out"), ("{}/a", "{}")],
+)
+def test_an_output_beside_the_input_is_none_of_it(tmp_path: Path, given: str, output: str) -> None:
+    (tmp_path / "a").mkdir()
+    InputOptions(given.format(tmp_path)).check_apart_from(output.format(tmp_path))
+
+
+def test_a_glob_that_the_shell_took_is_to_be_quoted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sets: str
+) -> None:
+    given = (f"--output={tmp_path / 'out'}", f"--model={TINY}")
+    assert "quote a glob, as in 'pages/*.parquet'" in refused(capsys, sets, sets, *given)
+    assert main(["evaluate", str(tmp_path), "--qrels", "a.tsv", "b.tsv"]) == 2
+    assert "quote a glob" in capsys.readouterr().err
+    tables = ("--run=r.trec", "--queries=q.jsonl", "--corpus=c-1.parquet")
+    said = refused(capsys, sets, *tables, *given)
+    assert f"INPUT {sets} is not read beside --run, --queries and --corpus" in said
 
 
 @pytest.mark.parametrize("left_out", ["--output", "--model"])
@@ -100,12 +158,25 @@ def test_an_adapter_beside_the_weights_is_refused_before_ray_starts(
     assert not (tmp_path / "out").exists() and ray.is_initialized() == is_running
 
 
-def test_the_module_is_the_same_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shardrank.jobs.rerank", "--bogus"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize(
+    "command",
+    [f"{sys.executable} -m shardrank.jobs.rerank --bogus", pasteable(["rerank", "--bogus"])],
+)
+def test_the_module_and_what_is_printed_are_the_same_command(command: str) -> None:
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such option: --bogus")
+
+
+def test_a_printed_command_keeps_its_quotes_and_no_credentials() -> None:
+    uri = "s3://KEY:SECRET@bucket/it's in?region=us-east-1&secret_key=abc"
+    given = ["rerank", "pages/[ab]*.parquet", f"--output={uri}", "--instruction", "Find 'it' $HOME"]
+    said = how_to_go_on(given)
+    assert "SECRET" not in said and "abc" not in said
+    command, note = said.splitlines()[1:]
+    hidden = "--output=s3://***@bucket/it's in?region=us-east-1&secret_key=***"
+    assert shlex.split(command)[-5:] == [*given[:2], hidden, *given[3:]]
+    assert note == "(with the credentials in the place of ***)"
 
 
 @pytest.mark.parametrize(
@@ -142,11 +213,12 @@ def test_a_pool_that_could_never_run_is_refused(
 
 def test_a_line_of_progress_has_rates_an_eta_and_errors() -> None:
     meter = Meter(total_pairs=1_000, total_groups=10)
-    assert "ETA -- · 0 errors" in meter.line()
+    assert "0/1,000 pairs · 0/10 queries · 0 pairs prepared, 0 of 1 scoring" in meter.line()
     meter.num_pairs, meter.num_errors = 500, 3
     meter.started -= 10
     assert meter.eta_s == pytest.approx(10, rel=0.01)
-    assert "500 pairs · 50.0 pairs/s" in meter.line()
+    assert "500/1,000 pairs · 0/10 queries · 50.0 pairs/s" in meter.line()
+    assert meter.line().endswith("ETA 0:10 · 3 errors")
     assert (duration(59.6), duration(3_723)) == ("1:00", "1:02:03")
 
 

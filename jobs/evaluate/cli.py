@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.evaluate.measures import (
@@ -21,9 +22,10 @@ from shardrank.jobs.evaluate.measures import (
 from shardrank.jobs.evaluate.page import Page, Preview, render, shown_documents, shown_queries
 from shardrank.jobs.evaluate.previews import load_labels, load_previews
 from shardrank.jobs.evaluate.qrels import load_qrels
-from shardrank.jobs.inputs.forms import Mappings, read_mappings, tsv_layouts
-from shardrank.jobs.inputs.tables import OpenedTable, open_table, require
-from shardrank.jobs.storage import Location, printable, write_atomically
+from shardrank.jobs.inputs.forms import Mappings, open_content, read_mappings, tsv_layouts
+from shardrank.jobs.inputs.tables import OpenedTable
+from shardrank.jobs.secrets import printable
+from shardrank.jobs.storage import Location, write_atomically
 
 _QRELS_COLUMNS = ("query_id", "doc_id", "relevance")
 
@@ -71,12 +73,10 @@ def evaluate(
     comparison = compare(scores, judgements, measure or DEFAULT_MEASURES, complete=complete)
     layouts = tsv_layouts(preset)
     opened = {
-        name: open_table(name, uri, mappings[name], layouts[name])
+        name: open_content(name, uri, mappings[name], layouts[name])
         for name, uri in (("queries", queries), ("corpus", corpus))
         if uri is not None
     }
-    for name, table in opened.items():
-        require(table, ["query_id" if name == "queries" else "doc_id"])
     groups = {name: load_labels(opened["queries"], name) for name in group_by or []}
     if as_json:
         typer.echo(json.dumps(summary(scores, comparison, groups)))
@@ -192,7 +192,8 @@ def _table(title: str, rows: Sequence[tuple[str, float, float]]) -> RichTable:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, before, after in rows:
-        table.add_row(printable(name), _number(before), f"{after:.4f}", _signed(after - before))
+        shown = Text(printable(name))
+        table.add_row(shown, _number(before), f"{after:.4f}", _signed(after - before))
     return table
 
 

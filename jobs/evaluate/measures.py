@@ -235,7 +235,9 @@ def first_stage_run(scores: Scores) -> Run | None:
 
 def _first_stage_key(candidate: Candidate) -> tuple[float, float]:
     rank, score = candidate.first_stage_rank, candidate.first_stage_score
-    return math.inf if rank is None else rank, math.inf if score is None else -score
+    if score is None or math.isnan(score):
+        score = -math.inf
+    return math.inf if rank is None else rank, -score
 
 
 def _by_position(candidates: Iterable[Candidate]) -> dict[str, float]:

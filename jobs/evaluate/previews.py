@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from shardrank.jobs.evaluate.page import Preview
 from shardrank.jobs.inputs import lines
 from shardrank.jobs.inputs.joins import scan_columns
 from shardrank.jobs.inputs.parquet import open_parquet
-from shardrank.jobs.inputs.paths import type_at, value_at
+from shardrank.jobs.inputs.paths import names_near, type_at, value_at
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
 from shardrank.jobs.units.contents import document_value, query_value
 
@@ -46,11 +47,16 @@ def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
     """Query id -> a further column of the queries table, such as its language, where not null."""
     labels: dict[str, str] = {}
     id_column = opened.table.columns["query_id"]
-    for file in opened.table.files:
+    has_column = [type_at(part.schema, column) is not None for part in opened.parts]
+    if not any(has_column):
+        file, part = opened.filled[0]
+        names = ", ".join(names_near(part.schema, column))
+        raise UsageError(
+            f"--group-by: no column {column!r} in {file.location}; its columns: {names}"
+        )
+    for file in compress(opened.table.files, has_column):
         if file.is_parquet:
             with open_parquet(file.location) as parquet:
-                if type_at(parquet.schema_arrow, column) is None:
-                    raise UsageError(f"--group-by: no column {column!r} in {file.location}")
                 rows: Iterable[Mapping[str, Any]] = parquet.read([id_column, column]).to_pylist()
         else:
             rows = (row for _, row in lines.scan_rows(file.location, file.tsv_columns))

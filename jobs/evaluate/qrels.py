@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.inputs.lines import scan_rows, text_lines
+from shardrank.jobs.inputs.lines import by_blanks, by_tabs, scan_rows, text_lines
 from shardrank.jobs.inputs.parquet import read_footer, read_range
 from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.storage import Location, list_files
@@ -43,8 +43,11 @@ def load_qrels(path: str, columns: Mapping[str, str] | None = None) -> Qrels:
 
 
 def _add(qrels: Qrels, place: str, query_id: Any, doc_id: Any, relevance: Any) -> None:
-    if query_id is None or doc_id is None:
-        raise UsageError(f"{place}: the query id or the document id is missing")
+    for what, id_ in (("query", query_id), ("document", doc_id)):
+        if id_ is None:
+            raise UsageError(f"{place}: the {what} id is missing")
+        if not isinstance(id_, str | int) or isinstance(id_, bool):
+            raise UsageError(f"{place}: the {what} id must be text or an integer, got {id_!r}")
     judged = qrels.setdefault(str(query_id), {})
     grade = _grade(place, relevance)
     if judged.setdefault(str(doc_id), grade) != grade:
@@ -98,7 +101,7 @@ def _text_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
     num = 0
     for position, (number, line) in enumerate(text_lines(file)):
         place = f"{file}, line {number}"
-        fields = _fields(line.removeprefix("\ufeff"))
+        fields = _fields(line)
         if position == 0 and _is_header(fields, columns):
             names = _choose_columns(place, fields, columns)
             order = tuple(None if name is None else fields.index(name) for name in names)
@@ -116,10 +119,10 @@ def _fields(line: str) -> list[str]:
     """TREC's four columns by any white space, others by tabs where there are any: an id between
     two tabs may have spaces.
     """
-    words = line.split()
+    words = by_blanks(line)
     if "\t" not in line or (len(words) == 4 and words[1] in _ITERATIONS):
         return words
-    return [field.strip() for field in line.split("\t")]
+    return by_tabs(line)
 
 
 def _is_header(fields: Sequence[str], columns: Mapping[str, str]) -> bool:

@@ -27,7 +27,7 @@ from shardrank.jobs.inputs.tables import (
     require,
 )
 from shardrank.jobs.inputs.tsv import Layouts
-from shardrank.jobs.storage import Location, list_files
+from shardrank.jobs.storage import Location, list_files, would_read
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ Mappings = dict[str, dict[str, str | tuple[str, ...]]]
 
 
 _SUFFIXES = ("", ".parquet", ".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz")
+_QUERY = ("query", "text", "image", "video")
 _DOCUMENT = ("doc", "text", "image", "video")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
@@ -156,6 +157,15 @@ class InputOptions:
     preset: str | None = None
     maps: tuple[str, ...] = ()
 
+    def check_apart_from(self, output: str) -> None:
+        """Raises UsageError for an output that would be input the next time."""
+        for uri in filter(None, (self.input, self.run, self.queries, self.corpus)):
+            if would_read(Location.parse(uri), Location.parse(output)):
+                raise UsageError(
+                    f"--output {output} is inside {uri}: its files would be read as input the next "
+                    "time; name a directory elsewhere"
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class JobInput:
@@ -273,7 +283,7 @@ def _locate(options: InputOptions, preset: Preset) -> dict[str, str]:
 
 def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]:
     if preset.input_is_run:
-        return {"run": uri} | given
+        return _with_run(uri, given)
     found = {}
     for name in ("queries", "corpus", "run", "instructions"):
         part = find_part(uri, preset.parts.get(name, (name,)))
@@ -290,7 +300,19 @@ def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]
         )
     if subsets:
         return _parts_of(f"{uri.rstrip('/')}/{subsets[0]}", preset, given)
-    return {"run": uri} | given if given else {"input": uri}
+    return _with_run(uri, given) if given else {"input": uri}
+
+
+def _with_run(uri: str, given: dict[str, str]) -> dict[str, str]:
+    """INPUT is the run. Raises UsageError where all three tables are given without it: a shell may
+    have made two arguments of a glob.
+    """
+    if {"run", "queries", "corpus"} <= given.keys():
+        raise UsageError(
+            f"INPUT {uri} is not read beside --run, --queries and --corpus: leave it out, or quote "
+            "the glob that it comes from"
+        )
+    return {"run": uri} | given
 
 
 def _open_direct(
@@ -338,16 +360,10 @@ def _with_query_media(opened: OpenedTable) -> OpenedTable:
 def _open_run(
     parts: dict[str, str], mapping: Mappings, layouts: Mapping[str, Layouts]
 ) -> OpenedInput:
-    queries = open_table("queries", parts["queries"], mapping["queries"], layouts["queries"])
-    corpus = open_table("corpus", parts["corpus"], mapping["corpus"], layouts["corpus"])
-    require(queries, ["query_id"])
-    require(corpus, ["doc_id"])
-    for opened, columns in (
-        (queries, ("query", "text", "image", "video")),
-        (corpus, _DOCUMENT),
-    ):
-        check_types(opened)
-        _require_content(opened, columns)
+    queries, corpus = (
+        open_content(name, parts[name], mapping[name], layouts[name])
+        for name in ("queries", "corpus")
+    )
     if not run_files(Location.parse(parts["run"])):
         raise UsageError(f"run: no file at {parts['run']}")
     instructions = None
@@ -355,6 +371,16 @@ def _open_run(
         instructions = open_table("instructions", parts["instructions"], mapping["instructions"])
         check_types(instructions)
     return OpenedInput("run", queries, corpus, parts["run"], mapping["run"], instructions)
+
+
+def open_content(name: str, uri: str, mapping: Mapped, layouts: Layouts) -> OpenedTable:
+    """The queries or the corpus. Raises UsageError that names a column which is missing."""
+    opened = open_table(name, uri, mapping, layouts)
+    is_queries = name == "queries"
+    require(opened, ["query_id" if is_queries else "doc_id"])
+    check_types(opened)
+    _require_content(opened, _QUERY if is_queries else _DOCUMENT)
+    return opened
 
 
 def _require_content(opened: OpenedTable, columns: Sequence[str]) -> None:

@@ -108,8 +108,22 @@ def _too_large(location: Location) -> UnreadableInput:
 
 def text_lines(location: Location) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of every line that is not empty."""
-    for number, offset, line in _numbered_lines(location):
-        yield number, _decode(location, "line", number, offset, line)
+    for number, _, line in _numbered_lines(location):
+        yield number, _decode(location, "line", number, line)
+
+
+BLANKS = " \t\n\r\v\f"
+"""ASCII's white space, which alone separates, as in TREC's own programs: an id may have a no-break
+space.
+"""
+
+
+def by_blanks(line: str) -> list[str]:
+    return line.split() if line.isascii() else [part.decode() for part in line.encode().split()]
+
+
+def by_tabs(line: str) -> list[str]:
+    return [field.strip(BLANKS) for field in line.split("\t")]
 
 
 def is_tsv(location: Location) -> bool:
@@ -235,7 +249,7 @@ def _unpacked_files() -> LRU[Any, _Unpacked]:
 def _parse(
     location: Location, offset: int, line: bytes, tsv_columns: Sequence[str]
 ) -> dict[str, Any]:
-    text = _decode(location, "byte", offset, offset, line)
+    text = _decode(location, "byte", offset, line)
     if tsv_columns:
         return _parse_tsv(location, offset, text, tsv_columns)
     try:
@@ -269,9 +283,11 @@ def _parse_tsv(location: Location, offset: int, text: str, names: Sequence[str])
     return dict(zip(names, values, strict=True))
 
 
-def _decode(location: Location, unit: str, place: int, offset: int, line: bytes) -> str:
-    """The text without its end and, at the file's begin, without a byte order mark."""
+def _decode(location: Location, unit: str, place: int, line: bytes) -> str:
+    """The text without its end and without the byte order mark of its file, or of one of those that
+    were put one after the other.
+    """
     try:
-        return line.decode("utf-8-sig" if offset == 0 else "utf-8").rstrip("\r\n")
+        return line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UnreadableInput(f"{location}, {unit} {place}: not UTF-8 text") from error

@@ -73,7 +73,7 @@ def read_text_run(
 
 
 def _read_file(file: Location, names: Mapping[str, str | tuple[str, ...]]) -> pa.Table:
-    lined = ((n, line.removeprefix("\ufeff")) for n, line in lines.text_lines(file))
+    lined = lines.text_lines(file)
     number, first = next(lined, (0, ""))
     if not number:
         return _as_table([])
@@ -128,7 +128,7 @@ def _as_table(rows: Sequence[Row]) -> pa.Table:
 
 def _find_columns(place: str, line: str, names: Mapping[str, str | tuple[str, ...]]) -> Columns:
     """What the first line says; raises UsageError where that is nothing, or two things."""
-    splits = [_by_blanks(line)] + ([_by_tabs(line)] if "\t" in line else [])
+    splits = [lines.by_blanks(line)] + ([lines.by_tabs(line)] if "\t" in line else [])
     found = [(fields, _of_values(fields) or _of_header(fields, names)) for fields in splits]
     known = [(fields, columns) for fields, columns in found if columns is not None]
     if not known and line.startswith(("{", "[")):
@@ -174,22 +174,16 @@ def _of_header(fields: Sequence[str], names: Mapping[str, str | tuple[str, ...]]
 
 def _fields(line: str, num: int, is_tabbed: bool) -> list[str]:
     """A line as its file's first one was split, or else by the other separator."""
-    for split in (_by_tabs, _by_blanks) if is_tabbed else (_by_blanks, _by_tabs):
+    for split in (
+        (lines.by_tabs, lines.by_blanks) if is_tabbed else (lines.by_blanks, lines.by_tabs)
+    ):
         fields = split(line)
         if len(fields) == num:
             return fields
     raise ValueError(
-        f"expected {num} columns as in the first line, got {len(_by_blanks(line))}: {_shown(line)}"
+        f"expected {num} columns as in the first line, got {len(lines.by_blanks(line))}: "
+        f"{_shown(line)}"
     )
-
-
-def _by_blanks(line: str) -> list[str]:
-    """ASCII's white space alone separates: an id may have a no-break space."""
-    return line.split() if line.isascii() else [part.decode() for part in line.encode().split()]
-
-
-def _by_tabs(line: str) -> list[str]:
-    return [field.strip() for field in line.split("\t")]
 
 
 def _rank(fields: Sequence[str], column: int | None) -> float:

@@ -22,7 +22,7 @@ def tsv_columns(
     number of columns that says nothing.
     """
     number, first = next(lines.text_lines(file), (0, ""))
-    fields = tuple(first.removeprefix("\ufeff").split("\t"))
+    fields = tuple(first.split("\t"))
     if not number:
         return ()
     if any(field in known for field in fields):

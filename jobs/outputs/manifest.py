@@ -25,10 +25,10 @@ from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
 from shardrank.jobs.inputs.tables import CANDIDATES, Table
 from shardrank.jobs.outputs.files import MANIFEST, Output
 from shardrank.jobs.outputs.input_files import input_change, input_files
+from shardrank.jobs.secrets import redacted_argument
 from shardrank.jobs.storage import (
     list_directory,
     read_bytes,
-    redacted,
     write_atomically,
 )
 from shardrank.jobs.units.growth import Held
@@ -212,11 +212,11 @@ def kept_input(options: InputOptions) -> Manifest:
 
 
 def _absolute(uri: str) -> str:
-    return redacted(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    return redacted_argument(uri) if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def kept_command(arguments: Sequence[str]) -> Manifest:
-    return {"directory": os.getcwd(), "arguments": [redacted(each) for each in arguments]}
+    return {"directory": os.getcwd(), "arguments": [redacted_argument(each) for each in arguments]}
 
 
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.outputs.budget import Budget
-from shardrank.jobs.outputs.files import Output
+from shardrank.jobs.outputs.files import SUCCESS, Output
 from shardrank.jobs.outputs.manifest import Manifest, add_lookups, save_manifest
 from shardrank.jobs.outputs.scores import lookups_of
+from shardrank.jobs.storage import write_atomically
 from shardrank.jobs.units.plan import KEPT
 
 _SAVE_EVERY_S = 30.0
@@ -66,7 +67,7 @@ class Record:
         codes.pop(None, None)
         codes.pop(KEPT, None)  # counted as the run began
         try:
-            self._budget.add(codes)
+            self._budget.add(codes, rows["error"].drop_null().to_pylist())
         finally:
             self._manifest["errors"] = dict(self._budget.errors.most_common())
 
@@ -82,3 +83,20 @@ def timed(output: Output, manifest: Manifest, check_lease: Check) -> Iterator[Cl
             clock.save()
         raise
     clock.save()
+
+
+def add_rates(manifest: Manifest, num_gpus: int, gpu_hour_price: float | None) -> None:
+    seconds = max(manifest["seconds"], 1e-9)
+    manifest["pairs_per_s"] = round(manifest["num_pairs"] / seconds, 3)
+    manifest["tokens_per_s"] = round(manifest["num_tokens"] / seconds, 1)
+    if gpu_hour_price is not None:
+        manifest["gpu_hour_price"] = gpu_hour_price
+        manifest["cost"] = round(seconds / 3600 * num_gpus * gpu_hour_price, 6)
+
+
+def finish(output: Output, manifest: Manifest) -> None:
+    manifest["status"] = "finished"
+    if "growth" in manifest:
+        manifest["growth"]["is_open"] = False
+    save_manifest(output, manifest)
+    write_atomically(output.directory.child(SUCCESS), b"")

@@ -3,6 +3,7 @@ output directory has them.
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,10 @@ from shardrank.actors.errors import (
     NullId,
     QueryNotFound,
 )
-from shardrank.jobs.errors import UnreadableInput, UsageError
+from shardrank.jobs.errors import UnreadableInput, UsageError, Way
 from shardrank.jobs.inputs.joins import NO_CANDIDATES
 from shardrank.jobs.inputs.parquet import open_parquet
+from shardrank.jobs.outputs.budget import ways_beyond
 from shardrank.jobs.outputs.files import ID_ERRORS, PARTS, SCORES, SUCCESS, Output
 from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
 from shardrank.jobs.outputs.manifest import Manifest, read_manifest
@@ -94,6 +96,12 @@ class Status:
     def is_silent(self) -> bool:
         """Running, and probably dead: elsewhere, so that only the next run can find out."""
         return self.state == "running" and (self.lease_age_s or 0) > EXPIRES_S
+
+    @property
+    def ways(self) -> Sequence[Way]:
+        """What must change in the command, where it had too many errors."""
+        limit = self.manifest.get("max_errors", math.inf)
+        return ways_beyond(self.errors) if sum(self.errors.values()) > limit else ()
 
     @property
     def command(self) -> tuple[str, Sequence[str]] | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
 from shardrank.actors.errors import Crashed, Failure, TimedOut
+from shardrank.jobs.run.progress import Underway
 
 MAX_DEATHS = 2
 """At one step. One death may be somebody else's fault: a node that went, memory taken by others."""
@@ -30,6 +31,8 @@ MAX_DEATHS = 2
 _SLACK_S = 1.0
 """A deadline is set anew at most this often: setting one starts threads."""
 _GRACE_S = 5.0
+_TELL_EVERY_S = 1.0
+_ANSWERS_WITHIN_S = 5.0
 
 MAX_DEATHS_OF_WORK = 8
 """At no step, or at one that cannot be given up."""
@@ -49,6 +52,7 @@ class _Work:
     step: Step = UNKNOWN
     deaths: Counter[Step] = field(default_factory=Counter)
     hung: set[Step] = field(default_factory=set)
+    num_pairs: int = 0
 
 
 class AttemptLog:
@@ -62,6 +66,8 @@ class AttemptLog:
         self._works: dict[Step, _Work] = {}
         self._failures: dict[int, str] = {}
         self._cuts: dict[Step, dict[int, int]] = {}
+        self._ready: set[Step] = set()
+        self._num_prepared = 0
         self._journal: TextIO | None = None
         if journal is not None:
             known = Path(journal).read_text() if Path(journal).exists() else ""
@@ -95,7 +101,7 @@ class AttemptLog:
             known = self._works[work] = _Work()
         else:
             known.deaths[known.step] += 1
-        known.step = UNKNOWN
+        known.step, known.num_pairs = UNKNOWN, 0
         return {step: (num, step in known.hung) for step, num in known.deaths.items()}
 
     def at(self, work: Step, step: Step, hangs: bool = False) -> None:
@@ -107,7 +113,22 @@ class AttemptLog:
 
     def end(self, work: Step) -> None:
         self._note("end", work)
-        self._works.pop(work, None)
+        ended = self._works.pop(work, None)
+        if work[0] == "start":
+            self._ready.add(work)
+        if work[0] == "prepare" and ended is not None:
+            self._num_prepared += ended.num_pairs
+
+    def done(self, work: Step, num_pairs: int) -> None:
+        """So many pairs of it, by now. It is only shown: the journal has none of it."""
+        if work in self._works:
+            self._works[work].num_pairs = num_pairs
+
+    def underway(self) -> Underway:
+        num_pairs = {work: known.num_pairs for work, known in self._works.items()}
+        preparing = sum(num for work, num in num_pairs.items() if work[0] == "prepare")
+        scored = {work[1:]: num for work, num in num_pairs.items() if work[0] == "score"}
+        return Underway(len(self._ready), self._num_prepared + preparing, scored)
 
     def fail(self, unit: int, message: str) -> None:
         """A unit that cannot be read as a whole."""
@@ -138,6 +159,7 @@ class Attempts(Protocol):
     def begin(self, work: Step) -> Deaths: ...
     def at(self, work: Step, step: Step, hangs: bool = False) -> None: ...
     def end(self, work: Step) -> None: ...
+    def done(self, work: Step, num_pairs: int) -> None: ...
     def fail(self, unit: int, message: str) -> None: ...
     def cut(self, work: Step, index: int, num_rows: int) -> None: ...
     def cuts(self, work: Step) -> dict[int, int]: ...
@@ -158,6 +180,12 @@ class RemoteLog:
     def end(self, work: Step) -> None:
         self._call("end", work)
 
+    def done(self, work: Step, num_pairs: int) -> None:
+        self.actor.done.remote(work, num_pairs)  # whether it comes matters to nobody
+
+    def underway(self) -> Underway:
+        return self._call("underway", timeout=_ANSWERS_WITHIN_S)
+
     def fail(self, unit: int, message: str) -> None:
         self._call("fail", unit, message)
 
@@ -170,10 +198,10 @@ class RemoteLog:
     def cuts(self, work: Step) -> dict[int, int]:
         return self._call("cuts", work)
 
-    def _call(self, name: str, *arguments: Any) -> Any:
+    def _call(self, name: str, *arguments: Any, timeout: float | None = None) -> Any:
         import ray  # so that everything else here is tested without it
 
-        return ray.get(getattr(self.actor, name).remote(*arguments))
+        return ray.get(getattr(self.actor, name).remote(*arguments), timeout=timeout)
 
 
 class Attempt:
@@ -194,6 +222,8 @@ class Attempt:
         self._limit_s = first_timeout_s or timeout_s
         self._deaths = log.begin(work)
         self._steps: list[Step] = []
+        self._num_pairs = 0
+        self._told = -math.inf
         self._armed = -math.inf
         self._timer: threading.Timer | None = None
 
@@ -227,8 +257,12 @@ class Attempt:
             self._steps.pop()
             self._enter(self._steps[-1] if self._steps else UNKNOWN)
 
-    def progress(self) -> None:
-        """The step's deadline begins anew: it is long, and not hung."""
+    def progress(self, num_pairs: int = 0) -> None:
+        """The step is long, and not hung: its deadline begins anew. So many more pairs are done."""
+        self._num_pairs += num_pairs
+        if num_pairs and time.monotonic() - self._told >= _TELL_EVERY_S:
+            self._told = time.monotonic()
+            self._log.done(self._work, self._num_pairs)
         if self._limit_s != self._timeout_s:
             self._limit_s = self._timeout_s
             self._disarm()

@@ -32,7 +32,8 @@ class OpenedQuery(Protocol):
         ...
 
 
-Progressed = Callable[[], None]
+Progressed = Callable[[int], None]
+"""Told how many pairs came back since it was last told."""
 
 Watch = Callable[[], AbstractContextManager[object]]
 """What reading a side is done within."""

@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
@@ -11,8 +12,10 @@ from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shardrank.cluster import private_directory
@@ -22,8 +25,9 @@ from shardrank.jobs.outputs.files import Output, UnitCollector, write_unit
 from shardrank.jobs.outputs.parts import regroup, rows_of, write_part
 from shardrank.jobs.outputs.verify import Counts, verify_units
 from shardrank.jobs.run.attempts import AttemptLog, RemoteLog
+from shardrank.jobs.run.display import Display
 from shardrank.jobs.run.pipeline import Workers, score_units
-from shardrank.jobs.run.progress import LOG_EVERY_S, Meter, display
+from shardrank.jobs.run.progress import Meter, Step
 from shardrank.jobs.storage import Location, delete_file
 from shardrank.jobs.units.documents import DocumentPlan, DocumentUnit
 from shardrank.jobs.units.plan import PairsUnit, Plan, Unit, unit_name
@@ -56,6 +60,7 @@ def score_remaining(
     output: Output,
     workers: Workers,
     watcher: Watcher,
+    shown: Display,
     stale_parts: Collection[str] = (),
 ) -> None:
     """Score the units and write each as soon as it is complete, over what is there of it.
@@ -63,13 +68,17 @@ def score_remaining(
     stale_parts: names of parts that are to be scored again.
     """
     if plan.documents is not None:
-        _score_documents(plan, plan.documents, remaining, output, workers, watcher, stale_parts)
+        _score_documents(
+            plan, plan.documents, remaining, output, workers, watcher, shown, stale_parts
+        )
         return
     meter = Meter(
-        sum(unit.num_pairs for unit in remaining), sum(unit.num_queries for unit in remaining)
+        sum(unit.num_pairs for unit in remaining),
+        sum(unit.num_queries for unit in remaining),
+        num_actors=workers.pool.num_actors,
     )
     writer = _Writer(write_unit, output, plan.input)
-    _score(plan, remaining, workers, meter, writer, watcher, lambda rows: rows)
+    _score(plan, remaining, workers, meter, writer, watcher, shown, lambda rows: rows)
 
 
 def _score_documents(
@@ -79,6 +88,7 @@ def _score_documents(
     output: Output,
     workers: Workers,
     watcher: Watcher,
+    shown: Display,
     stale_parts: Collection[str],
 ) -> None:
     """Score into parts what the remaining units need, then regroup the parts by query."""
@@ -89,11 +99,12 @@ def _score_documents(
         sum(unit.num_pairs for unit in missing),
         sum(unit.num_documents for unit in missing),
         "documents",
+        workers.pool.num_actors,
     )
     writer = _Writer(write_part, output, documents.bucket_places)
     counted = partial(rows_of, documents, remaining)
-    _score(plan, missing, workers, meter, writer, watcher, counted)
-    _regroup(plan, documents, remaining, needed, output, watcher)
+    _score(plan, missing, workers, meter, writer, watcher, shown, counted)
+    _regroup(plan, documents, remaining, needed, output, watcher, shown)
 
 
 def _score(
@@ -103,6 +114,7 @@ def _score(
     meter: Meter,
     writer: "_Writer",
     watcher: Watcher,
+    shown: Display,
     counted: Callable[[pa.Table], pa.Table],
 ) -> None:
     """Raises UnitsFailed after everything else is written. counted: a unit's rows that are told."""
@@ -110,26 +122,45 @@ def _score(
         return
     units = {unit.index: unit for unit in remaining}
     collector = UnitCollector()
-    with own_errors(), display(meter) as shown, _attempt_log() as log:
+    with own_errors(), _attempt_log() as log:
         failures = _Failures(log, units)
         try:
-            for scored in score_units(remaining, plan.input, workers, log):
-                meter.add(scored)
-                watcher.scored(scored)
-                for index, rows in collector.add(scored):
-                    unit = units.pop(index)
-                    writer.write(unit, rows)
-                    watcher.written(counted(rows))
-                    meter.num_groups += (
-                        unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
-                    )
-                shown.update()
-                failures.poll()
-                watcher.tick()
+            with shown.polled(meter, partial(_look, log, meter)):
+                for scored in score_units(remaining, plan.input, workers, log):
+                    meter.add(scored)
+                    meter.groups_of.update(_begun(scored, units))
+                    watcher.scored(scored)
+                    for index, rows in collector.add(scored):
+                        unit = units.pop(index)
+                        writer.write(unit, rows)
+                        watcher.written(counted(rows))
+                        meter.groups_of[index] = _num_groups(unit)
+                    failures.poll()
+                    watcher.tick()
+            shown.finish(meter)
         finally:
             writer.wait(0)
         failures.check()
-    logger.info(meter.line())
+
+
+def _look(log: RemoteLog, meter: Meter) -> None:
+    with suppress(RayError):  # it is begun again, or the job is at its end
+        meter.underway = log.underway()
+
+
+def _num_groups(unit: Unit | DocumentUnit) -> int:
+    return unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
+
+
+def _begun(scored: pa.Table, units: Mapping[int, Any]) -> Counter[int]:
+    """Unit -> its queries, or documents in document-major order, whose first row is among these."""
+    numbers = scored["unit"].to_numpy()
+    if "doc_index" in scored.schema.names:
+        return Counter(numbers[scored["doc_index"].to_numpy() == 0].tolist())
+    places, found = scored["place"].to_numpy(), Counter[int]()
+    for unit in np.unique(numbers).tolist():
+        found[unit] = int(np.isin(places[numbers == unit], units[unit].first_places()).sum())
+    return found
 
 
 @contextmanager
@@ -261,6 +292,7 @@ def _regroup(
     needed: Sequence[DocumentUnit],
     output: Output,
     watcher: Watcher,
+    shown: Display,
 ) -> None:
     """Score files out of parts, a task a bucket."""
     missing = {unit.index for unit in output.remaining(remaining)}
@@ -272,10 +304,11 @@ def _regroup(
     task = ray.remote(num_cpus=1, max_retries=5)(regroup)
     common = ray.put(plan.input), ray.put([output.part_file(unit) for unit in needed])
     tasks = (task.remote(output, *common, *bucket) for bucket in _buckets(documents, remaining))
-    progress = _Progress("regrouped by query", sum(unit.num_pairs for unit in remaining), "pairs")
+    step = Step("regrouped by query", sum(unit.num_pairs for unit in remaining))
+    shown.show(step)
     for num_pairs in _results(tasks, watcher):
-        progress.add(num_pairs)
-    progress.log()
+        step.num += num_pairs
+    shown.finish(step)
 
 
 def _results(tasks: Iterator[Any], watcher: Watcher) -> Iterator[Any]:
@@ -295,24 +328,6 @@ def _results(tasks: Iterator[Any], watcher: Watcher) -> Iterator[Any]:
             watcher.tick()
 
 
-class _Progress:
-    """A log line now and then of what is done."""
-
-    def __init__(self, done: str, total: int, noun: str) -> None:
-        self._done, self._total, self._noun = done, total, noun
-        self._num = 0
-        self._logged = time.monotonic()
-
-    def add(self, num: int) -> None:
-        self._num += num
-        if time.monotonic() - self._logged >= LOG_EVERY_S:
-            self._logged = time.monotonic()
-            self.log()
-
-    def log(self) -> None:
-        logger.info(f"{self._done}: {self._num:,}/{self._total:,} {self._noun}")
-
-
 def _buckets(
     documents: DocumentPlan, remaining: Sequence[Unit]
 ) -> list[tuple[int, list[tuple[int, PairsUnit]]]]:
@@ -326,15 +341,17 @@ def _buckets(
     return buckets
 
 
-def verify_all(plan: Plan, output: Output, watcher: Watcher) -> Counts:
+def verify_all(plan: Plan, output: Output, watcher: Watcher, shown: Display) -> Counts:
     """Verify every unit on CPU tasks, also those of runs before this one."""
     task = ray.remote(num_cpus=1)(verify_units)
     job_input = ray.put(plan.input)
     starts = range(0, len(plan.units), _VERIFY_UNITS)
     tasks = (task.remote(job_input, output, plan.units[i : i + _VERIFY_UNITS]) for i in starts)
-    progress = _Progress("verified", sum(unit.num_pairs for unit in plan.units), "pairs")
+    step = Step("verified", sum(unit.num_pairs for unit in plan.units))
+    shown.show(step)
     counts = []
     for found in _results(tasks, watcher):
         counts.append(found)
-        progress.add(found.num_pairs)
+        step.num += found.num_pairs
+    shown.finish(step)
     return Counts.total(counts)

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.run.progress import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +15,18 @@ class Pool:
     num_cpus: float
     num_gpus: float
 
+    def __str__(self) -> str:
+        actors = counted(self.num_actors, "scoring actor")
+        return f"{actors} on {'GPU' if self.num_gpus else 'CPU'}"
 
-def choose_pool(resources: dict[str, float], device: str, num_actors: int | None) -> Pool:
+
+def choose_pool(
+    resources: dict[str, float], device: str, num_actors: int | None, *, can_grow: bool = True
+) -> Pool:
     """One actor a GPU, or on a cluster without any, one on a CPU.
 
-    A CUDA pool larger than the cluster waits for its autoscaler. Raises UsageError otherwise.
+    A CUDA pool larger than the cluster waits for its autoscaler, if it can grow. Raises UsageError
+    otherwise.
     """
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     if device.startswith("cuda") or (device == "auto" and gpus):
@@ -26,7 +34,13 @@ def choose_pool(resources: dict[str, float], device: str, num_actors: int | None
             raise UsageError(
                 "the cluster has no GPU; with an autoscaler say how many with --num-actors"
             )
-        return _checked(Pool(num_actors or gpus, num_cpus=0, num_gpus=1), cpus)
+        pool = Pool(num_actors or gpus, num_cpus=0, num_gpus=1)
+        if pool.num_actors > gpus and not can_grow:
+            raise UsageError(
+                f"too few GPUs: {counted(pool.num_actors, 'scoring actor')} need as many, this "
+                f"machine has {gpus}; lower --num-actors, or join a cluster with --address"
+            )
+        return _checked(pool, cpus)
     return _checked(Pool(num_actors or 1, num_cpus=1, num_gpus=0), cpus)
 
 

@@ -133,6 +133,7 @@ def prepare_chunks(
                 with attempt.step("slice", query.index, rows[0]["doc_index"]):
                     pairs = _pairs(query.index, opened, documents, preprocessor, attempt)
                     chunks.open.add(preprocessor.prepare_pairs(pairs))
+                attempt.progress(len(documents))
     yield chunks.last()
 
 
@@ -205,6 +206,7 @@ def prepare_documents(
             with attempt.step("slice", part[0]["place"]):
                 opened_pairs = _document_pairs(part, queries, opened, preprocessor, attempt)
                 chunks.open.add(preprocessor.prepare_pairs(opened_pairs))
+            attempt.progress(len(part))
             queries.forget_beyond(QUERY_BYTES)
     yield chunks.last()
 

@@ -5,10 +5,8 @@ is to make no difference beyond the last bits: this measures how large it is.
 """
 
 import json
-import logging
 import math
 import re
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,12 +24,11 @@ from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.outputs.files import read_scores
 from shardrank.jobs.outputs.manifest import Manifest, config_of
 from shardrank.jobs.outputs.verify import open_output
+from shardrank.jobs.run.display import display
 from shardrank.jobs.run.engine import Engine, PreprocessorLike, ScorerLike
-from shardrank.jobs.run.progress import LOG_EVERY_S
+from shardrank.jobs.run.progress import Step
 from shardrank.jobs.units.plan import Unit
 from shardrank.jobs.units.reading import DOCUMENT_NAME, QueryRow, Row, read_unit
-
-logger = logging.getLogger(__name__)
 
 Pair = tuple[Any, Any]  # query id, document id
 
@@ -103,17 +100,14 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
     config = config_of(manifest, model)
     _check_model(config, manifest)
     preprocessor, scorer = engine.preprocessor(config), engine.scorer(config)
-    found = Rescored()
-    said = time.monotonic()
-    for index, unit in enumerate(plan.units):
-        rows = read_scores(kept.scores_file(unit), ["query_id", "doc_id", "logit", "score", "rank"])
-        _rescore_unit(plan.input, unit, rows, share, preprocessor, scorer, found)
-        if time.monotonic() - said >= LOG_EVERY_S:
-            said = time.monotonic()
-            logger.info(
-                f"scored again: {found.num_pairs:,} pairs, {index + 1:,} of "
-                f"{len(plan.units):,} units"
-            )
+    found, step = Rescored(), Step("scored again", len(plan.units), "units")
+    columns = ["query_id", "doc_id", "logit", "score", "rank"]
+    with display() as shown:
+        shown.show(step)
+        for unit in plan.units:
+            rows = read_scores(kept.scores_file(unit), columns)
+            _rescore_unit(plan.input, unit, rows, share, preprocessor, scorer, found)
+            step.num += 1
     return found
 
 
@@ -177,7 +171,7 @@ def _scored_alone(
         if candidate.doc_id in wanted and candidate.error is None:
             document = parse_or_error(Content.parse, candidate.document, DOCUMENT_NAME)
             pair = opened, preprocessor.open_document(document, DOCUMENT_NAME)
-            ((score,),) = scorer.score([preprocessor.prepare_pairs([pair])], lambda: None)
+            ((score,),) = scorer.score([preprocessor.prepare_pairs([pair])], lambda _: None)
             yield candidate.doc_id, score
 
 

@@ -37,6 +37,12 @@ class DocumentUnit:
     def pairs(self) -> pa.Table:
         return from_ipc(self.content)
 
+    def first_places(self) -> np.ndarray:
+        """(num_documents,) the place of each document's first pair."""
+        pairs = self.pairs()
+        firsts = np.unique(_document_keys(pairs), return_index=True)[1]
+        return pairs["place"].to_numpy()[firsts]
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentPlan:

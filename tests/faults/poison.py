@@ -95,7 +95,7 @@ class PoisonedScorer:
             hurt(match[1])
 
     def score(self, sets: list[PreparedSet], progressed: Any) -> list[list[PairScore]]:
-        progressed()
+        progressed(0)
         scores = [[self._score(pair) for pair in prepared.pairs] for prepared in sets]
         note(self._log, f"score {sum(map(len, scores))}")
         return scores

@@ -37,3 +37,15 @@ def test_the_budget_ends_with_the_first_error_too_many():
     budget.add(Counter(crashed=3))
     with pytest.raises(TooManyErrors, match=r"11 of 1,000 pairs .*8 x image_decode, 3 x crashed"):
         budget.add(Counter(image_decode=1))
+
+
+def test_what_goes_on_after_too_many_errors_is_said_with_an_example():
+    budget = Budget(MaxErrors.parse("1"), 1_000)
+    says = "https://host/a.png: media over http(s) are not allowed"
+    with pytest.raises(TooManyErrors, match=r"allows \(1\); one says: https://host/a.png") as error:
+        budget.add(Counter(media_forbidden=2, null_id=1), [says, "another one"])
+    added = [way.arguments for way in error.value.ways]
+    assert added == [
+        ("--max-errors=100%",),
+        ("--retry-errors=media_forbidden", "--web-media"),
+    ]

@@ -23,7 +23,7 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.actors.prepared import Visual
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
-from shardrank.cli import main, print_summary
+from shardrank.cli import main
 from shardrank.jobs.errors import JobError, TooManyErrors, UsageError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.inputs.parquet import Footer, RowGroup
@@ -34,6 +34,7 @@ from shardrank.jobs.outputs.manifest import add_lookups
 from shardrank.jobs.outputs.parts import read_bucket, regroup, write_part
 from shardrank.jobs.outputs.scores import lookups_of
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.run.display import Display
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.documents import (
@@ -43,6 +44,7 @@ from shardrank.jobs.units.documents import (
     plan_documents,
     unit_ends,
 )
+from shardrank.summary import print_summary
 from tests.support import standin
 from tests.support.engine import GOLDEN, TINY
 from tests.support.job_cases import (
@@ -452,7 +454,7 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
 
     workers = Workers(CONFIG, engine, Pool(2, 0.25, 0))
     watcher = Watcher()
-    score_remaining(plan, plan.units, output, workers, watcher)
+    score_remaining(plan, plan.units, output, workers, watcher, Display(is_live=False))
     num_ticks = watcher.num_ticks
     assert verify_all(plan, output, watcher).num_failed == 0
     assert watcher.num_ticks > num_ticks  # so that a lost lease or Ctrl-C ends it

@@ -188,11 +188,27 @@ def test_qrels_are_read_as_trec_and_beir_write_them(tmp_path, name, text):
         ("crlf.qrels", "\ufeffq1 0 d1 1\r\nq1 0 d2 0\r\nq2 0 d1 2\r\n"),
         ("docno.tsv", "qid\tdocno\tlabel\nq1\td1\t1\nq1\td2\t0\nq2\td1\t2\n"),
         ("topics", "topic iter docno rel\nq1 0 d1 1\nq1 0 d2 0\nq2 0 d1 2\n"),
+        ("blanks.tsv", "\ufeffq1 \td1\t1\r\n q1\td2\t0\r\n\r\nq2\v\td1 \t2\r\n"),
+        ("put-together.qrels", "\ufeffq1 0 d1 1\nq1 0 d2 0\n\ufeffq2 0 d1 2\n"),
     ],
 )
 def test_qrels_are_read_with_any_white_space_marks_and_headers(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode())
     assert load_qrels(str(tmp_path / name)) == EXPECTED
+
+
+@pytest.mark.parametrize("text", ["q\xa01 0 d\u20031 1\n", "q\xa01\td\u20031\t1\n"])
+def test_ascii_white_space_alone_separates_as_in_a_run(tmp_path, text):
+    (tmp_path / "qrels").write_text(text, "utf-8")
+    assert load_qrels(str(tmp_path / "qrels")) == {"q\xa01": {"d\u20031": 1}}
+
+
+@pytest.mark.parametrize("id_", [7.0, True, {"id": 7}])
+def test_an_id_that_no_run_could_have_is_refused(tmp_path, id_):
+    row = {"query_id": id_, "doc_id": "d1", "relevance": 1}
+    (tmp_path / "qrels.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UsageError, match="byte 0: the query id must be text or an integer"):
+        load_qrels(str(tmp_path / "qrels.jsonl"))
 
 
 def test_an_id_between_tabs_may_have_spaces(tmp_path):
@@ -244,10 +260,10 @@ def test_a_table_of_two_columns_lists_what_is_relevant(tmp_path):
 
 
 def test_tied_ranks_are_ordered_by_the_first_stages_scores(tmp_path):
-    scored = [("a", 5.0), ("b", 9.0), ("c", 7.0)]
+    scored = [("n", math.nan), ("a", 5.0), ("b", 9.0), ("c", 7.0), ("z", None)]
     rows = [("q1", doc, 0.5, 0.1, 0, score, None) for doc, score in scored]
     first_stage = first_stage_run(load_scores(write_scores(tmp_path, rows)))
-    assert first_stage == {"q1": {"b": 3.0, "c": 2.0, "a": 1.0}}
+    assert list(first_stage["q1"])[:3] == ["b", "c", "a"]
 
 
 @pytest.mark.parametrize(
@@ -339,12 +355,29 @@ def test_groups_are_averaged_by_a_column_of_the_queries(output, tmp_path):
         run_evaluate(*arguments, "--queries", queries, "--group-by", "colour")
 
 
-def test_a_table_without_the_ids_is_refused_with_what_it_has(output, tmp_path):
+@pytest.mark.parametrize("name", ["table.jsonl", "table.parquet"])
+@pytest.mark.parametrize(
+    ("table", "row", "sentence"),
+    [
+        ("queries", {"_id": "q1", "text": "red"}, "queries: no column 'query_id'"),
+        ("corpus", {"_id": "d1", "text": "red"}, "corpus: no column 'doc_id'"),
+        ("queries", {"query_id": "q1", "question": "red"}, "queries: no column 'query'"),
+        ("corpus", {"doc_id": "d1", "picture": "a.png"}, "corpus: no column 'doc'"),
+        ("queries", {"query_id": "q1", "query": "red"}, "no column 'colour' .* query, query_id"),
+    ],
+)
+def test_a_table_without_what_is_to_be_shown_is_refused_with_what_it_has(
+    output, tmp_path, name, table, row, sentence
+):
     write_tables(tmp_path)
-    (tmp_path / "beir.jsonl").write_text('{"_id": "q1", "text": "red"}\n')
-    arguments = (output, "--qrels", str(tmp_path / "qrels.txt"))
-    with pytest.raises(UsageError, match="queries: no column 'query_id'"):
-        run_evaluate(*arguments, "--queries", str(tmp_path / "beir.jsonl"))
+    if name.endswith(".jsonl"):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / name)
+    arguments = (output, "--qrels", str(tmp_path / "qrels.txt"), f"--{table}", str(tmp_path / name))
+    grouped = ("--group-by", "colour") if "colour" in sentence else ()
+    with pytest.raises(UsageError, match=sentence):
+        run_evaluate(*arguments, *grouped)
 
 
 @pytest.fixture

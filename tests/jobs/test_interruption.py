@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from shardrank.jobs.command import pasteable
 from shardrank.jobs.interruption import interruptible
 
 
@@ -95,4 +96,4 @@ def test_a_command_ends_though_something_hangs_that_is_to_be_done_before() -> No
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said.splitlines()[-1] == b"  shardrank rerank --output 'a b'"
+    assert said.decode().splitlines()[-1] == f"  {pasteable(['rerank', '--output', 'a b'])}"

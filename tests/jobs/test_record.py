@@ -42,10 +42,11 @@ def test_the_errors_of_what_is_written_are_noted_also_when_they_are_too_many(
     output, manifest = Output(Location.parse(str(tmp_path / "out"))), begun()
     budget = Budget(MaxErrors.parse("2"), 10, Counter(crashed=1))
     with (
-        pytest.raises(TooManyErrors, match="3 of 10 pairs"),
+        pytest.raises(TooManyErrors, match="3 of 10 pairs .*; one says: it died"),
         timed(output, manifest, lambda: None) as clock,
     ):
         record = Record(manifest, budget, clock, lambda: None)
-        record.written(pa.table({"error_code": [None, "crashed", "image_decode"]}))
+        codes, sentences = [None, "crashed", "image_decode"], [None, "it died", "it is torn"]
+        record.written(pa.table({"error_code": codes, "error": sentences}))
     assert manifest["errors"] == {"crashed": 2, "image_decode": 1}
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest

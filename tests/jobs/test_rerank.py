@@ -1,11 +1,11 @@
 """The job on a real local Ray: with a stand-in scorer, and with the real engine on tests/golden."""
 
 import json
+import re
+import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from pyarrow import fs
 
 from shardrank.actors.config import RerankerConfig
+from shardrank.cli import main
 from shardrank.jobs.errors import JobError, UnitsFailed, UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.budget import MaxErrors
@@ -34,6 +35,7 @@ from tests.support.job_cases import (
     text_rows,
     write_sets,
 )
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -316,19 +318,42 @@ def command(sets: str, output: Path, address: str) -> list[str]:
     ]
 
 
-def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path, ray_address: str) -> None:
-    sets = write_sets(tmp_path / "sets.parquet", text_rows(400, 10), row_group_size=2)
-    out = tmp_path / "out"
-    driver = subprocess.Popen(command(sets, out, ray_address), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((out / "scores").glob("part-*")) and time.monotonic() < deadline:
-        assert driver.poll() is None
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGINT)
-    _, stderr = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert stderr.splitlines()[-1].strip().startswith("shardrank rerank ")
+def test_an_interrupted_job_was_seen_to_move_and_says_how_to_go_on(
+    tmp_path: Path, ray_address: str
+) -> None:
+    """In a terminal of 80 columns, and of one unit, of which nothing is written."""
+    sets = write_sets(tmp_path / "sets.parquet", text_rows(400, 40))
+    out = tmp_path / "an output's"
+    arguments = [*command(sets, out, ray_address), "--unit-pairs=20000"]
+    terminal = Terminal(arguments, 80)
+    for some in (r"[1-9]\d*", r"[1-9]\d*,\d*"):  # a few, then thousands
+        moves = rf"{some}/16,000 pairs · [\d,]+/400 queries · [\d.,]+ pairs/s · .* ETA .* errors ━"
+        assert terminal.watch(lambda text, moves=moves: re.search(moves, text) is not None)
+    assert not list(out.glob("scores/*"))
+    terminal.process.send_signal(signal.SIGINT)
+    assert not terminal.watch()
+    assert terminal.process.returncode == 130 and "━" not in terminal.text
+    _, _, said = terminal.whole.partition("what is finished is kept, go on with:")
+    assert shlex.split(said)[-len(arguments) :] == arguments
     assert manifest_of(out)["status"] == "running"
+
+
+def test_after_too_many_errors_the_printed_commands_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = text_rows(4, 4)
+    for row in rows[:3]:
+        row["candidates"][2]["doc"] = image(None, "https://host.invalid/it's a page.png")
+    sets = write_sets(tmp_path / "the sets.parquet", rows, row_group_size=1)
+    given = ["rerank", sets, f"--output={tmp_path / 'out'}", f"--model={TINY}", "--threads=1"]
+    assert main([*given, "--max-errors", "1", "--unit-pairs=4"]) == 1
+    stderr = capsys.readouterr().err
+    assert "one says: https://host.invalid/" in stderr
+    commands = [shlex.split(line) for line in stderr.splitlines() if line.startswith("  ")]
+    leave, again = (words[words.index("rerank") :] for words in commands)
+    assert again[-2:] == ["--retry-errors=media_forbidden", "--web-media"]
+    assert main(leave) == 0
+    assert manifest_of(tmp_path / "out")["errors"] == {"media_forbidden": 3}
 
 
 def test_a_second_run_of_a_running_job_is_refused_and_costs_the_first_nothing(

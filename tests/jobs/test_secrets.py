@@ -1,6 +1,6 @@
 import pytest
 
-from shardrank.jobs.storage import redacted
+from shardrank.jobs.secrets import redacted, redacted_argument
 
 PLAIN = "s3://bucket/in?region=us-east-1&endpoint_override=127.0.0.1:9000"
 
@@ -21,3 +21,10 @@ PLAIN = "s3://bucket/in?region=us-east-1&endpoint_override=127.0.0.1:9000"
 )
 def test_credentials_are_left_out_and_nothing_else(text, expected):
     assert redacted(text) == expected
+
+
+def test_an_argument_that_is_a_uri_is_one_to_its_end():
+    """Its key may have spaces, and a `#`."""
+    said = redacted_argument("--output=s3://A:B@bucket/it's in#1?region=us&secret_key=wJalr")
+    assert said == "--output=s3://***@bucket/it's in#1?region=us&secret_key=***"
+    assert redacted_argument("pages/[ab] c.parquet") == "pages/[ab] c.parquet"

@@ -11,6 +11,7 @@ import pytest
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.cli import main
+from shardrank.jobs.command import pasteable
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.lease import LEASE
@@ -69,9 +70,23 @@ def test_a_stopped_job_says_how_to_go_on_and_keeps_no_secret(
     (job / "scores" / "part-000002.parquet").unlink()
     told = printed(capsys, "status", job)
     assert "stopped" in told and "3 of 4 done" in told
-    assert f"cd {os.getcwd()} && shardrank rerank sets.parquet" in told
+    assert f"cd {os.getcwd()} && {pasteable(COMMAND)}" in told
     assert "--output=s3://***@bucket/out" in told
     assert "SECRET" not in told + (job / "manifest.json").read_text()
+
+
+def test_a_job_that_had_too_many_errors_says_what_to_add(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job / "_SUCCESS").unlink()
+    manifest = json.loads((job / "manifest.json").read_text())
+    (job / "manifest.json").write_text(json.dumps(manifest | {"max_errors": 2}))
+    told = printed(capsys, "status", job)
+    assert (
+        f"to leave those rows without a score:\n  cd {os.getcwd()} && " in told
+        and "--max-errors=100%" in told
+    )
+    assert "--max-errors=100%" in json.loads(printed(capsys, "status", job, "--json"))["resume"]
 
 
 def test_a_running_job_and_one_that_ended_without_a_word(
