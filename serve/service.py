@@ -19,6 +19,7 @@ from shardrank.serve.dialects.requests import Document, Options, RerankRequest, 
 from shardrank.serve.errors import BadRequest, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher
 from shardrank.serve.metrics import Metrics
+from shardrank.serve.playground import guide_of
 from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.settings import Limits, ServeSettings
 
@@ -81,7 +82,9 @@ class RerankService:
         self._options = reranker.config.options
         self.device_type = reranker.scorer.device.type
         config, limits = settings.reranker, settings.limits
-        self._cutter = TextCutter(resolve_checkpoint(config.model, config.revision, weights=False))
+        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        self.guide = guide_of(checkpoint)
+        self._cutter = TextCutter(checkpoint)
         self._fetcher = MediaFetcher(settings.web, settings.num_fetching, limits.max_media_bytes)
 
     async def start(self) -> None:
