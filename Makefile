@@ -57,6 +57,7 @@ demo-data: install  ## Draw the demo's data set again (maintainers: fetches the 
 	@$(PIP_INSTALL) '.[data]' --quiet
 	@$(BIN)/python demo/build_data.py
 	@$(BIN)/python demo/build_set.py
+	@$(BIN)/python demo/examples.py
 
 install: $(INSTALLED)  ## The package and what it needs, into .venv
 

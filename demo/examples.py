@@ -45,12 +45,12 @@ def examples(drawings: Drawings) -> list[dict]:
     ]
     return [
         {
-            "name": "Words across languages",
+            "name": "Names",
             "query": named(drawings, "bicycle", "de"),
             "documents": [named(drawings, *each) for each in words],
         },
         {
-            "name": "Pictures by name",
+            "name": "Pictures",
             "query": named(drawings, "rainbow", "en"),
             "documents": [pictured(drawings, thing) for thing in things],
         },
