@@ -180,7 +180,7 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings) -> None:
     @app.get("/", include_in_schema=False)
     async def playground(request: Request) -> Response:
         service: RerankService | None = request.app.state.service
-        html = page(settings.model_name, service and service.guide)
+        html = page(settings.model_name, service.guide if service else None)
         return HTMLResponse(html, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     @app.get("/health", responses=openapi.UNAVAILABLE)
