@@ -1019,7 +1019,7 @@ def test_the_best_of_many_documents_is_in_view_and_stays_where_it_is_seen(opened
     assert opened.page.evaluate("scrollY") == 0
     opened.add(*(f"coffee {i}" for i in range(300)), "a tea")
     opened.get("pasted").press("Control+Enter")  # below them all
-    expect(opened.get("status")).to_contain_text("Reranked 303 documents, best: tea")
+    expect(opened.get("status")).to_contain_text("Reranked 303 documents, best: a tea")
     expect(opened.page.locator(".card").first).to_be_in_viewport(ratio=1)
     expect(opened.get("documents-title")).to_be_in_viewport(ratio=1)
 
