@@ -795,7 +795,7 @@ def test_a_browser_without_a_clipboard_copies_the_older_way(opened):
 
 @needs_browser
 def test_an_example_is_one_click_and_a_model_has_its_own(opened):
-    outcome = re.compile(r"Reranked [678] documents, best: \w")
+    outcome = re.compile(r"Reranked [678] documents, best: \S")
     for guide in (None, guide_of(DEMO_MODEL)):
         opened.standin.guide = guide
         opened.page.reload()
