@@ -1,16 +1,19 @@
-# The two commands are `make demo` and `make test`. Either makes .venv and installs everything,
+# The two commands are `make demo` and `make test`. Either makes .venv and installs what it needs,
 # through pip and python3 (3.11 or newer) alone; pip's own settings (PIP_INDEX_URL, ...) hold.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
+APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n) env DEBIAN_FRONTEND=noninteractive apt-get -qq
 CODE := shardrank actors jobs serve bench demo tests
 
 # Ray sends usage statistics home unless told not to.
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-gpu test-load test-faults lint types install demo-model demo-data clean
+.PHONY: help demo test test-gpu test-load test-faults lint types install install-dev demo-model demo-data clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -24,24 +27,24 @@ test: lint types  ## Everything that must pass: ruff, mypy, pytest
 	@echo "==> pytest: several minutes, real local Rays included"
 	@$(BIN)/python -m pytest
 
-test-gpu: install  ## The tests that need a CUDA device
+test-gpu: install-dev  ## The tests that need a CUDA device
 	@echo "==> pytest -m gpu"
 	@$(BIN)/python -m pytest -m gpu
 
-test-load: install  ## The endpoint under load on loopback, and 10,000 fuzzed requests: minutes
+test-load: install-dev  ## The endpoint under load on loopback, and 10,000 fuzzed requests: minutes
 	@echo "==> pytest -m load"
 	@$(BIN)/python -m pytest -m load -s
 
-test-faults: install  ## The long kill sweep and the like: about an hour
+test-faults: install-dev  ## The long kill sweep and the like: about an hour
 	@echo "==> pytest -m faults"
 	@$(BIN)/python -m pytest -m faults -s
 
-lint: install  ## ruff: rules and formatting
+lint: install-dev  ## ruff: rules and formatting
 	@echo "==> ruff"
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/ruff format --check $(CODE)
 
-types: install  ## mypy over the package and the benchmark
+types: install-dev  ## mypy over the package and the benchmark
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
@@ -51,16 +54,27 @@ demo-model: install  ## Train the demo's model again (fixed steps and seed)
 
 demo-data: install  ## Draw the demo's data set again (maintainers: fetches the drawings with npm)
 	@echo "==> building demo/data"
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data]'
+	@$(PIP_INSTALL) '.[data]' --quiet
 	@$(BIN)/python demo/build_data.py
 	@$(BIN)/python demo/build_set.py
+	@$(BIN)/python demo/examples.py
 
-install: $(INSTALLED)
+install: $(INSTALLED)  ## The package and what it needs, into .venv
+
+install-dev: $(INSTALLED_DEV)  ## All that the tests need as well; Chromium with apt, if no password is asked
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "==> installing into $(VENV), pinned by constraints.txt: minutes, and only once"
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP_INSTALL) .
 	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> installing into $(VENV) with the tests' packages, pinned by constraints.txt: minutes, and only once"
+	@$(PIP_INSTALL) '.[dev]'
+	@command -v chromium >/dev/null || { $(APT_GET) update && \
+	  $(APT_GET) install -y --no-install-recommends chromium; } </dev/null >/dev/null 2>&1 || \
+	  echo "==> no Chromium here, and apt-get may not install it: the tests in a browser are skipped"
+	@touch $(INSTALLED) $@
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \

@@ -208,9 +208,10 @@ def _without_null_scores(body: _Body) -> _Body:
 
 def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) -> None:
     @app.get("/", include_in_schema=False)
-    async def playground() -> Response:
-        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
-        return HTMLResponse(page(settings.model_name), headers=headers)
+    async def playground(request: Request) -> Response:
+        service: RerankService | None = request.app.state.service
+        html = page(settings.model_name, service.guide if service else None)
+        return HTMLResponse(html, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     @app.get("/health", responses=openapi.UNAVAILABLE)
     async def health(request: Request) -> dict[str, Any]:

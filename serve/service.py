@@ -21,6 +21,7 @@ from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest,
 from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.gate.access import usage
 from shardrank.serve.metrics import Metrics
+from shardrank.serve.playground import guide_of
 from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.queue.work import ParsedSide, Sides, Work, in_order
 from shardrank.serve.settings import Limits, ServeSettings
@@ -68,7 +69,9 @@ class RerankService:
         self._options = reranker.config.options
         self.device_type = reranker.scorer.device.type
         config, limits = settings.reranker, settings.limits
-        self._cutter = TextCutter(resolve_checkpoint(config.model, config.revision, weights=False))
+        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        self.guide = guide_of(checkpoint)
+        self._cutter = TextCutter(checkpoint)
         self._fetcher = MediaFetcher(settings.web, settings.num_fetching, limits.max_media_bytes)
 
     @property

@@ -4,6 +4,7 @@ The floors lie 0.05 under what these queries give in float32, which is the same 
 for rounding: an engine or a model that got worse falls under them. The model card has figures.
 """
 
+import base64
 import json
 import re
 import subprocess
@@ -21,6 +22,7 @@ from shardrank.actors.data import CandidateSet
 from shardrank.jobs.evaluate.measures import evaluate_run
 from shardrank.jobs.evaluate.qrels import load_qrels
 from shardrank.jobs.units.contents import document_value, query_value
+from shardrank.serve.playground import ExampleContent, guide_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
@@ -48,7 +50,12 @@ def some_queries(number: int) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def reranked() -> dict[str, dict[str, dict[str, float]]]:
+def reranker() -> Reranker:
+    return Reranker(RerankerConfig(model=str(MODEL), device="cpu", num_threads=1))
+
+
+@pytest.fixture(scope="module")
+def reranked(reranker) -> dict[str, dict[str, dict[str, float]]]:
     """task -> run, by the engine alone."""
     documents = {row["doc_id"]: document_value(row) for row in rows("corpus")}
     candidates: dict[str, list[str]] = {}
@@ -59,7 +66,6 @@ def reranked() -> dict[str, dict[str, dict[str, float]]]:
         CandidateSet.parse(query_value(row), [documents[d] for d in candidates[row["query_id"]]])
         for row in queries
     ]
-    reranker = Reranker(RerankerConfig(model=str(MODEL), device="cpu", num_threads=1))
     runs: dict[str, dict[str, dict[str, float]]] = {}
     for row, scores in zip(queries, reranker.score_sets(sets), strict=True):
         assert all(pair.error is None for pair in scores)
@@ -75,6 +81,25 @@ def test_the_committed_model_really_ranks(task, reranked):
     qrels = load_qrels(str(SET / "qrels.parquet"))
     assert len(reranked[task]) == NUM_QUERIES
     assert evaluate_run(reranked[task], qrels, ["nDCG@10"])["nDCG@10"] >= FLOORS[task]
+
+
+def test_the_playgrounds_examples_are_what_the_model_can_do(reranker):
+    found = {}
+    for example in guide_of(MODEL).examples:
+        query, *documents = (side(each) for each in (example.query, *example.documents))
+        scores = reranker.score(query, documents)
+        best = sorted(zip(scores, example.documents, strict=True), key=lambda pair: -pair[0])
+        found[example.name] = [each.text or each.file for _, each in best[:2]]
+    assert found == {
+        "Names": ["велосипед", "自行车"],
+        "Pictures": ["rainbow.png", "umbrella.png"],
+        "Picture as query": ["гитара", "guitar.png"],
+    }
+
+
+def side(content: ExampleContent) -> dict[str, Any]:
+    image = base64.b64decode((content.image or "").partition(",")[2])
+    return {"text": content.text or None, "image": image or None}
 
 
 def test_the_first_stage_is_no_better_than_chance():

@@ -175,7 +175,20 @@ def dry_run(target: str) -> subprocess.CompletedProcess[str]:
 def test_each_of_the_two_commands_installs_what_it_needs(target, work):
     plan = dry_run(target).stdout
     assert plan.index("-m venv") < plan.index("pip install") < plan.index(work)
-    assert "-c constraints.txt" in plan
+    assert plan.count("pip install") == 1 and "-c constraints.txt" in plan
+    assert ("[dev]" in plan) == ("chromium" in plan) == (target == "test")
+
+
+def test_what_either_command_installed_is_not_installed_again(tmp_path):
+    for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/.installed-dev"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / ".venv/.installed").touch()
+    assert "pip" not in make(tmp_path, "--dry-run", "test").stdout
+    (tmp_path / ".venv/.installed-dev").unlink()
+    assert "pip" not in make(tmp_path, "--dry-run", "demo").stdout
+    assert "[dev]" in make(tmp_path, "--dry-run", "test").stdout
 
 
 def test_make_test_lints_and_checks_types():

@@ -104,7 +104,8 @@ def test_the_wheel_is_one_package_with_all_its_files(installed: Path) -> None:
     for folder in ("actors", "jobs", "serve"):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"shardrank/{path.relative_to(ROOT).as_posix()}" in files
-    for name in ("py.typed", "serve/config.yaml", "serve/grafana.json", "serve/playground.html"):
+    others = ("config.yaml", "grafana.json", "playground.html")
+    for name in ("py.typed", "jobs/evaluate/page.css", *(f"serve/{name}" for name in others)):
         assert f"shardrank/{name}" in files
 
 

@@ -1,17 +1,21 @@
 """The evaluation as one HTML file: measures, groups, queries that gained and lost, errors.
 
-Everything is inside the file (style, bars as SVG, thumbnails as data URIs): it can be mailed, and
-it reads without a network. Knows nothing of how values were measured or content was read.
+Everything is inside the file (style, bars as SVG, pictures as data URIs): it can be mailed, and it
+reads without a network. There is no script: what opens large is a popover of the browser's own.
+Knows nothing of how values were measured or content was read.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from html import escape
+from pathlib import Path
 
 from shardrank.jobs.evaluate.measures import Candidate, Comparison, Scores
 from shardrank.jobs.evaluate.qrels import Qrels
 
+_STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 _NUM_QUERIES = 8  # shown of those that gained most, and of those that lost most
 _NUM_DOCUMENTS = 5  # shown of each order
 _MAX_BARS = 240
@@ -19,11 +23,24 @@ _MAX_CHARS = 240
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Data URIs; without `large` the thumbnail is all that there is to see."""
+
+    thumbnail: str
+    large: str | None = None
+
+    @property
+    def anchor(self) -> str:
+        """The id of its large picture, which is in the file once, however often it is shown."""
+        return f"large-{sha256((self.large or '').encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
 class Preview:
-    """What a person sees of a query or document; images are data URIs."""
+    """What a person sees of a query or document."""
 
     texts: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
+    images: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +94,8 @@ def render(page: Page) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#main">Skip to the measures</a>\n'
-        f'<main id="main" tabindex="-1">\n{"".join(sections)}</main>\n</body>\n</html>\n'
+        f'<main id="main" tabindex="-1">\n{"".join(sections)}</main>\n{_large_pictures(page)}'
+        "</body>\n</html>\n"
     )
 
 
@@ -144,9 +162,7 @@ def _changes(comparison: Comparison) -> str:
     if not values:
         return ""
     better, worse = sum(v > 0 for v in values), sum(v < 0 for v in values)
-    words = (
-        f"{better:,} queries gained, {worse:,} lost, {len(values) - better - worse:,} stayed equal"
-    )
+    words = f"{better:,} gained, {worse:,} lost, {len(values) - better - worse:,} stayed equal"
     step = max(1, math.ceil(len(values) / _MAX_BARS))
     shown = values[::step]
     bars = "".join(_change_bar(index, value) for index, value in enumerate(shown))
@@ -182,10 +198,9 @@ def _query(page: Page, query: str, is_open: bool) -> str:
     opened = ' open=""' if is_open else ""
     columns = _order(page, query, "First stage", comparison.before_run, candidates)
     columns += _order(page, query, "Reranked", comparison.after_run, candidates)
+    facts = f"<small>{escape(' · '.join([query, *labels]))}</small>"
     return (
-        f"<details{opened}><summary>"
-        f'<span class="what">{_preview(page.queries.get(query), query)}</span>'
-        f"<small>{escape(' · '.join([query, *labels]))}</small>"
+        f"<details{opened}><summary>{_shown(page.queries.get(query), query, facts)}"
         f'<span class="num">{escape(measure)} {_number(before)} → {_number(after)}</span>'
         f'</summary>\n<div class="orders">{columns}</div></details>\n'
     )
@@ -221,20 +236,46 @@ def _item(preview: Preview | None, candidate: Candidate, grade: int, title: str)
     if grade > 0:
         relevant = ' class="relevant"'
         mark = f'<strong class="mark">✓ relevant{f" ({grade})" if grade > 1 else ""}</strong>'
+    below = f"<small>{' · '.join(facts)}</small>{mark}"
+    return f"<li{relevant}>{_shown(preview, candidate.doc_id, below)}</li>"
+
+
+def _shown(preview: Preview | None, name: str, below: str) -> str:
+    """Its pictures, and beside them its texts over `below`, which is markup."""
+    texts: Iterable[str] = ()
+    images = ""
+    if preview is not None:
+        images = "".join(_image(picture, name) for picture in preview.images)
+        texts = (f"<span>{escape(_clip(text))}</span>" for text in preview.texts)
+    words = "".join(texts) or ("" if images else f"<code>{escape(name)}</code>")
+    return f'<span class="pictures">{images}</span><span class="words">{words}{below}</span>'
+
+
+def _image(picture: Picture, name: str) -> str:
+    image = f'<img src="{escape(picture.thumbnail)}" alt="image of {escape(name)}">'
+    if picture.large is None:
+        return image
+    return f'<button type="button" popovertarget="{picture.anchor}" title="Larger">{image}</button>'
+
+
+def _large_pictures(page: Page) -> str:
+    shown = [*page.queries.items(), *page.documents.items()]
+    large = {
+        picture.anchor: _large_picture(picture, name)
+        for name, preview in shown
+        for picture in preview.images
+        if picture.large
+    }
+    return "".join(large.values())
+
+
+def _large_picture(picture: Picture, name: str) -> str:
+    close = f'type="button" popovertarget="{picture.anchor}" popovertargetaction="hide"'
     return (
-        f"<li{relevant}>"
-        f'<span class="what">{_preview(preview, candidate.doc_id)}</span>'
-        f"<small>{' · '.join(facts)}</small>{mark}</li>"
+        f'<div id="{picture.anchor}" popover=""><p><code>{escape(name)}</code>'
+        f"<button {close}>Close</button></p>"
+        f'<img src="{escape(picture.large or "")}" alt="image of {escape(name)}"></div>\n'
     )
-
-
-def _preview(preview: Preview | None, name: str) -> str:
-    if preview is None or not (preview.texts or preview.images):
-        return f"<code>{escape(name)}</code>"
-    images = "".join(
-        f'<img src="{escape(uri)}" alt="image of {escape(name)}">' for uri in preview.images
-    )
-    return images + "".join(f"<span>{escape(_clip(text))}</span>" for text in preview.texts)
 
 
 def _clip(text: str) -> str:
@@ -269,45 +310,3 @@ def _signed(value: float) -> str:
 
 def _percent(value: float) -> str:
     return "0" if math.isnan(value) else f"{100 * min(max(value, 0), 1):.1f}"
-
-
-_STYLE = """
-:root { --ink:#1c2024; --soft:#5f6b76; --paper:#fff; --card:#f5f7f9; --line:#d7dde3;
-  --before:#9aa7b4; --after:#2f6fdb; --good:#187a3c; --bad:#b3372f; }
-@media (prefers-color-scheme: dark) { :root { --ink:#e8ecf0; --soft:#a3afbb; --paper:#14181c;
-  --card:#1d2329; --line:#35404a; --before:#7b8895; --after:#6ea8ff; --good:#58c483;
-  --bad:#f08a80; } }
-* { box-sizing:border-box } html { scroll-behavior:smooth }
-body { margin:0; background:var(--paper); color:var(--ink);
-  font:16px/1.5 system-ui, sans-serif }
-main { max-width:68rem; margin:0 auto; padding:1.5rem 1rem 4rem; outline:none }
-.skip { position:absolute; left:-999px } .skip:focus { left:1rem; top:1rem }
-h1 { font-size:1.6rem; margin:0 } h2 { font-size:1.15rem; margin:2.2rem 0 .6rem }
-h3 { font-size:.9rem; margin:.2rem 0; color:var(--soft); font-weight:600 }
-table { border-collapse:collapse; width:100% } th, td { padding:.3rem .6rem; text-align:left;
-  border-bottom:1px solid var(--line) } th[scope=row] { font-weight:500; white-space:nowrap }
-thead th { color:var(--soft); font-size:.85rem; font-weight:600 }
-.num { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap }
-.wide { width:45% } td svg { display:block; width:100%; height:1.1rem; border-radius:3px }
-.key { display:inline-block; width:.7em; height:.7em; border-radius:2px; margin:0 .2em 0 .6em }
-.key.before { background:var(--before) } .key.after { background:var(--after) }
-rect.track { fill:var(--card) } rect.before { fill:var(--before) } rect.after { fill:var(--after) }
-rect.gain { fill:var(--good) } rect.loss { fill:var(--bad) }
-svg.changes { width:100%; height:8rem; background:var(--card); border-radius:6px }
-details { background:var(--card); border:1px solid var(--line); border-radius:8px;
-  margin:.6rem 0; padding:.5rem .8rem }
-summary { cursor:pointer; display:flex; gap:.8rem; align-items:center; flex-wrap:wrap }
-summary .num { margin-left:auto } summary:focus-visible, a:focus-visible {
-  outline:3px solid var(--after); outline-offset:2px; border-radius:4px }
-.what { display:inline-flex; gap:.4rem; align-items:center; flex-wrap:wrap; vertical-align:middle;
-  font-weight:600;
-  overflow-wrap:anywhere } small { color:var(--soft); overflow-wrap:anywhere }
-img { width:56px; height:56px; object-fit:contain; background:#fff; border-radius:6px;
-  border:1px solid var(--line) }
-.orders { display:grid; grid-template-columns:repeat(auto-fit, minmax(17rem, 1fr)); gap:1rem;
-  margin-top:.5rem } ol { margin:0; padding-left:1.6rem } li { padding:.3rem .4rem;
-  border-left:4px solid transparent } li .what { font-weight:400; margin-right:.6rem }
-li small { margin-right:.6rem }
-li.relevant { border-left-color:var(--good) } .mark { color:var(--good); font-size:.85rem }
-@media print { details { break-inside:avoid } }
-"""

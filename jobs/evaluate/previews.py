@@ -17,7 +17,7 @@ from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.media.images import Guard, load_image
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.evaluate.page import Preview
+from shardrank.jobs.evaluate.page import Picture, Preview
 from shardrank.jobs.inputs import lines
 from shardrank.jobs.inputs.joins import scan_columns
 from shardrank.jobs.inputs.parquet import open_parquet
@@ -25,7 +25,8 @@ from shardrank.jobs.inputs.paths import names_near, type_at, value_at
 from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
 from shardrank.jobs.units.contents import document_value, query_value
 
-_SIDE = 96  # pixels of a thumbnail's longer side
+_SIDE = 192  # pixels of a thumbnail's longer side; half as many on the page
+_LARGE_SIDE = 1_000  # of what opens: a printed page's text can be read
 _MAX_IMAGES = 3
 _MAX_PIXELS = 200_000_000
 
@@ -88,7 +89,7 @@ def _preview(value: Any, reader: MediaReader, guard: Guard) -> Preview:
     sources = [*content.images, *(each for video in content.videos for each in _frames(video))]
     for source in sources[:_MAX_IMAGES]:
         try:
-            images.append(_thumbnail(load_image(source, reader, _MAX_PIXELS, guard=guard)))
+            images.append(_picture(load_image(source, reader, _MAX_PIXELS, guard=guard)))
         except RerankError as error:
             texts.append(f"({error})")
     if any(video.frames is None for video in content.videos):
@@ -104,8 +105,14 @@ def _frames(video: Video) -> tuple[Any, ...]:
     return tuple(video.frames[index] for index in sorted({0, last // 2, last}))
 
 
-def _thumbnail(image: PILImage.Image) -> str:
-    image.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=80)
+def _picture(image: PILImage.Image) -> Picture:
+    is_small = max(image.size) <= _SIDE
+    large = None if is_small else _data_uri(image, _LARGE_SIDE, quality=50)
+    return Picture(_data_uri(image, _SIDE, quality=80), large)
+
+
+def _data_uri(image: PILImage.Image, side: int, quality: int) -> str:
+    smaller, stream = image.copy(), io.BytesIO()
+    smaller.thumbnail((side, side))
+    smaller.save(stream, "WEBP", quality=quality)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -27,7 +27,9 @@ from shardrank.jobs.evaluate.measures import (
     load_run_from_scores,
     load_scores,
 )
+from shardrank.jobs.evaluate.previews import _picture
 from shardrank.jobs.evaluate.qrels import load_qrels
+from tests.support.browser import chromium, needs_browser
 
 SCORES = pa.schema(
     [
@@ -394,6 +396,7 @@ def report(output, tmp_path) -> str:
 def test_the_report_shows_text_pictures_and_both_orders(report):
     assert "a &lt;b&gt;red&lt;/b&gt; thing" in report and "<b>red" not in report
     assert report.count("data:image/webp;base64,") >= 3
+    assert len(re.findall('<div id="large-[0-9a-f]+" popover="">', report)) == 2  # each once
     assert "✓ relevant" in report and "was 3" in report
     assert "nDCG@10 by language" in report and "image_decode" in report
 
@@ -409,3 +412,29 @@ def test_the_report_is_well_formed_and_named_for_readers(report):
     assert root.attrib["lang"] == "en"
     assert all(image.attrib["alt"] for image in root.iter("img"))
     assert [len(list(details)) for details in root.iter("details")] == [2, 2]
+
+
+def test_a_picture_that_is_small_has_nothing_larger():
+    picture = _picture(Image.new("RGB", (64, 64)))
+    assert picture.large is None
+
+
+@needs_browser
+def test_on_a_phone_the_report_fits_and_its_pictures_open_large(report, tmp_path):
+    (tmp_path / "shown.html").write_text(report.replace("a &lt;b&gt;", "x" * 300), "utf-8")
+    inside = """() => [...document.querySelectorAll("main *, [popover]:popover-open *")]
+      .filter((e) => e.getBoundingClientRect().right > 360.5).map((e) => e.outerHTML)"""
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": 360, "height": 640}, is_mobile=True)
+        tab.goto(f"file://{tmp_path}/shown.html")
+        assert tab.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [360, 360]
+        assert tab.evaluate(inside) == []
+        tab.get_by_role("button", name="image of d3").first.click()
+        large = tab.locator("[popover]:popover-open")
+        assert large.get_by_role("img").evaluate("(e) => [e.naturalWidth, e.alt]") == [
+            300,
+            "image of d3",
+        ]
+        assert tab.evaluate(inside) == []
+        large.get_by_role("button", name="Close").click()
+        assert large.count() == 0

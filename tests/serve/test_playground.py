@@ -11,20 +11,19 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from shardrank.serve.playground import CONTENT_SECURITY_POLICY, page
+from shardrank.serve.playground import CONTENT_SECURITY_POLICY, Guide, guide_of, page
+from tests.support.browser import chromium, needs_browser
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
 expect = sync_api.expect
 
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on PATH: the playground is only tested in a browser"
-)
+DEMO_MODEL = Path(__file__).parents[2] / "demo" / "model"
 MODEL = "Qwen/Qwen3-VL-Reranker-2B"
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 
@@ -79,6 +78,7 @@ class StandIn:
     gate: threading.Event = field(default_factory=threading.Event)
     origin: str = ""
     model: str = MODEL
+    guide: Guide | None = None
 
     @property
     def sent(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def handler_of(standin: StandIn) -> type[BaseHTTPRequestHandler]:
                 return self.reply(404, {}, "")
             html = {"Content-Type": "text/html; charset=utf-8"}
             policy = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
-            return self.reply(200, html | policy, page(standin.model))
+            return self.reply(200, html | policy, page(standin.model, standin.guide))
 
         def do_POST(self) -> None:
             standin.paths.append(self.path)
@@ -165,6 +165,9 @@ class Playground:
     def get(self, name: str) -> Any:
         return self.page.locator(f"#{name}")
 
+    def example(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
     def add(self, *texts: str) -> None:
         self.get("pasted").fill("\n".join(texts))
         self.get("add-text").click()
@@ -189,10 +192,8 @@ class Playground:
 @pytest.fixture(scope="module")
 def browser():
     expect.set_options(timeout=20_000)
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 class QuietServer(ThreadingHTTPServer):
@@ -309,17 +310,13 @@ def test_reranking_puts_the_best_first(opened):
     assert moves == ["▲2 up 2", "", "▼2 down 2"]
     widths = opened.page.locator(".bar span").evaluate_all("all => all.map((b) => b.style.width)")
     assert widths == ["80%", "40%", "0%"]
-
-
-@needs_browser
-def test_the_outcome_is_announced(opened):
-    opened.get("query").fill("tea")
-    opened.add("coffee", "tea", "broken")
-    opened.rerank()
     status = opened.page.get_by_role("status").filter(has_text="Reranked")
-    expect(status).to_have_text("Reranked 3 documents, best: tea. 1 could not be scored.")
+    expect(status).to_have_text("Reranked 3 documents, best: green tea from japan")
     expect(status).to_have_attribute("aria-live", "polite")
     expect(opened.get("usage")).to_have_text(re.compile(r"^1,234 tokens \(64 image\) · [\d,]+ ms$"))
+    opened.add(*(f"more tea {i}" for i in range(8)))
+    opened.rerank()
+    expect(opened.page.get_by_text("cut to the model’s length")).to_have_count(1)
 
 
 @needs_browser
@@ -337,22 +334,18 @@ def test_the_request_is_what_the_contract_says(opened):
 
 
 @needs_browser
-def test_text_is_split_at_lines_or_at_paragraphs(opened):
+def test_text_is_split_at_lines_or_at_paragraphs_and_added_by_reranking(opened):
     opened.get("pasted").fill("one\ntwo\n\n\n three \n")
     expect(opened.get("add-text")).to_have_text("Add 3 documents")
     opened.page.get_by_label("paragraph").check(force=True)
     expect(opened.get("add-text")).to_have_text("Add 2 documents")
     opened.get("add-text").click()
     assert opened.texts() == ["one\ntwo", "three"]
-
-
-@needs_browser
-def test_text_that_was_not_added_yet_is_reranked_too(opened):
     opened.get("query").fill("tea")
-    opened.get("pasted").fill("coffee\ntea")
+    opened.get("pasted").fill("coffee\n\ntea")  # not added yet
     opened.get("pasted").press("Control+Enter")
-    expect(opened.get("status")).to_contain_text("Reranked 2 documents")
-    assert opened.texts() == ["tea", "coffee"]
+    expect(opened.get("status")).to_contain_text("Reranked 4 documents")
+    assert opened.texts()[0] == "tea"
     expect(opened.get("pasted")).to_have_value("")
 
 
@@ -372,6 +365,12 @@ def test_a_document_edited_in_place_is_sent_as_edited_and_marked_until_then(open
     assert opened.standin.sent["documents"] == ["tea", "coffee"]
     assert opened.texts() == ["coffee", "tea"]
     expect(opened.page.locator(".card.outdated")).to_have_count(0)
+    opened.get("query").fill("tea")
+    opened.page.get_by_label("Text of document 2").press("Home")
+    opened.page.keyboard.press("Control+Enter")
+    expect(opened.get("status")).to_contain_text("best: tea")
+    opened.page.keyboard.type("green ")
+    assert opened.texts() == ["green tea", "coffee"]  # the cursor stays where a person types
 
 
 @needs_browser
@@ -402,6 +401,15 @@ def test_removing_moves_the_focus_on_and_can_be_undone(opened):
     opened.get("undo").click()
     assert opened.texts() == ["one", "two", "three"]
     expect(opened.get("toast")).to_be_hidden()
+    opened.get("query").fill("mine")
+    opened.rerank()
+    opened.example("Picture as query")
+    expect(opened.get("query-media")).to_be_visible()
+    opened.get("undo").click()
+    assert sorted(opened.texts()) == ["one", "three", "two"]
+    expect(opened.get("query")).to_have_value("mine")
+    expect(opened.get("query-media")).to_be_hidden()
+    expect(opened.page.locator(".card.outdated")).to_have_count(0)
 
 
 @needs_browser
@@ -414,14 +422,6 @@ def test_what_is_missing_is_said_without_asking_the_server(opened):
     opened.get("rerank").click()
     expect(alert).to_contain_text("There are no documents")
     assert opened.standin.requests == []
-
-
-@needs_browser
-def test_a_cut_document_says_so(opened):
-    opened.get("query").fill("tea")
-    opened.add(*(f"tea {i}" for i in range(8)))
-    opened.rerank()
-    expect(opened.page.get_by_text("cut to the model’s length")).to_have_count(1)
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -447,40 +447,38 @@ def bring(opened: Playground, how: str, where: str, *files: tuple[str, str, byte
 
 
 @needs_browser
-@pytest.mark.parametrize("how", ["choose", "drop", "paste"])
-def test_an_image_reaches_the_server_as_it_is(opened, how):
+def test_an_image_reaches_the_server_as_it_is(opened):
     image = ("red.png", "image/png", picture("red"))
-    if how == "choose":
-        opened.choose(image)
-    else:
-        bring(opened, how, "body", image)
-    expect(opened.page.get_by_alt_text("Preview of red.png")).to_be_visible()
+    opened.choose(image)
+    bring(opened, "drop", "body", image)
+    bring(opened, "paste", "body", image)
+    expect(opened.page.get_by_alt_text("Preview of red.png")).to_have_count(3)
     opened.get("query").fill("red")
     opened.rerank()
-    (document,) = opened.standin.sent["documents"]
-    assert list(document) == ["image"]
-    assert document["image"].startswith("data:image/png;base64,")
-    assert media_of(document) == image[2]
+    documents = opened.standin.sent["documents"]
+    assert [list(document) for document in documents] == [["image"]] * 3
+    assert documents[0]["image"].startswith("data:image/png;base64,")
+    assert [media_of(document) for document in documents] == [image[2]] * 3
 
 
 @needs_browser
-@pytest.mark.parametrize("how", ["choose", "drop", "paste"])
-def test_the_query_can_be_an_image_with_or_without_text(opened, how):
+def test_the_query_can_be_an_image_with_or_without_text(opened):
     image = ("blue.png", "image/png", picture("blue"))
-    if how == "choose":
-        opened.choose(image, where="query-file")
-    else:
-        bring(opened, how, "#query", image)
-    expect(opened.page.get_by_alt_text("Preview of blue.png")).to_be_visible()
+    shown = opened.page.get_by_alt_text("Preview of blue.png")
+    remove = opened.page.get_by_label("Remove blue.png from the query")
     opened.add("something blue")
+    for how in ("drop", "paste"):
+        bring(opened, how, "#query", image)
+        expect(shown).to_be_visible()
+        remove.click()
+    opened.choose(image, where="query-file")
     opened.rerank()
-    assert opened.standin.sent["documents"] == ["something blue"]
     assert list(opened.standin.sent["query"]) == ["image"]
     assert media_of(opened.standin.sent["query"]) == image[2]
     opened.get("query").fill("but red")
     opened.rerank()
     assert opened.standin.sent["query"]["text"] == "but red"
-    opened.page.get_by_label("Remove blue.png from the query").click()
+    remove.click()
     opened.rerank()
     assert opened.standin.sent["query"] == "but red"
 
@@ -542,6 +540,13 @@ def test_a_request_over_the_servers_limit_is_announced_before_it_is_sent(opened)
 
 @needs_browser
 def test_hostile_text_stays_text(opened):
+    guide = {"about": HOSTILE, "examples": [{"name": HOSTILE, "query": {}, "documents": []}]}
+    opened.standin.model = f"models/{HOSTILE}"
+    opened.standin.guide = Guide.model_validate(guide)
+    opened.page.reload()
+    expect(opened.get("model")).to_have_text(f"models/{HOSTILE}")
+    expect(opened.get("about")).to_have_text(HOSTILE)
+    expect(opened.get("examples").get_by_role("button")).to_have_text(HOSTILE)
     opened.get("query").fill(f"{HOSTILE} q")
     opened.add(f"{HOSTILE} one", f"{HOSTILE} broken")
     opened.choose((f"{HOSTILE}.png", "image/png", picture("red")))
@@ -580,13 +585,6 @@ def test_the_browser_itself_refuses_markup_from_text(opened):
     opened.problems.clear()
 
 
-@needs_browser
-def test_the_models_name_is_shown_as_text(opened):
-    opened.standin.model = f"models/{HOSTILE}"
-    opened.page.reload()
-    expect(opened.get("model")).to_have_text(f"models/{HOSTILE}")
-
-
 # ---- errors ----------------------------------------------------------------------------------
 
 
@@ -606,35 +604,32 @@ def test_a_document_that_failed_says_why_on_its_card(opened):
     expect(opened.page.locator(".bar:visible")).to_have_count(3)
 
 
+REFUSALS = [
+    (refusal(422, "invalid_request", "documents is missing"), ["422", "documents is missing"]),
+    (refusal(413, "body_too_large", "At most 32 MiB."), ["413 body_too_large", "req-7"]),
+    (refusal(429, "rate_limited", "Slow down.", Retry_After="7"), ["Slow", "in 7 seconds."]),
+    (refusal(503, "not_ready", "Loading.", Retry_After="1"), ["503", "Loading", "in 1 second."]),
+    ((422, {}, '{"detail": [{"msg": "no query"}]}'), ["422", "no query"]),
+    ((502, {}, "<html>Bad gateway"), ["502", "<html>Bad gateway"]),
+    ((500, {}, ""), ["500", "The server gave no reason."]),
+    ((200, {}, "[]"), ["The server’s answer has no results"]),
+]
+
+
 @needs_browser
-@pytest.mark.parametrize(
-    ("refused", "sentences"),
-    [
-        (refusal(422, "invalid_request", "documents is missing"), ["422", "documents is missing"]),
-        (refusal(413, "body_too_large", "At most 32 MiB."), ["413 body_too_large", "req-7"]),
-        (refusal(429, "rate_limited", "Slow down.", Retry_After="7"), ["Slow", "in 7 seconds."]),
-        (
-            refusal(503, "not_ready", "Loading.", Retry_After="1"),
-            ["503", "Loading", "in 1 second."],
-        ),
-        ((422, {}, '{"detail": [{"msg": "no query"}]}'), ["422", "no query"]),
-        ((502, {}, "<html>Bad gateway"), ["502", "<html>Bad gateway"]),
-        ((500, {}, ""), ["500", "The server gave no reason."]),
-        ((200, {}, "[]"), ["The server’s answer has no results"]),
-    ],
-    ids=lambda each: str(each[0]),
-)
-def test_a_refusal_is_shown_in_the_servers_words(opened, refused, sentences):
-    opened.standin.refusal = refused
+def test_a_refusal_is_shown_in_the_servers_words(opened):
     opened.get("query").fill("q")
     opened.add("one", "two")
-    opened.rerank()
-    for sentence in sentences:
-        expect(opened.page.get_by_role("alert")).to_contain_text(sentence)
-    assert opened.texts() == ["one", "two"]
+    alert = opened.page.get_by_role("alert")
+    for refused, sentences in REFUSALS:
+        opened.standin.refusal = refused
+        opened.rerank()
+        for sentence in sentences:
+            expect(alert).to_contain_text(sentence)
+        assert opened.texts() == ["one", "two"]
     opened.standin.refusal = None
     opened.rerank()
-    expect(opened.page.get_by_role("alert")).to_be_empty()
+    expect(alert).to_be_empty()
     expect(opened.get("status")).to_contain_text("Reranked 2 documents")
 
 
@@ -758,9 +753,8 @@ def test_the_copied_curl_command_asks_the_same(opened, tmp_path, with_files):
 
 
 @needs_browser
-@pytest.mark.parametrize("with_files", [False, True], ids=["texts", "files"])
-def test_the_copied_httpx_code_asks_the_same(opened, tmp_path, with_files):
-    fill_nastily(opened, with_files=with_files)
+def test_the_copied_httpx_code_asks_the_same(opened, tmp_path):
+    fill_nastily(opened, with_files=True)
     code = copied(opened, "Python (httpx)")
     opened.rerank()
     sent = opened.standin.sent
@@ -771,10 +765,9 @@ def test_the_copied_httpx_code_asks_the_same(opened, tmp_path, with_files):
 
 
 @needs_browser
-@pytest.mark.parametrize("with_files", [False, True], ids=["texts", "files"])
-def test_the_copied_cohere_code_asks_the_same(opened, tmp_path, with_files):
+def test_the_copied_cohere_code_asks_the_same(opened, tmp_path):
     pytest.importorskip("cohere")
-    fill_nastily(opened, with_files=with_files)
+    fill_nastily(opened, with_files=True)
     code = copied(opened, "Cohere (Python)")
     opened.rerank()
     sent = opened.standin.sent
@@ -801,16 +794,33 @@ def test_a_browser_without_a_clipboard_copies_the_older_way(opened):
 
 
 @needs_browser
-@pytest.mark.parametrize("name", ["text", "pictures", "picture-query"])
-def test_an_example_is_one_click(opened, name):
-    opened.get(f"example-{name}").click()
-    opened.rerank()
-    expect(opened.get("status")).to_contain_text(re.compile(r"Reranked [67] documents, best: \w"))
+def test_an_example_is_one_click_and_a_model_has_its_own(opened):
+    outcome = re.compile(r"Reranked [678] documents, best: \S")
+    for guide in (None, guide_of(DEMO_MODEL)):
+        opened.standin.guide = guide
+        opened.page.reload()
+        names = opened.get("examples").get_by_role("button").all_inner_texts()
+        assert names == [e.name for e in guide.examples] if guide else len(names) == 3
+        for name in names:
+            opened.example(name)
+            opened.rerank()
+            expect(opened.get("status")).to_contain_text(outcome)
+    expect(opened.get("about")).to_contain_text("96 emoji")
+    assert media_of(opened.standin.sent["query"]).startswith(b"\x89PNG")
+
+
+def test_what_a_checkpoint_says_of_itself_is_read_or_left(tmp_path, caplog):
+    assert guide_of(tmp_path) == Guide()
+    for other in ("[]", '{"abuot": "x"}', '{"examples": [{"name": "", "query": {"image": "x"}}]}'):
+        (tmp_path / "playground.json").write_text(other)
+        assert guide_of(tmp_path) == Guide() and "playground.json is not used" in caplog.text
+        caplog.clear()
+    assert guide_of(DEMO_MODEL).examples
 
 
 @needs_browser
 def test_the_pictures_are_drawn_in_the_page(opened):
-    opened.get("example-pictures").click()
+    opened.example("Pictures")
     opened.rerank()
     documents = opened.standin.sent["documents"]
     images = [Image.open(io.BytesIO(media_of(each) or b"")).convert("RGB") for each in documents]
@@ -822,20 +832,6 @@ def test_the_pictures_are_drawn_in_the_page(opened):
     with opened.page.expect_download() as download:
         opened.page.get_by_role("link", name="red-circle.png").click()
     assert download.value.path().read_bytes() == media_of(documents[4])
-
-
-@needs_browser
-def test_an_example_replaces_and_gives_back(opened):
-    opened.get("query").fill("mine")
-    opened.add("my own")
-    opened.rerank()
-    opened.get("example-picture-query").click()
-    expect(opened.get("query-media")).to_be_visible()
-    opened.get("undo").click()
-    assert opened.texts() == ["my own"]
-    expect(opened.get("query")).to_have_value("mine")
-    expect(opened.get("query-media")).to_be_hidden()
-    expect(opened.page.locator(".card.outdated")).to_have_count(0)
 
 
 # ---- for everybody ---------------------------------------------------------------------------
@@ -899,20 +895,8 @@ def test_everything_works_by_keyboard_alone(opened):
 
 
 @needs_browser
-def test_the_cursor_stays_where_a_person_types(opened):
-    opened.get("query").fill("tea")
-    opened.add("coffee", "tea")
-    edited = opened.page.get_by_label("Text of document 2")
-    edited.press("Home")
-    edited.press("Control+Enter")
-    expect(opened.get("status")).to_contain_text("Reranked")
-    opened.page.keyboard.type("green ")
-    assert opened.texts() == ["green tea", "coffee"]
-
-
-@needs_browser
 def test_every_control_has_a_name_and_headings_are_in_order(opened):
-    opened.get("example-picture-query").click()
+    opened.example("Picture as query")
     opened.get("query").fill("q")
     opened.standin.key = "k"
     opened.rerank()
@@ -971,7 +955,7 @@ CONTRASTS = """() => {
 )
 def test_every_text_has_contrast_in_both_schemes(opened, is_dark):
     opened.get("query").fill("tea")
-    opened.get("example-picture-query").click()
+    opened.example("Picture as query")
     opened.add("coffee", "a star, a star", "broken")
     opened.get("query").fill("a star")
     opened.rerank()
@@ -998,10 +982,11 @@ def test_every_text_has_contrast_in_both_schemes(opened, is_dark):
     ids=["360 px", "200 %"],
 )
 def test_nothing_is_wider_than_a_narrow_window(opened):
-    opened.get("example-pictures").click()
+    opened.example("Pictures")
     opened.add("x" * 300, "broken " + "y" * 300)
     opened.get("query").fill("z" * 300)
     opened.rerank()
+    expect(opened.page.locator(".card").first).to_be_in_viewport(ratio=0.7)
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     inside = """() => [...document.querySelectorAll("main *, header *, dialog *")]
       .filter((e) => e.checkVisibility() && !e.closest(".unseen, pre"))
@@ -1024,6 +1009,19 @@ def test_cards_travel_unless_less_motion_is_wanted(opened, is_moving):
     opened.rerank()
     assert opened.texts() == ["tea", "coffee"]
     assert opened.page.evaluate("window.animations") == (2 if is_moving else 0)
+
+
+@needs_browser
+def test_the_best_of_many_documents_is_in_view_and_stays_where_it_is_seen(opened):
+    opened.get("query").fill("tea")
+    opened.add("coffee", "tea")
+    opened.rerank()
+    assert opened.page.evaluate("scrollY") == 0
+    opened.add(*(f"coffee {i}" for i in range(300)), "a tea")
+    opened.get("pasted").press("Control+Enter")  # below them all
+    expect(opened.get("status")).to_contain_text("Reranked 303 documents, best: a tea")
+    expect(opened.page.locator(".card").first).to_be_in_viewport(ratio=1)
+    expect(opened.get("documents-title")).to_be_in_viewport(ratio=1)
 
 
 @needs_browser
