@@ -54,7 +54,7 @@ class Preprocessor:
             checkpoint / "tokenizer.json", neutralize=config.special_tokens == "neutralize"
         )
         self._reader = MediaReader(config.media_root, config.web_media, config.local_media)
-        self._videos = VideoProcesses(decoder=config.video_reader)
+        self.videos = VideoProcesses(decoder=config.video_reader)
         self._pixels: LRU[tuple[bytes, QueryOptions], np.ndarray] = LRU(_PIXEL_CACHE_BYTES)
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
@@ -200,7 +200,7 @@ class Preprocessor:
         max_pixels = self.config.max_decoded_pixels
         if video.frames is None:
             seconds = self.config.max_video_s
-            return self._videos.frames(video, self._reader, options, max_pixels, seconds)
+            return self.videos.frames(video, self._reader, options, max_pixels, seconds)
         decoded = load_frames(
             video, self._reader, options.max_frames, max_pixels, self.config.image_depth
         )

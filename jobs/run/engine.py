@@ -39,7 +39,11 @@ Watch = Callable[[], AbstractContextManager[object]]
 
 
 class PreprocessorLike(Protocol):
-    """Sides are opened one by one, read when their first pair is prepared, and read once."""
+    """Sides are opened one by one, read when their first pair is prepared, and read once.
+
+    One with `videos`, as actors' VideoProcesses are, has the job's memory of lost decoders put into
+    their `lost`.
+    """
 
     def open_query(
         self,
