@@ -62,8 +62,12 @@ class NotingPreprocessor(standin.StandInPreprocessor):
 
 
 @pytest.fixture(autouse=True)
-def _workers_find_this_module(ray_address: str) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+def _workers(request: pytest.FixtureRequest) -> None:
+    """Those of a test that asks for Ray are Ray's, all others' are this process."""
+    if "ray_address" in request.fixturenames:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    else:
+        request.getfixturevalue("without_ray")
 
 
 def run(folder: Path, options: InputOptions, **more: Any) -> Summary:
@@ -125,7 +129,9 @@ def run_options(folder: Path) -> InputOptions:
 
 
 @pytest.mark.parametrize("order", ["query", "document"])
-def test_a_run_that_grew_has_only_its_new_pairs_scored(tmp_path: Path, order: Any) -> None:
+def test_a_run_that_grew_has_only_its_new_pairs_scored(
+    tmp_path: Path, ray_address: str, order: Any
+) -> None:
     tables(tmp_path, 6, 12)
     write_run(tmp_path, [(i, j) for i in range(4) for j in range(6)])
     run(tmp_path, run_options(tmp_path), order=order, with_trec_run=True, with_rankings=True)
