@@ -50,7 +50,7 @@ from shardrank.jobs.outputs.manifest import (
 from shardrank.jobs.outputs.record import Check, Record, timed
 from shardrank.jobs.outputs.status import find_remaining, has_failed, is_marked_finished, unit_files
 from shardrank.jobs.outputs.verify import check_strays
-from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.engine import Engine, own_engine
 from shardrank.jobs.storage import Location, delete_file, write_atomically
 from shardrank.jobs.units.growth import Held
 from shardrank.jobs.units.order import WantedOrder
@@ -136,7 +136,7 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
             was_finished = _is_finished(options, plan, output, manifest)
             if not was_finished:
                 checks = check_interruption, check_lease
-                _run(options, config, engine or _own_engine(), plan, output, manifest, checks)
+                _run(options, config, engine or own_engine(), plan, output, manifest, checks)
                 check_lease()
                 _finish(output, manifest)
             trec_run = None
@@ -237,15 +237,6 @@ def _plan(
         )
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
-
-
-def _own_engine() -> Engine:
-    from shardrank.actors.preprocessor import (
-        Preprocessor,  # torch and transformers: seconds to import
-    )
-    from shardrank.actors.scorer import Scorer
-
-    return Engine(Preprocessor, Scorer)
 
 
 def _model(config: RerankerConfig) -> dict[str, str]:

@@ -73,6 +73,23 @@ class Engine:
     scorer: Callable[[RerankerConfig], ScorerLike]
 
 
+def own_engine() -> Engine:
+    """Its classes are imported by who calls them: torch takes seconds, which the driver spares."""
+    return Engine(_preprocessor, _scorer)
+
+
+def _preprocessor(config: RerankerConfig) -> PreprocessorLike:
+    from shardrank.actors.preprocessor import Preprocessor
+
+    return Preprocessor(config)
+
+
+def _scorer(config: RerankerConfig) -> ScorerLike:
+    from shardrank.actors.scorer import Scorer
+
+    return Scorer(config)
+
+
 @dataclass(frozen=True, slots=True)
 class PackedEngine:
     """An engine as cloudpickle has it: its modules are imported where it is unpacked, not where Ray
