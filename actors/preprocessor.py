@@ -64,7 +64,7 @@ class Preprocessor:
             checkpoint / "tokenizer.json", neutralize=config.special_tokens == "neutralize"
         )
         self._reader = MediaReader(config.media_root, config.web_media, config.local_media)
-        self._videos = VideoProcesses(decoder=config.video_reader)
+        self.videos = VideoProcesses(decoder=config.video_reader)
         self._pixels: LRU[tuple[bytes, QueryOptions], np.ndarray] = LRU(_PIXEL_CACHE_BYTES)
 
     def prepare(self, candidate_set: CandidateSet) -> PreparedSet:
@@ -239,7 +239,7 @@ class Preprocessor:
 
     def _decoded(self, image: ImageSource, options: QueryOptions, permit: Permit) -> np.ndarray:
         limit, depth = self.config.max_decoded_pixels, self.config.image_depth
-        loaded = load_image(image, self._reader, limit, depth, permit, self._videos.image)
+        loaded = load_image(image, self._reader, limit, depth, permit, self.videos.image)
         return image_pixels(loaded, options)
 
     def _video_frames(
@@ -250,9 +250,7 @@ class Preprocessor:
         max_pixels, max_tokens = self.config.max_decoded_pixels, self.config.max_visual_tokens
         if video.frames is None:
             seconds = self.config.max_video_s
-            return self._videos.frames(
-                video, self._reader, options, max_pixels, seconds, max_tokens
-            )
+            return self.videos.frames(video, self._reader, options, max_pixels, seconds, max_tokens)
         decoded = load_frames(
             video,
             self._reader,
@@ -260,7 +258,7 @@ class Preprocessor:
             max_pixels,
             self.config.image_depth,
             permit,
-            self._videos.image,
+            self.videos.image,
         )
         frames = frame_list_pixels(decoded, options, max_tokens)
         rate = video.fps or FRAME_LIST_FPS

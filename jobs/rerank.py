@@ -51,7 +51,7 @@ from shardrank.jobs.outputs.record import Check, Record, add_rates, finish, time
 from shardrank.jobs.outputs.status import find_remaining, has_failed, is_marked_finished, unit_files
 from shardrank.jobs.outputs.verify import check_strays
 from shardrank.jobs.run.display import Display, display
-from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.engine import Engine, own_engine
 from shardrank.jobs.run.progress import Step, counted
 from shardrank.jobs.storage import Location, delete_file
 from shardrank.jobs.units.growth import Held
@@ -143,7 +143,7 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
             was_finished = _is_finished(options, plan, output, manifest)
             if not was_finished:
                 checks = check_interruption, check_lease
-                engine = engine or _own_engine()
+                engine = engine or own_engine()
                 _run(options, config, engine, plan, output, manifest, checks, shown)
                 check_lease()
                 finish(output, manifest)
@@ -248,15 +248,6 @@ def _plan(
         )
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
-
-
-def _own_engine() -> Engine:
-    from shardrank.actors.preprocessor import (
-        Preprocessor,  # torch and transformers: seconds to import
-    )
-    from shardrank.actors.scorer import Scorer
-
-    return Engine(Preprocessor, Scorer)
 
 
 def _model(config: RerankerConfig) -> dict[str, str]:

@@ -90,6 +90,10 @@ class Location:
     def name(self) -> str:
         return self.path.rsplit("/", 1)[-1]
 
+    @property
+    def parent(self) -> "Location":
+        return Location(self.root, self.path.rpartition("/")[0])
+
     def child(self, name: str) -> "Location":
         return Location(self.root, f"{self.path}/{name}")
 
@@ -187,6 +191,15 @@ def would_read(location: Location, output: Location) -> bool:
 def list_directory(directory: Location) -> Files:
     """As list_files, of what is a directory or nothing, and never a glob: a job's output."""
     return _without_hidden(_list_everything(directory), directory)
+
+
+def child_names(directory: Location) -> list[str]:
+    """The names of the files and folders directly in it; of what is no directory, none."""
+    if directory.info().type != fs.FileType.Directory:
+        return []
+    selector = fs.FileSelector(directory.path)
+    listed = directory._asked("listed", lambda: directory.filesystem.get_file_info(selector))
+    return sorted(info.base_name for info in listed)
 
 
 def _list_everything(directory: Location) -> Files:

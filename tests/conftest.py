@@ -57,3 +57,11 @@ def ray_address() -> Iterator[str]:
         )
         yield started.address_info["gcs_address"]
         ray.shutdown()
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's workers are this process, one after the other."""
+    from tests.support import job_cases
+
+    job_cases.workers_here(monkeypatch)

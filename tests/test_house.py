@@ -141,6 +141,13 @@ def test_the_engine_imports_without_ray_and_without_the_job():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_a_jobs_driver_leaves_torch_to_its_workers():
+    code = "import sys; from shardrank.jobs.rerank import own_engine; "
+    code += "from shardrank.jobs.run.pipeline import packed; packed(own_engine()); "
+    code += "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.parametrize("requirement", requirements(), ids=str)
 def test_every_direct_dependency_is_pinned_within_its_range(requirement):
     pinned = {name.lower().replace("_", "-"): version for name, version in PINNED.items()}

@@ -14,15 +14,14 @@ import sys
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import LifoQueue
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,7 +43,7 @@ MAX_PROCESSES = 4
 """Of one Preprocessor. One thread alone never starts a second."""
 
 _MAX_LOST = 10_000
-"""Files kept in mind of which a decoder died or hung."""
+"""Files that one process keeps in mind of which a decoder died or hung."""
 _MIN_BYTES = 4 << 30
 _BYTES_PER_PIXEL = 32
 """What decoding one file may take, by the pixels that a frame may have: decord decodes ahead of
@@ -86,17 +85,19 @@ class _Request:
     max_tokens: float = math.inf
 
     @property
-    def key(self) -> bytes:
-        """One a file, whatever it is called in an error: its content, or which version it is."""
+    def key(self) -> str:
+        """One a file, in every process and whatever it is called in an error: of its content, or
+        of which version it is.
+        """
         source = self.video.source
         assert source is not None
-        if isinstance(source, bytes):
-            return blake2b(source).digest()
-        try:
-            status = os.stat(source)
-        except OSError:  # it went just now, which its reader says
-            return source.encode("utf-8", "surrogateescape")
-        return repr((source, status.st_ino, status.st_size, status.st_mtime_ns)).encode()
+        if not isinstance(source, bytes):
+            version: tuple[str | int, ...] = (source,)
+            with suppress(OSError):  # it went just now, which its reader says
+                status = os.stat(source)
+                version = source, status.st_size, status.st_mtime_ns
+            source = repr(version).encode("utf-8", "surrogateescape")
+        return blake2b(source, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,8 @@ class _ImageRequest:
     timeout_s: float = TIMEOUT_S
 
     @property
-    def key(self) -> bytes:
-        return blake2b(self.data).digest()
+    def key(self) -> str:
+        return blake2b(self.data, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +233,34 @@ class VideoProcess:
         self._child = None
 
 
+class LostVideos(Protocol):
+    """The files that a decoder was lost to, each by its key and with the reason."""
+
+    def lost_video(self, key: str) -> str | None: ...
+    def lose_video(self, key: str, why: str) -> None: ...
+
+
+class _LostHere:
+    """Those of this process, the latest of them."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def lost_video(self, key: str) -> str | None:
+        return self._reasons.get(key)
+
+    def lose_video(self, key: str, why: str) -> None:
+        self._reasons[key] = why
+        while len(self._reasons) > _MAX_LOST:
+            del self._reasons[next(iter(self._reasons))]
+
+
 class VideoProcesses:
     """Several of them behind one `frames`: a file that hangs a decoder holds up one thread alone,
     and once: it is kept in mind, and who asks for it meanwhile waits without a process.
 
-    Each starts its child when all before it are busy.
+    Each starts its child when all before it are busy. `lost` may be replaced by a memory that other
+    processes share.
     """
 
     def __init__(
@@ -249,8 +273,8 @@ class VideoProcesses:
         self._idle: LifoQueue[VideoProcess] = LifoQueue()
         for _ in range(num_processes):
             self._idle.put(VideoProcess(silence_s=silence_s, decoder=decoder))
-        self._lost: OrderedDict[bytes, str] = OrderedDict()
-        self._in_work: set[bytes] = set()
+        self.lost: LostVideos = _LostHere()
+        self._in_work: set[str] = set()
         self._changed = threading.Condition()
 
     def frames(
@@ -290,22 +314,18 @@ class VideoProcesses:
         key = request.key
         with self._changed:
             self._changed.wait_for(lambda: key not in self._in_work)
-            if key in self._lost:
-                raise DecoderLost(f"{request.name}: {self._lost[key]} (not tried again)")
+            why = self.lost.lost_video(key)
+            if why is not None:
+                raise DecoderLost(f"{request.name}: {why} (not tried again)")
             self._in_work.add(key)
-        lost = None
         try:
             yield
         except DecoderLost as error:
-            lost = str(error).removeprefix(f"{request.name}: ")
+            self.lost.lose_video(key, str(error).removeprefix(f"{request.name}: "))
             raise
         finally:
             with self._changed:
                 self._in_work.discard(key)
-                if lost is not None:
-                    self._lost[key] = lost
-                    while len(self._lost) > _MAX_LOST:
-                        self._lost.popitem(last=False)
                 self._changed.notify_all()
 
 

@@ -4,14 +4,14 @@ Knows which tables a form needs; how well-known data sets name their files and c
 """
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.parts import find_part, subsets
 from shardrank.jobs.inputs.runs import run_files
 from shardrank.jobs.inputs.tables import (
     CANDIDATE_COLUMNS,
@@ -27,7 +27,7 @@ from shardrank.jobs.inputs.tables import (
     require,
 )
 from shardrank.jobs.inputs.tsv import Layouts
-from shardrank.jobs.storage import Location, list_files, would_read
+from shardrank.jobs.storage import Location, would_read
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ Form = Literal["sets", "pairs", "run"]
 Mappings = dict[str, dict[str, str | tuple[str, ...]]]
 
 
-_SUFFIXES = ("", ".parquet", ".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz")
 _QUERY = ("query", "text", "image", "video")
 _DOCUMENT = ("doc", "text", "image", "video")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -108,42 +107,6 @@ PRESETS: dict[str, Preset] = {
     "miracl": Preset(columns={"corpus": {"doc_id": ("docid",)}}),
     "trec": Preset(input_is_run=True),
 }
-
-
-def find_part(uri: str, names: Sequence[str]) -> str | None:
-    """The URI of the first of `names` that is a file or directory with files inside INPUT, or,
-    where INPUT itself is none, that it begins: `DIR/english` has `DIR/english-corpus`.
-
-    Raises UsageError where a name stands for two of them, which may differ.
-    """
-    base, _, query = uri.partition("?")
-    join = "/" if Location.parse(uri).exists() else "-"
-    for name in names:
-        parts = [
-            f"{base.rstrip('/')}{join}{name}{suffix}" + (f"?{query}" if query else "")
-            for suffix in _SUFFIXES
-        ]
-        found = [part for part in parts if list_files(Location.parse(part))]
-        if len(found) > 1:
-            raise UsageError(
-                f"{found[0]} and {found[1]} could both be the {name} of {uri}: leave one there"
-            )
-        if found:
-            return found[0]
-    return None
-
-
-def _subsets(directory: Location, parts: Sequence[str]) -> list[str]:
-    """The subsets in a directory that have all parts: `de` of `de/corpus`, `english` of
-    `english-corpus`.
-    """
-    found: dict[str, set[str]] = {}
-    for file, _ in list_files(directory):
-        path = file.path.removeprefix(f"{directory.path}/")
-        match = re.match(rf"([^/]+?)[-/]({'|'.join(parts)})(/|\.[a-z])", path)
-        if match:
-            found.setdefault(match[1], set()).add(match[2])
-    return sorted(name for name, has in found.items() if has == set(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +184,12 @@ def open_job_input(options: InputOptions) -> OpenedInput:
                 "queries and a corpus alone do not say which pairs to score: "
                 "name the first stage's run with --run FILE (TREC run or Parquet)"
             )
-        return _open_direct(parts, mapping, layouts)
-    return _open_run(parts, mapping, layouts)
+        opened = _open_direct(parts, mapping, layouts)
+    else:
+        opened = _open_run(parts, mapping, layouts)
+    for remark in {remark: None for table in opened.tables for remark in unread(table)}:
+        logger.info(remark)
+    return opened
 
 
 def read_mappings(preset: str | None, maps: Sequence[str]) -> Mappings:
@@ -292,14 +259,14 @@ def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]
     if found.keys() & {"queries", "corpus"} and {"queries", "corpus"} <= (found | given).keys():
         return found | given
     missing = [name for name in ("queries", "corpus") if name not in given]
-    subsets = _subsets(Location.parse(uri), missing) if missing else []
-    if len(subsets) > 1:
+    inside = subsets(Location.parse(uri), missing) if missing else []
+    if len(inside) > 1:
         raise UsageError(
-            f"{uri} holds the subsets {', '.join(subsets)}: name one, such as "
-            f"{uri.rstrip('/')}/{subsets[0]}"
+            f"{uri} holds the subsets {', '.join(inside)}: name one, such as "
+            f"{uri.rstrip('/')}/{inside[0]}"
         )
-    if subsets:
-        return _parts_of(f"{uri.rstrip('/')}/{subsets[0]}", preset, given)
+    if inside:
+        return _parts_of(f"{uri.rstrip('/')}/{inside[0]}", preset, given)
     return _with_run(uri, given) if given else {"input": uri}
 
 
@@ -396,3 +363,40 @@ def job_input(opened: OpenedInput, query_ids: pa.DataType, doc_ids: pa.DataType)
         plain_type(query_ids),
         plain_type(doc_ids),
     )
+
+
+_PARTS_OF_TEXT = {"doc": ("title", "text"), "query": ("text",)}
+_PLURALS = ("images", "videos")
+
+
+def unread(opened: OpenedTable) -> Iterator[str]:
+    """A sentence for each column, or field of a candidate, that looks like content and is not
+    read.
+    """
+    table = opened.table
+    names = [name for _, part in opened.filled for name in part.schema.names]
+    whole = "query" if table.name == "queries" else "doc"
+    if not table.has("candidates"):
+        yield from _unread(table.name, whole, "", names, table.columns)
+        return
+    yield from _unread(table.name, "candidates", "query_", names, table.columns)
+    fields = [each.name for each in opened.types["candidates"].value_type]
+    paths = {name: name for name in fields if name in CANDIDATE_COLUMNS} | table.candidate_fields
+    yield from _unread("input.candidates", whole, "", fields, paths)
+
+
+def _unread(
+    place: str, whole: str, prefix: str, names: Sequence[str], paths: Mapping[str, str]
+) -> Iterator[str]:
+    """paths: of columns, by the job's names; prefix: that of its names for media here."""
+    parts = _PARTS_OF_TEXT.get(whole, ("doc", "title", "text"))
+    read = {path.partition(".")[0] for name, path in paths.items() if name not in parts}
+    if whole in paths:
+        for name in parts:
+            path = paths.get(name, name)
+            if path in names and path not in read:
+                yield f"{place}: {path!r} is not read, since {paths[whole]!r} is there"
+    for name in _PLURALS:
+        if name in names and name not in read:
+            column = f"{prefix}{name.removesuffix('s')}"
+            yield f"{place}: {name!r} is not read; --map {place}.{column}={name} would read it"

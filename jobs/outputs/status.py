@@ -25,7 +25,14 @@ from shardrank.jobs.errors import UnreadableInput, UsageError, Way
 from shardrank.jobs.inputs.joins import NO_CANDIDATES
 from shardrank.jobs.inputs.parquet import open_parquet
 from shardrank.jobs.outputs.budget import ways_beyond
-from shardrank.jobs.outputs.files import ID_ERRORS, PARTS, SCORES, SUCCESS, Output
+from shardrank.jobs.outputs.files import (
+    ID_ERRORS,
+    PARTS,
+    SCORES,
+    SUCCESS,
+    Output,
+    read_scores,
+)
 from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
 from shardrank.jobs.outputs.manifest import Manifest, read_manifest
 from shardrank.jobs.outputs.parts import errors_in_parts
@@ -206,9 +213,8 @@ def find_remaining(plan: Plan, output: Output, retried: Sequence[str]) -> Remain
             units.append(_anew(plan, unit))
         elif plan.has_grown and file.unit != unit_digest(unit):
             units.append(unit)
-            if unit.kept:
-                kept = {code: n for code, n in file.errors.items() if code not in ID_ERRORS}
-                errors.update(kept)
+            if isinstance(unit, PairsUnit) and unit.kept:
+                errors.update(_kept_errors(output, unit, file))
         else:
             errors.update(file.errors)
     if plan.documents is None:
@@ -218,6 +224,22 @@ def find_remaining(plan: Plan, output: Output, retried: Sequence[str]) -> Remain
     failed = {part.name for part in parts if part.errors} - stale
     errors.update(_errors_by_document(plan.documents, units, output, failed))
     return Remaining(units, stale, errors)
+
+
+def _kept_errors(output: Output, unit: PairsUnit, file: UnitFile) -> Counter[str]:
+    """Of the rows that the unit keeps: a row that its ids alone keep from a score is made anew,
+    also where its query's own options failed it too.
+    """
+    errors = Counter({code: num for code, num in file.errors.items() if code not in ID_ERRORS})
+    pairs = unit.pairs()
+    if not errors or scorable(pairs).all():
+        return errors
+    ids = ["query_id", "doc_id"]
+    kept = pairs.filter(pa.array(unit.is_kept())).select(ids).to_pylist()
+    rows = read_scores(output.scores_file(unit), [*ids, "error_code"]).to_pylist()
+    codes = {(row["query_id"], row["doc_id"]): row["error_code"] for row in rows}
+    found = Counter(codes.get((pair["query_id"], pair["doc_id"])) for pair in kept)
+    return Counter({code: found[code] for code in errors})
 
 
 def _anew(plan: Plan, unit: Unit) -> Unit:

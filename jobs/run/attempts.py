@@ -68,6 +68,7 @@ class AttemptLog:
         self._cuts: dict[Step, dict[int, int]] = {}
         self._ready: set[Step] = set()
         self._num_prepared = 0
+        self._lost_videos: dict[str, str] = {}
         self._journal: TextIO | None = None
         if journal is not None:
             known = Path(journal).read_text() if Path(journal).exists() else ""
@@ -148,6 +149,14 @@ class AttemptLog:
     def cuts(self, work: Step) -> dict[int, int]:
         return self._cuts.get(work, {})
 
+    def lose_video(self, key: str, why: str) -> None:
+        """A file that a decoder was lost to, so that no other worker loses one to it."""
+        self._note("lose_video", key, why)
+        self._lost_videos[key] = why
+
+    def lost_video(self, key: str) -> str | None:
+        return self._lost_videos.get(key)
+
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
@@ -163,6 +172,8 @@ class Attempts(Protocol):
     def fail(self, unit: int, message: str) -> None: ...
     def cut(self, work: Step, index: int, num_rows: int) -> None: ...
     def cuts(self, work: Step) -> dict[int, int]: ...
+    def lose_video(self, key: str, why: str) -> None: ...
+    def lost_video(self, key: str) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +208,12 @@ class RemoteLog:
 
     def cuts(self, work: Step) -> dict[int, int]:
         return self._call("cuts", work)
+
+    def lose_video(self, key: str, why: str) -> None:
+        self._call("lose_video", key, why)
+
+    def lost_video(self, key: str) -> str | None:
+        return self._call("lost_video", key)
 
     def _call(self, name: str, *arguments: Any, timeout: float | None = None) -> Any:
         import ray  # so that everything else here is tested without it

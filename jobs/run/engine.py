@@ -40,7 +40,11 @@ Watch = Callable[[], AbstractContextManager[object]]
 
 
 class PreprocessorLike(Protocol):
-    """Sides are opened one by one, read when their first pair is prepared, and read once."""
+    """Sides are opened one by one, read when their first pair is prepared, and read once.
+
+    One with `videos`, as actors' VideoProcesses are, has the job's memory of lost decoders put into
+    their `lost`.
+    """
 
     def open_query(
         self,
@@ -68,6 +72,23 @@ class ScorerLike(Protocol):
 class Engine:
     preprocessor: Callable[[RerankerConfig], PreprocessorLike]
     scorer: Callable[[RerankerConfig], ScorerLike]
+
+
+def own_engine() -> Engine:
+    """Its classes are imported by who calls them: torch takes seconds, which the driver spares."""
+    return Engine(_preprocessor, _scorer)
+
+
+def _preprocessor(config: RerankerConfig) -> PreprocessorLike:
+    from shardrank.actors.preprocessor import Preprocessor
+
+    return Preprocessor(config)
+
+
+def _scorer(config: RerankerConfig) -> ScorerLike:
+    from shardrank.actors.scorer import Scorer
+
+    return Scorer(config)
 
 
 @dataclass(frozen=True, slots=True)

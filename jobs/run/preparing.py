@@ -93,6 +93,8 @@ def prepare_unit(
     unit: Unit | DocumentUnit = pickle.loads(batch["unit"][0].as_py())
     attempt = Attempt(log, ("prepare", unit.index), timeout_s, LOAD_TIMEOUT_S)
     preprocessor = _loaded(engine, config, outline, attempt)
+    if (videos := getattr(preprocessor, "videos", None)) is not None:
+        videos.lost = log  # the job's own, where this process has worked for another one
     attempt.progress()
     try:
         if isinstance(unit, DocumentUnit):

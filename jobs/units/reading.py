@@ -170,8 +170,10 @@ def _query_row(index: int, row: Row, candidates: tuple[Candidate, ...]) -> Query
             Candidate(None, None, error=wrong or EmptyCandidates("the query has no candidates")),
         )
     checked = _checked(candidates)
-    if wrong is not None:
-        checked = tuple(replace(each, error=wrong) for each in checked)
+    if wrong is not None:  # of which what is kept has its row already
+        checked = tuple(
+            each if isinstance(each.error, Kept) else replace(each, error=wrong) for each in checked
+        )
     return QueryRow(index, row.get("query_id"), query, row.get("instruction"), options, checked)
 
 

@@ -187,6 +187,7 @@ def test_a_query_of_nothing_is_empty(query: Any, what: str) -> None:
         (Content(texts=("",)), True),
         (Content(texts=(" ", "\n\u3000")), True),
         (Content(texts=("", "a")), False),
+        (Content(texts=("\u200b\ufeff",)), False),  # tokens like others, and scored officially
         (Content(images=(b"",)), False),  # a damaged file
         (Content(videos=(Video(frames=()),)), False),
         (Content(texts=(" ",), images=("a.png",)), False),

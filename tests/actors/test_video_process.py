@@ -169,7 +169,7 @@ def test_a_file_that_changed_is_tried_again(faulty, tmp_path):
     key = video_process._Request(
         Video(str(path)), "", OFFICIAL_OPTIONS, LIMIT, None, "pyav", 1.0
     ).key
-    videos._lost[key] = "it hung"
+    videos.lost.lose_video(key, "it hung")
     with pytest.raises(VideoDecodeError, match=r"it hung \(not tried again\)$"):
         frames_of(videos, str(path))
     os.utime(path, ns=(1, 1))

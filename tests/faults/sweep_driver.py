@@ -15,6 +15,6 @@ from tests.faults import sweep_engine
 
 if __name__ == "__main__":
     log = Path(sys.argv[1])
-    rerank._own_engine = lambda: sweep_engine.make_engine(log)
+    rerank.own_engine = lambda: sweep_engine.make_engine(log)
     rerank.plan_units = partial(plan_units, bucket_pairs=sweep_engine.BUCKET_PAIRS)
     sys.exit(main(sys.argv[2:]))

@@ -99,9 +99,11 @@ def test_a_log_that_is_killed_knows_afterwards_what_it_knew(tmp_path):
     dies(log, work=("score", 1, 0))
     Attempt(log, ("score", 1, 0)).end()
     log.fail(4, "a file\nthat is gone \u2028")
+    log.lose_video("a file's key", "it hung")
     with journal.open("a") as stream:
         stream.write('["begin", ["prep')  # killed while it wrote
     again = AttemptLog(str(journal))
+    assert again.lost_video("a file's key") == "it hung"
     assert again.failures() == {4: "a file\nthat is gone \u2028"}
     assert again.begin(WORK) == {(): (1, False), ("pair", 0, 3): (1, True)} == log.begin(WORK)
     assert again.begin(("score", 1, 0)) == {}

@@ -507,7 +507,7 @@ def test_a_job_that_was_cut_goes_on_where_it_was(tmp_path: Path, ray_address: st
 
 
 def test_errors_are_scored_again_before_and_after_a_job_is_finished(
-    tmp_path: Path, ray_address: str
+    tmp_path: Path, without_ray: None
 ) -> None:
     pages, out = tmp_path / "pages", tmp_path / "out"
     pages.mkdir()

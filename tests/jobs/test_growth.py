@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.outputs.files import Output
 from shardrank.jobs.outputs.manifest import Manifest, save_manifest
 from shardrank.jobs.outputs.verify import verify_output
@@ -54,7 +56,9 @@ class NotingPreprocessor(standin.StandInPreprocessor):
         pairs = list(pairs)
         with (self._folder / "prepared").open("a") as log:
             for query, document in pairs:
-                asked, found = ("".join(side.texts) for side in (query.query, document))
+                asked, found = (
+                    "".join(getattr(side, "texts", ["error"])) for side in (query.query, document)
+                )
                 if "fatal" in found and (self._folder / "is_fatal").exists():
                     raise JobError("as if it had been killed")
                 log.write(f"{asked} | {found}\n")
@@ -62,14 +66,18 @@ class NotingPreprocessor(standin.StandInPreprocessor):
 
 
 @pytest.fixture(autouse=True)
-def _workers_find_this_module(ray_address: str) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+def _workers(request: pytest.FixtureRequest) -> None:
+    """Those of a test that asks for Ray are Ray's, all others' are this process."""
+    if "ray_address" in request.fixturenames:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    else:
+        request.getfixturevalue("without_ray")
 
 
 def run(folder: Path, options: InputOptions, **more: Any) -> Summary:
     engine = Engine(partial(NotingPreprocessor, folder), standin.StandInScorer)
-    job = JobOptions(output=str(folder / "out"), input=options, unit_pairs=10, **more)
-    return rerank(job, CONFIG, engine)
+    more = {"output": str(folder / "out"), "unit_pairs": 10} | more
+    return rerank(JobOptions(input=options, **more), CONFIG, engine)
 
 
 def prepared(folder: Path) -> list[str]:
@@ -125,7 +133,9 @@ def run_options(folder: Path) -> InputOptions:
 
 
 @pytest.mark.parametrize("order", ["query", "document"])
-def test_a_run_that_grew_has_only_its_new_pairs_scored(tmp_path: Path, order: Any) -> None:
+def test_a_run_that_grew_has_only_its_new_pairs_scored(
+    tmp_path: Path, ray_address: str, order: Any
+) -> None:
     tables(tmp_path, 6, 12)
     write_run(tmp_path, [(i, j) for i in range(4) for j in range(6)])
     run(tmp_path, run_options(tmp_path), order=order, with_trec_run=True, with_rankings=True)
@@ -253,6 +263,38 @@ def test_an_error_of_content_is_kept_and_counted(tmp_path: Path) -> None:
     assert summary.manifest["errors"] == {"image_decode": 1}
     more = {"order": "query", "retry_errors": ("image_decode",)}
     assert not run(tmp_path, run_options(tmp_path), **more).was_finished
+
+
+@pytest.mark.parametrize("order", ["query", "document"])
+def test_an_error_of_a_querys_options_is_counted_once_where_a_document_is_missing_too(
+    tmp_path: Path, order: Any
+) -> None:
+    tables(tmp_path, 3, 4)
+    queries = pq.read_table(tmp_path / "queries.parquet").to_pylist()
+    lengths = (None, -1, None)
+    queries = [each | {"max_length": n} for each, n in zip(queries, lengths, strict=True)]
+    write_table(tmp_path / "queries.parquet", queries)
+    write_run(tmp_path, [(0, 0), (1, 0), (1, 9)])
+    more = {"order": order, "max_errors": MaxErrors.parse("2")}
+    run(tmp_path, run_options(tmp_path), **more)
+    write_run(tmp_path, [(0, 1)], "b")
+    summary = run(tmp_path, run_options(tmp_path), add_new=True, **more)
+    assert summary.manifest["errors"] == {"invalid_content": 2}
+    assert_as_in_one_go(tmp_path, run_options(tmp_path))
+
+
+def test_an_output_on_s3_grows_too(tmp_path: Path, s3_endpoint: str) -> None:
+    tables(tmp_path, 3, 4)
+    write_run(tmp_path, [(0, 0), (1, 1)])
+    host = urlsplit(s3_endpoint).netloc
+    place = f"s3://bucket/grows?scheme=http&endpoint_override={host}&region=us-east-1"
+    run(tmp_path, run_options(tmp_path), output=place)
+    prepared(tmp_path)
+    write_run(tmp_path, [(0, 2), (2, 1)], "b")
+    run(tmp_path, run_options(tmp_path), output=place, add_new=True)
+    assert prepared(tmp_path) == ["query 0 | document 2", "query 2 | document 1"]
+    assert verify_output(place).num_pairs == 4
+    assert run(tmp_path, run_options(tmp_path), output=place, add_new=True).was_finished
 
 
 def killed(folder: Path, options: InputOptions, **more: Any) -> None:

@@ -508,7 +508,62 @@ def test_two_tables_of_one_name_are_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "corpus.parquet", [{"doc_id": "d", "text": "another"}])
     write_text(tmp_path / "run.tsv", "q d 1 0.5\n")
     sentence = refused(str(tmp_path))
-    assert f"{tmp_path}/corpus.parquet and {tmp_path}/corpus.jsonl could both be" in sentence
+    assert f"{tmp_path}/corpus.jsonl and {tmp_path}/corpus.parquet could both be" in sentence
+
+
+@pytest.mark.parametrize(
+    ("parquet", "lines"), [(".parq", ".ndjson"), (".pq", ".jsonl.bz2"), (".PARQUET", ".ndjson.zst")]
+)
+def test_a_folders_tables_may_have_every_ending_that_is_read(
+    tmp_path: Path, parquet: str, lines: str
+) -> None:
+    write_table(tmp_path / f"corpus{parquet}", [{"doc_id": "d", "text": "one"}])
+    for name, line in (
+        ("queries", '{"query_id": "q", "query": "which"}\n'),
+        ("run", '{"query_id": "q", "doc_id": "d"}\n'),
+    ):
+        with pa.output_stream(tmp_path / f"{name}{lines}", compression=_codec(lines)) as stream:
+            stream.write(line.encode())
+    write_text(tmp_path / "corpus-notes.jsonl", "{}\n")
+    write_text(tmp_path / "queries.jsonl.md5", "0\n")
+    ((row,),) = [read_all(str(tmp_path))]
+    assert (row.query, [each.document for each in row.candidates]) == ("which", [{"text": "one"}])
+
+
+def _codec(name: str) -> str | None:
+    return {"bz2": "bz2", "zst": "zstd"}.get(name.rpartition(".")[2])
+
+
+def told(caplog: pytest.LogCaptureFixture, options: InputOptions | str) -> list[str]:
+    caplog.clear()
+    with caplog.at_level("INFO", "shardrank.jobs.inputs"):
+        plan_of(options)
+    return [message for message in caplog.messages if "not read" in message]
+
+
+def test_columns_that_look_like_content_and_are_passed_over_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"query_id": 1, "query": "q", "doc_id": 2, "doc": "d", "title": "t", "text": "x"}
+    pairs = write_table(tmp_path / "pairs.parquet", [row | {"images": [b"i"]}])
+    of_doc = "input: '{}' is not read, since 'doc' is there"
+    of_images = "input: 'images' is not read; --map input.image=images would read it"
+    assert told(caplog, pairs) == [of_doc.format("title"), of_doc.format("text"), of_images]
+    mapped = InputOptions(pairs, maps=("input.image=images", "input.doc=text"))
+    assert told(caplog, mapped) == ["input: 'title' is not read, since 'text' is there"]
+    candidates = [{"doc_id": 2, "doc": "d", "text": "x", "videos": ["v"]}]
+    row = {"query_id": 1, "query": "q", "candidates": candidates, "text": "x", "images": [b"i"]}
+    assert told(caplog, write_table(tmp_path / "sets.parquet", [row])) == [
+        "input: 'text' is not read, since 'candidates' is there",
+        "input: 'images' is not read; --map input.query_image=images would read it",
+        "input.candidates: 'text' is not read, since 'doc' is there",
+        "input.candidates: 'videos' is not read; --map input.candidates.video=videos would read it",
+    ]
+    run = tmp_path / "run"
+    write_table(run / "run.parquet", [{"query_id": 1, "doc_id": 2}])
+    write_table(run / "queries.parquet", [{"query_id": 1, "query": "q", "text": "x"}])
+    write_table(run / "corpus.parquet", [{"doc_id": 2, "title": "t", "text": "d"}])
+    assert told(caplog, str(run)) == ["queries: 'text' is not read, since 'query' is there"]
 
 
 def test_a_tab_separated_column_that_stands_twice_is_refused(tmp_path: Path) -> None:

@@ -6,15 +6,21 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 
+from shardrank.actors.config import RerankerConfig
+from shardrank.actors.media import video_process
+from shardrank.actors.preprocessor import Preprocessor
 from shardrank.jobs.inputs import tables
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, AttemptLog
 from shardrank.jobs.run.chunks import CHUNK_BYTES, CHUNK_PAIRS
 from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.execution import _attempt_log
 from shardrank.jobs.run.pipeline import packed
 from shardrank.jobs.run.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks, prepare_unit
 from shardrank.jobs.units.plan import Plan, plan_units
+from tests.support.engine import TINY
 from tests.support.job_cases import (
     CONFIG,
     candidate,
@@ -179,3 +185,51 @@ def test_a_table_that_kills_whoever_reads_it_fails_its_units_and_ends(
     plan = replace(plan, units=tuple(units))
     assert prepared_until_it_gives_up(plan, log) == MAX_DEATHS + 1
     assert "died 2 times" in log.failures()[0]
+
+
+DIES = """
+import os, sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+connection.send(None)
+connection.poll(None)
+with open({log!r}, "a") as log:
+    log.write("asked\\n")
+os._exit(1)
+"""
+"""A decoder's process, of whatever file it is asked for."""
+
+
+def test_a_file_that_costs_a_decoder_costs_it_once_in_a_job(
+    tmp_path: Path, ray_address: str
+) -> None:
+    """Two workers of one run, in processes of their own."""
+    asked = tmp_path / "asked"
+    startup = DIES.format(log=str(asked))
+
+    class Worker:
+        def prepare(self, batch: pa.Table, job_input: Any, log: Any) -> list[pa.Table]:
+            video_process._STARTUP = startup
+            config = RerankerConfig(str(TINY), media_root=str(tmp_path))
+            engine = packed(Engine(Preprocessor, lambda config: None))  # type: ignore[arg-type, return-value]
+            return list(prepare_unit(batch, job_input, engine, config, log, 60.0))
+
+    (tmp_path / "clip.mp4").write_bytes(b"a clip")
+    path = tmp_path / "pairs.jsonl"
+    line = '{"query_id": %d, "doc_id": "d", "query": "q", "doc": {"video": "clip.mp4"}}\n'
+    path.write_text("".join(line % number for number in range(2)))
+    plan = plan_of(str(path), 1)
+    said = []
+    with _attempt_log() as log:
+        for unit in plan.units:
+            worker = ray.remote(num_cpus=0)(Worker).remote()
+            batch = pa.table({"unit": pa.array([pickle.dumps(unit)], pa.binary())})
+            (table,) = ray.get(worker.prepare.remote(batch, plan.input, log))
+            ((pair,),) = [prepared.pairs for prepared in pickle.loads(table["prepared"][0].as_py())]
+            said.append(str(pair))
+            ray.kill(worker)
+    assert said == [
+        "clip.mp4: the decoder's process died of it, twice",
+        "clip.mp4: the decoder's process died of it, twice (not tried again)",
+    ]
+    assert asked.read_text() == "asked\n" * 2  # by a child of the first worker, and a second

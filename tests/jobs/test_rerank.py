@@ -1,4 +1,6 @@
-"""The job on a real local Ray: with a stand-in scorer, and with the real engine on tests/golden."""
+"""The job with a stand-in scorer, and with the real engine on tests/golden: on a real local Ray, or
+in this process alone where that is the same.
+"""
 
 import json
 import re
@@ -37,7 +39,8 @@ from tests.support.job_cases import (
 )
 from tests.support.terminal import Terminal
 
-pytestmark = pytest.mark.usefixtures("ray_address")
+ON_RAY = pytest.mark.usefixtures("ray_address")
+HERE = pytest.mark.usefixtures("without_ray")
 
 CONFIG = RerankerConfig(model=str(TINY), num_threads=1, media_root=str(GOLDEN))
 
@@ -57,6 +60,7 @@ def mtimes(output: Path) -> dict[str, int]:
     }
 
 
+@ON_RAY
 def test_a_job_writes_every_pair_its_manifest_and_success(tmp_path: Path) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(20, 10), row_group_size=5)
     qrels = tmp_path / "qrels.txt"
@@ -87,6 +91,7 @@ def test_a_job_writes_every_pair_its_manifest_and_success(tmp_path: Path) -> Non
     assert score_rows(out) == score_rows(tmp_path / "inline")
 
 
+@HERE
 def test_the_same_command_does_only_what_is_missing(tmp_path: Path) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(20, 10), row_group_size=5)
     out = tmp_path / "out"
@@ -102,6 +107,7 @@ def test_the_same_command_does_only_what_is_missing(tmp_path: Path) -> None:
     assert manifest_of(out)["num_runs"] == 2
 
 
+@ON_RAY
 def test_a_unit_of_many_chunks_is_one_file(tmp_path: Path) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(3, 1_700))
     run_stand_in(sets, tmp_path / "out", unit_pairs=10_000)
@@ -111,6 +117,7 @@ def test_a_unit_of_many_chunks_is_one_file(tmp_path: Path) -> None:
     assert [row["rank"] for row in rows] == [*range(1, 1_701)] * 3
 
 
+@HERE
 def test_too_few_cpus_for_the_pool_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(2, 2))
     with pytest.raises(UsageError, match="too few CPUs: 2 scoring actors .* need 3"):
@@ -123,6 +130,7 @@ class BrokenScorer:
         raise ValueError("the weights are broken")
 
 
+@ON_RAY
 def test_an_actor_that_cannot_start_fails_the_job_with_its_cause(tmp_path: Path) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(2, 2))
     engine = Engine(standin.StandInPreprocessor, _by_value(BrokenScorer))
@@ -139,6 +147,7 @@ def _by_value(scorer: Any) -> Any:
     return scorer
 
 
+@HERE
 def test_a_score_file_that_lost_a_row_is_found(tmp_path: Path) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(4, 4))
     out = tmp_path / "out"
@@ -150,6 +159,7 @@ def test_a_score_file_that_lost_a_row_is_found(tmp_path: Path) -> None:
         run_stand_in(sets, out)
 
 
+@HERE
 def test_a_file_that_breaks_on_reading_fails_the_job_by_name_after_all_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +178,7 @@ def test_a_file_that_breaks_on_reading_fails_the_job_by_name_after_all_others(
     assert len(score_rows(tmp_path / "out")) == 100
 
 
+@ON_RAY
 def test_input_and_output_may_be_on_s3(s3_endpoint: str, tmp_path: Path) -> None:
     sets = write_sets(tmp_path / "sets.parquet", text_rows(10, 5), row_group_size=2)
     query = f"?scheme=http&endpoint_override={urlsplit(s3_endpoint).netloc}&region=us-east-1"
@@ -253,6 +264,7 @@ def write_golden(path: Path) -> str:
     return str(path)
 
 
+@ON_RAY
 def test_the_job_gives_the_official_scores(tmp_path: Path) -> None:
     config = RerankerConfig(
         model=str(TINY),
@@ -288,6 +300,7 @@ BAD_DOCUMENTS = {
 }
 
 
+@HERE
 def test_each_bad_document_is_its_own_rows_error(tmp_path: Path) -> None:
     good = {"text": ["a good document"]}
     candidates = [{"doc_id": "good", "doc": good}]
@@ -338,6 +351,7 @@ def test_an_interrupted_job_was_seen_to_move_and_says_how_to_go_on(
     assert manifest_of(out)["status"] == "running"
 
 
+@ON_RAY
 def test_after_too_many_errors_the_printed_commands_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,6 +370,7 @@ def test_after_too_many_errors_the_printed_commands_go_on(
     assert manifest_of(tmp_path / "out")["errors"] == {"media_forbidden": 3}
 
 
+@HERE
 def test_a_second_run_of_a_running_job_is_refused_and_costs_the_first_nothing(
     tmp_path: Path,
 ) -> None:
@@ -372,6 +387,7 @@ def test_a_second_run_of_a_running_job_is_refused_and_costs_the_first_nothing(
     assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "manifest.json", "scores"]
 
 
+@HERE
 def test_units_with_errors_are_scored_again_on_request(tmp_path: Path) -> None:
     pages = tmp_path / "pages"
     pages.mkdir()

@@ -20,14 +20,14 @@ from shardrank.jobs.outputs.status import read_status
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions, rerank
 from tests.support import standin
-from tests.support.job_cases import image, text_rows, write_sets, write_table
+from tests.support.job_cases import image, text_rows, workers_here, write_sets, write_table
 
 CONFIG = RerankerConfig(model=str(Path(__file__).parents[1] / "golden" / "tiny"), num_threads=1)
 COMMAND = ("rerank", "sets.parquet", "--output=s3://KEY:SECRET@bucket/out")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job's output: 12 queries, 4 units, 3 broken images; its input lies beside it."""
     path = tmp_path_factory.mktemp("job")
     rows = text_rows(12, 5)
@@ -35,7 +35,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path
         rows[query]["candidates"][3]["doc"] = image(b"broken")
     sets = write_sets(path / "sets.parquet", rows, row_group_size=3)
     options = JobOptions(str(path / "out"), InputOptions(sets), unit_pairs=15, command=COMMAND)
-    rerank(options, CONFIG, standin.make_engine())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        workers_here(monkeypatch)
+        rerank(options, CONFIG, standin.make_engine())
     return path
 
 
@@ -201,7 +203,7 @@ def test_verify_refuses_another_input(finished: Path, job: Path) -> None:
         sets.write_bytes(content)
 
 
-def test_a_document_major_job_is_verified_too(tmp_path: Path, ray_address: str) -> None:
+def test_a_document_major_job_is_verified_too(tmp_path: Path, without_ray: None) -> None:
     run = [{"query_id": f"q{i}", "doc_id": f"d{j}"} for i in range(6) for j in range(8)]
     options = InputOptions(
         run=write_table(tmp_path / "run.parquet", run),

@@ -1,5 +1,8 @@
 """Small inputs of the job in all forms, and the job's steps without Ray, for the tests."""
 
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -7,15 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import ray
 
 from shardrank.actors.config import RerankerConfig
+from shardrank.jobs import cluster
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.outputs.files import Output, UnitCollector, read_scores, write_unit
 from shardrank.jobs.outputs.parts import regroup, write_part
 from shardrank.jobs.outputs.verify import Counts, verify_units
+from shardrank.jobs.run import execution
+from shardrank.jobs.run.attempts import AttemptLog, Attempts
 from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.pipeline import Workers
 from shardrank.jobs.run.pool import Pool
-from shardrank.jobs.run.preparing import prepare_chunks, prepare_documents
+from shardrank.jobs.run.preparing import prepare_chunks, prepare_documents, prepare_unit
 from shardrank.jobs.run.scoring import Score
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.documents import DocumentPlan
@@ -137,6 +146,53 @@ def _run_documents_inline(
     for bucket, (low, high) in enumerate(pairwise(documents.bucket_starts)):
         units = [(documents.unit_starts[i], plan.units[i]) for i in range(low, high)]
         regroup(output, plan.input, parts, bucket, units)
+
+
+class _RayHere:
+    """Ray as execution.py uses it: a task is done in this process, as it is begun."""
+
+    def remote(self, **_: Any) -> Callable[..., Any]:
+        return _TaskHere
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def get(self, value: Any) -> Any:
+        return value
+
+    def wait(self, pending: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return pending, []
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2}
+
+
+@dataclass(frozen=True)
+class _TaskHere:
+    remote: Callable[..., Any]
+
+
+def _score_units_here(
+    units: Sequence[Any], job_input: Any, workers: Workers, log: Attempts
+) -> Iterator[pa.Table]:
+    engine: Any = Here(workers.engine)
+    score = Score(engine, workers.config, workers.pool, log)
+    for unit in units:
+        batch = pa.table({"unit": pa.array([pickle.dumps(unit)])})
+        for chunk in prepare_unit(batch, job_input, engine, workers.config, log, 300.0):
+            yield score(chunk)
+
+
+def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rerank` is the real one, but for what goes through Ray: workers are this process, one after
+    the other.
+    """
+    here = _RayHere()
+    monkeypatch.setattr(cluster, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", here.cluster_resources)
+    monkeypatch.setattr(execution, "ray", here)
+    monkeypatch.setattr(execution, "_attempt_log", lambda: nullcontext(AttemptLog()))
+    monkeypatch.setattr(execution, "score_units", _score_units_here)
 
 
 def score_rows(directory: Path | str) -> list[dict[str, Any]]:
