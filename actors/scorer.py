@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,10 +13,18 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import PairScore
 from shardrank.actors.errors import NonFiniteScore, OutOfMemory, RerankError
 from shardrank.actors.model.checkpoint import resolve_checkpoint
-from shardrank.actors.model.device import choose_device, choose_dtype, compiles, to_device
+from shardrank.actors.model.device import (
+    HostCopy,
+    choose_device,
+    choose_dtype,
+    compiles,
+    is_out_of_memory,
+    to_device,
+)
 from shardrank.actors.model.features import FeatureCache
 from shardrank.actors.model.linear import supports_fp8
 from shardrank.actors.model.model import load_model
+from shardrank.actors.model.vision import POSITIONS_BYTES
 from shardrank.actors.packing import (
     MIN_SHARED_TOKENS,
     PackedBatch,
@@ -29,11 +38,19 @@ from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
 logger = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 4_096
-MAX_BATCH_TOKENS = 65_536
+MAX_BATCH_TOKENS = 16_384
+"""Enough to fill a GPU, and little enough that a chunk is several plans: the next one is packed
+while one runs.
+"""
 _MEMORY_SHARE = 0.5
 """Of the device memory free after loading, the share that one plan's activations may take."""
+_CACHE_SHARE = 0.2
+"""And the share of vision features, unless the config says how many bytes."""
+_CPU_CACHE_BYTES = 1 << 30
 
-Part = torch.Tensor | OutOfMemory
+T = TypeVar("T")
+
+Part = HostCopy | OutOfMemory
 """Logits of some pairs, perhaps still being computed, or the error of one."""
 
 
@@ -68,8 +85,12 @@ class Scorer:
             is_compiled=compiles(config.compile, self.device),
         )
         on_host = 0 if self.device.type == "cpu" else config.host_feature_cache_bytes
-        self.vision_cache = FeatureCache(config.feature_cache_bytes, on_host)
-        self.max_batch_tokens = self._batch_tokens()
+        free = None if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
+        cache = config.feature_cache_bytes
+        if cache is None:
+            cache = _CPU_CACHE_BYTES if free is None else int(free * _CACHE_SHARE)
+        self.vision_cache = FeatureCache(cache, on_host)
+        self.max_batch_tokens = self._batch_tokens(free and free - cache - POSITIONS_BYTES)
 
     @torch.inference_mode()
     def score(
@@ -121,11 +142,11 @@ class Scorer:
         """One plan, and the states of its last pair's first num_kept tokens for the next one."""
         left: PrefixStates | None = None
 
-        def forward(part: Sequence[PreparedPair]) -> torch.Tensor:
+        def forward(part: Sequence[PreparedPair]) -> HostCopy:
             nonlocal left
             is_last = part[-1] is pairs[-1]
             logits, left = self._forward(part, visuals, prefix, num_kept if is_last else 0)
-            return logits
+            return HostCopy(logits)
 
         return halving(forward, pairs), left
 
@@ -176,7 +197,8 @@ class Scorer:
                 self.vision_cache.put(visuals[index].key, features)
         return [features for features in found if features is not None]
 
-    def _batch_tokens(self) -> int:
+    def _batch_tokens(self, free: int | None) -> int:
+        """free: bytes on the device; None: on a CPU."""
         max_length = self.config.options.max_length
         assert max_length is not None
         configured = self.config.max_batch_tokens
@@ -186,21 +208,21 @@ class Scorer:
                     f"max_batch_tokens must be at least max_length ({max_length}), got {configured}"
                 )
             return configured
-        if self.device.type != "cuda":
+        if free is None:
             return CPU_BATCH_TOKENS
-        free, _ = torch.cuda.mem_get_info(self.device)
-        free -= self.config.feature_cache_bytes
         fitting = int(free * _MEMORY_SHARE) // self._model.bytes_per_token
         return max(max_length, min(fitting, MAX_BATCH_TOKENS))
 
 
 def halving(
-    forward: Callable[[Sequence[PreparedPair]], torch.Tensor], pairs: Sequence[PreparedPair]
-) -> list[Part]:
+    forward: Callable[[Sequence[PreparedPair]], T], pairs: Sequence[PreparedPair]
+) -> list[T | OutOfMemory]:
     """`forward` on all pairs, on out-of-memory on each half, down to one pair's own error."""
     try:
         return [forward(pairs)]
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         if len(pairs) == 1:
             return [OutOfMemory(f"a pair of {pairs[0].num_tokens} tokens does not fit: {error}")]
     logger.warning("out of memory with %d pairs, trying halves", len(pairs))
