@@ -133,7 +133,8 @@ def merge_rows(
     """
     if places is not None:
         rows, without = places.clamp(min=0), (places < 0).unsqueeze(-1)
-        part, part_lse = part[rows], part_lse[rows].masked_fill(without, -torch.inf)
+        part, part_lse = part.index_select(0, rows), part_lse.index_select(0, rows)
+        part_lse = part_lse.masked_fill(without, -torch.inf)
     merged, lse = merge(output.float(), lse, part, part_lse)
     return merged.to(dtype), lse
 

@@ -85,7 +85,12 @@ def score_units(
                 "timeout_s": workers.pair_timeout_s,
                 "outline": outline,
             },
-            compute=ActorPoolStrategy(size=pool.num_actors),
+            compute=ActorPoolStrategy(
+                size=pool.num_actors,
+                # A chunk is fetched, and another one's rows are sent, while one is scored: Ray
+                # calls Score itself one by one. A CPU has nothing to do so many things with.
+                max_concurrent_calls_per_actor=2 if pool.num_gpus else None,
+            ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             max_restarts=-1,
