@@ -6,9 +6,11 @@ A variable-length kernel has short ancestors copied before every block's own key
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -17,6 +19,8 @@ import torch
 
 from shardrank.actors.model.device import to_device
 from shardrank.actors.packing import AttentionBlock, AttentionPlan
+
+logger = logging.getLogger(__name__)
 
 VarlenKernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """As flash_varlen below."""
@@ -84,8 +88,25 @@ class PackedAttention:
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> VarlenKernel | None:
     """Flash attention on CUDA in 16 bits; elsewhere block by block."""
-    is_flash = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    return flash_varlen if is_flash else None
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    _activate_flash_attention_3(device)
+    return flash_varlen
+
+
+@cache
+def _activate_flash_attention_3(device: torch.device) -> None:
+    """Where its package is installed, and only on Hopper: in place of torch's own, in this process."""
+    if find_spec("flash_attn_interface") is None:
+        return
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return
+    from torch.nn.attention import activate_flash_attention_impl
+
+    try:
+        activate_flash_attention_impl("FA3")
+    except (ImportError, OSError, RuntimeError) as error:  # one that was built for another torch
+        logger.warning("FlashAttention 3 is installed and cannot be used: %s", error)
 
 
 def _attend_blocks(

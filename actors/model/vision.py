@@ -163,7 +163,8 @@ def _project(
     """Queries, keys and values (N, heads, D)."""
     normed = _layer_norm(hidden, weights.norm1)
     qkv = linear(normed, *weights.qkv).view(len(hidden), 3, weights.num_heads, -1)
-    return rotate(qkv[:, 0], cos, sin), rotate(qkv[:, 1], cos, sin), qkv[:, 2]
+    query, key, value = qkv.unbind(1)
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: BlockWeights) -> torch.Tensor:
