@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 VarlenKernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """As flash_varlen below."""
 
-Merge = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Merge = Callable[..., tuple[torch.Tensor, Any]]
 """As merge_rows below, perhaps compiled."""
 
 _TILE = 128
@@ -96,7 +96,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> VarlenKernel | None:
 
 @cache
 def _activate_flash_attention_3(device: torch.device) -> None:
-    """Where its package is installed, and only on Hopper: in place of torch's own, in this process."""
+    """Where its package is installed, on Hopper: in place of torch's own, in this process."""
     if find_spec("flash_attn_interface") is None:
         return
     if torch.cuda.get_device_capability(device) != (9, 0):
@@ -146,9 +146,10 @@ def merge_rows(
     part: torch.Tensor,
     part_lse: torch.Tensor,
     places: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As merge, where the part has only some of the queries' rows, and into another dtype.
+    is_last: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As merge, where the part has only some of the queries' rows: in float32, or as the last in
+    the part's dtype and without a log-sum-exp.
 
     places: (Q,), the part's row for each query, -1 for those without; None where all in order.
     """
@@ -156,8 +157,8 @@ def merge_rows(
         rows, without = places.clamp(min=0), (places < 0).unsqueeze(-1)
         part, part_lse = part.index_select(0, rows), part_lse.index_select(0, rows)
         part_lse = part_lse.masked_fill(without, -torch.inf)
-    merged, lse = merge(output.float(), lse, part, part_lse)
-    return merged.to(dtype), lse
+    merged, total = merge(output.float(), lse, part, part_lse)
+    return (merged.to(part.dtype), None) if is_last else (merged, total)
 
 
 def _attend(
@@ -296,8 +297,8 @@ def _attend_varlen(
         output, lse = output[own.places], lse[own.places]
     for level in ancestors:
         part, part_lse = _varlen(level, query, key, value, kernel)
-        dtype = query.dtype if level is ancestors[-1] else torch.float32
-        output, lse = merging(output, lse, part, part_lse, level.places, dtype)
+        is_last = level is ancestors[-1]
+        output, lse = merging(output, lse, part, part_lse, level.places, is_last)
     return output
 
 
