@@ -66,6 +66,17 @@ class PrefixStates:
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # (L, kv_heads, D) key and value
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedSets:
+    """Sets with what is made of them without the device."""
+
+    sets: Sequence[PreparedSet]
+    pairs: Sequence[PreparedPair]  # of all sets, those that are no error
+    visuals: Sequence[Visual]
+    plans: Sequence[Sequence[int]]
+    first: PackedBatch | None  # the first plan, packed
+
+
 class Scorer:
     """Scores prepared sets on one device. Raises ValueError on a bad checkpoint or device."""
 
@@ -92,34 +103,44 @@ class Scorer:
         self.vision_cache = FeatureCache(cache, on_host)
         self.max_batch_tokens = self._batch_tokens(free and free - cache - POSITIONS_BYTES)
 
+    def planned(self, sets: Sequence[PreparedSet]) -> PlannedSets:
+        """What `score` begins with; while it scores others, another thread may do this."""
+        pairs, visuals = _join(sets)
+        plans = plan(_costs(sets), self.max_batch_tokens)
+        first = pack([pairs[index] for index in plans[0]]) if plans else None
+        return PlannedSets(sets, pairs, visuals, plans, first)
+
     @torch.inference_mode()
     def score(
-        self, sets: Sequence[PreparedSet], progressed: Callable[[], None] = nothing
+        self,
+        sets: Sequence[PreparedSet] | PlannedSets,
+        progressed: Callable[[], None] = nothing,
     ) -> list[list[PairScore]]:
         """One list a set, one PairScore a document, in input order.
 
         progressed is called after each forward that has come back from the device: who waits can
         tell a long list from a device that hangs.
         """
-        scores = [[_unscored(pair) for pair in prepared.pairs] for prepared in sets]
+        planned = sets if isinstance(sets, PlannedSets) else self.planned(sets)
+        scores = [[_unscored(pair) for pair in prepared.pairs] for prepared in planned.sets]
         places = [
             (set_index, pair_index)
-            for set_index, prepared in enumerate(sets)
+            for set_index, prepared in enumerate(planned.sets)
             for pair_index, pair in enumerate(prepared.pairs)
             if isinstance(pair, PreparedPair)
         ]
-        logits = self._logits(sets, progressed) if places else []
-        for (set_index, pair_index), logit in zip(places, logits, strict=True):
+        for (set_index, pair_index), logit in zip(
+            places, self._logits(planned, progressed), strict=True
+        ):
             unscored = scores[set_index][pair_index]
             scores[set_index][pair_index] = _scored(unscored, logit)
         return scores
 
     def _logits(
-        self, sets: Sequence[PreparedSet], progressed: Callable[[], None]
+        self, planned: PlannedSets, progressed: Callable[[], None]
     ) -> list[float | RerankError]:
         """Of all pairs in order. A plan's logits are read when the next one has been queued."""
-        pairs, visuals = _join(sets)
-        plans = plan(_costs(sets), self.max_batch_tokens)
+        pairs, plans, packed = planned.pairs, planned.plans, planned.first
         logits: list[float | RerankError] = []
         queued: list[Part] = []
         prefix: PrefixStates | None = None
@@ -127,7 +148,8 @@ class Scorer:
             chosen = [pairs[index] for index in indices]
             num_kept = _shared(chosen[-1], pairs[following[0]]) if following else 0
             before = queued
-            queued, prefix = self._queue(chosen, visuals, prefix, num_kept)
+            queued, prefix = self._queue(chosen, planned.visuals, prefix, num_kept, packed)
+            packed = None
             logits += _read(before)
             progressed()
         return logits + _read(queued)
@@ -138,14 +160,16 @@ class Scorer:
         visuals: Sequence[Visual],
         prefix: PrefixStates | None,
         num_kept: int,
+        packed: PackedBatch | None,
     ) -> tuple[list[Part], PrefixStates | None]:
         """One plan, and the states of its last pair's first num_kept tokens for the next one."""
         left: PrefixStates | None = None
 
         def forward(part: Sequence[PreparedPair]) -> HostCopy:
             nonlocal left
-            is_last = part[-1] is pairs[-1]
-            logits, left = self._forward(part, visuals, prefix, num_kept if is_last else 0)
+            kept = num_kept if part[-1] is pairs[-1] else 0
+            batch = packed if len(part) == len(pairs) else None
+            logits, left = self._forward(part, visuals, prefix, kept, batch)
             return HostCopy(logits)
 
         return halving(forward, pairs), left
@@ -156,10 +180,15 @@ class Scorer:
         visuals: Sequence[Visual],
         prefix: PrefixStates | None,
         num_kept: int,
+        batch: PackedBatch | None = None,
     ) -> tuple[torch.Tensor, PrefixStates | None]:
-        """(P,) float32 logits, perhaps still being computed, and what is kept."""
+        """(P,) float32 logits, perhaps still being computed, and what is kept.
+
+        batch: the pairs, if they are packed already.
+        """
         num_kept = min(num_kept, pairs[-1].num_tokens - 1)
-        batch = pack(pairs, prefix.sharing_keys if prefix else None)
+        if batch is None:
+            batch = pack(pairs, prefix.sharing_keys if prefix else None)
         is_kept = num_kept >= MIN_SHARED_TOKENS
         features, feature_rows = self._features(batch, visuals)
         hidden, layers = self._model.decoder.last_hidden(

@@ -36,7 +36,7 @@ class HostCopy:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._copy = to_host(tensor)
-        self._arrived = torch.cuda.Event() if tensor.device.type == "cuda" else None
+        self._arrived = torch.cuda.Event(blocking=True) if tensor.device.type == "cuda" else None
         if self._arrived is not None:
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 

@@ -87,9 +87,9 @@ def score_units(
             },
             compute=ActorPoolStrategy(
                 size=pool.num_actors,
-                # A chunk is fetched, and another one's rows are sent, while one is scored: Ray
-                # calls Score itself one by one. A CPU has nothing to do so many things with.
+                # The next chunk is made ready while one is scored; a CPU has no time for both.
                 max_concurrent_calls_per_actor=2 if pool.num_gpus else None,
+                enable_true_multi_threading=bool(pool.num_gpus),
             ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
