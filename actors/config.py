@@ -125,8 +125,9 @@ class RerankerConfig:
     image_depth: "scale" scales grey images of more than 8 bits by their range; "official" clips
         them at 255, as the official scorer does: nearly white pages, black ones of fractions.
     max_batch_tokens: tokens of one packed forward; None chooses by device and free memory.
-    feature_cache_bytes, host_feature_cache_bytes: vision features kept on the device, and of a
-        GPU's those that had to leave it on the host.
+    feature_cache_bytes, host_feature_cache_bytes: vision features kept on the device (None: a fifth
+        of a GPU's memory that is free after loading; 1 GiB on a CPU), and of a GPU's those that
+        were asked for again and had to leave it on the host.
     quantization: "fp8" rounds the decoder's linear layers to float8 (by row, dynamically), which
         moves scores; for GPUs that multiply fp8, a CPU imitates it.
     video_reader: "pyav" gives the frames that a sequential decode shows; "decord" those that the
@@ -159,7 +160,7 @@ class RerankerConfig:
     max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
     max_video_s: float | None = None
     max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
-    feature_cache_bytes: int = 1 << 30
+    feature_cache_bytes: int | None = None
     host_feature_cache_bytes: int = 4 << 30
     quantization: Literal["none", "fp8"] = "none"
     compile: bool | None = None
@@ -185,6 +186,8 @@ class RerankerConfig:
         _check_choice("video_reader", self.video_reader, ("pyav", "decord"))
         for name in ("feature_cache_bytes", "host_feature_cache_bytes"):
             value = getattr(self, name)
+            if value is None and name == "feature_cache_bytes":
+                continue
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name} must be a whole number and not negative, got {value!r}")
         if self.compile not in (None, True, False):

@@ -5,8 +5,9 @@ the start on; causality makes computing it once exact. A prefix whose keys and v
 there from an earlier batch is not computed again: its tokens are keys, never queries.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -16,6 +17,9 @@ MIN_SHARED_TOKENS = 8
 """A shorter shared stretch costs more in bookkeeping than it saves in arithmetic."""
 MAX_DEPTH = 16
 """Deeper sharing (documents that continue each other) would add one attention pass a level."""
+MERGE_COST = 3
+"""A query whose part is merged moves about as many bytes as so many keys that are gathered, at two
+to four query heads a key head. Not timed on a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +41,34 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """Queries [query_start, query_end) attend to keys [key_start, key_end)."""
+    """Queries [query_start, query_end) attend to all keys of the ranges `before`, and to keys
+    [key_start, key_end), of which a causal block's n-th query sees the first n.
+    """
 
     query_start: int
     query_end: int
     key_start: int
     key_end: int
     is_causal: bool
+    before: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_queries(self) -> int:
+        return self.query_end - self.query_start
+
+    @property
+    def keys(self) -> tuple[tuple[int, int], ...]:
+        return (*self.before, (self.key_start, self.key_end))
+
+    @property
+    def num_keys(self) -> int:
+        return sum(end - start for start, end in self.keys)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Blocks by level: own tokens first, then one list per ancestor depth.
+    """Blocks by level: own tokens first, then one list for each depth of ancestors that are no
+    block's `before`.
 
     Within a level no query row occurs twice; partial results of several levels are merged by
     their log-sum-exp.
@@ -238,46 +258,62 @@ def _sort_key(keys: np.ndarray) -> bytes:
     return (keys + (1 << 40)).astype(">i8").tobytes()
 
 
-def attention_plan(batch: PackedBatch) -> AttentionPlan:
-    """Every token attends to its own segment causally and to all of its ancestors."""
-    cached = batch.num_cached
-    own = tuple(
-        AttentionBlock(s.start - cached, s.end - cached, s.start, s.end, True)
-        for s in batch.segments
-        if s.start >= cached
-    )
-    levels = _by_depth(
-        (s.depth, AttentionBlock(s.below_start, s.below_end, s.start, s.end, False))
-        for s in batch.segments
-    )
-    return AttentionPlan(batch.num_tokens, (own, *levels))
+def attention_plan(batch: PackedBatch, gathers: bool = False) -> AttentionPlan:
+    """Every token attends to its own segment causally and to all of its ancestors.
+
+    gathers: ancestors that are short beside what is below them come before the own keys.
+    """
+    return _plan(batch, batch.num_tokens, lambda *rows: rows, True, gathers)
 
 
-def last_token_plan(batch: PackedBatch, rows: np.ndarray) -> AttentionPlan:
+def last_token_plan(batch: PackedBatch, rows: np.ndarray, gathers: bool = False) -> AttentionPlan:
     """As attention_plan, with only `rows` (sorted, distinct, each a segment's last) as queries."""
 
     def queries(start: int, end: int) -> tuple[int, int]:
         first, last = np.searchsorted(rows, (start, end))
         return int(first), int(last)
 
+    return _plan(batch, len(rows), queries, False, gathers)
+
+
+def _plan(
+    batch: PackedBatch,
+    num_queries: int,
+    queries: Callable[[int, int], tuple[int, int]],
+    is_causal: bool,
+    gathers: bool,
+) -> AttentionPlan:
+    """`queries` gives the query rows that a range of the batch's rows has."""
     cached = batch.num_cached
-    own = tuple(
-        AttentionBlock(*span, s.start, s.end, False)
-        for s in batch.segments
-        if (span := queries(s.start - cached, s.end - cached))[0] < span[1]
-    )
-    levels = _by_depth(
-        (s.depth, AttentionBlock(*queries(s.below_start, s.below_end), s.start, s.end, False))
-        for s in batch.segments
-    )
-    return AttentionPlan(len(rows), (own, *levels))
-
-
-def _by_depth(
-    blocks: Iterable[tuple[int, AttentionBlock]],
-) -> list[tuple[AttentionBlock, ...]]:
+    spans = [queries(*(max(row - cached, 0) for row in (s.start, s.end))) for s in batch.segments]
+    num_blocks = _num_below(batch.segments, [last > first for first, last in spans])
+    own: list[AttentionBlock] = []
     levels: dict[int, list[AttentionBlock]] = {}
-    for depth, block in blocks:
-        if block.query_end > block.query_start:
-            levels.setdefault(depth, []).append(block)
-    return [tuple(levels[depth]) for depth in sorted(levels)]
+    path: list[tuple[tuple[int, int], ...]] = []  # of each ancestor, what comes before own keys
+    for segment, span, blocks in zip(batch.segments, spans, num_blocks, strict=True):
+        keys = segment.start, segment.end
+        del path[segment.depth :]
+        if span[0] < span[1]:
+            before = tuple(chain.from_iterable(path))
+            own.append(AttentionBlock(*span, *keys, is_causal, before))
+        below = queries(segment.below_start, segment.below_end)
+        num_below = below[1] - below[0]
+        if gathers and (keys[1] - keys[0]) * blocks <= MERGE_COST * num_below:
+            path.append((keys,))
+            continue
+        path.append(())
+        if num_below:
+            levels.setdefault(segment.depth, []).append(AttentionBlock(*below, *keys, False))
+    return AttentionPlan(num_queries, (tuple(own), *(tuple(levels[d]) for d in sorted(levels))))
+
+
+def _num_below(segments: Sequence[Segment], counts: Sequence[bool]) -> list[int]:
+    """For each segment, in depth-first order, how many of those below it count."""
+    totals = [0] * len(segments)
+    path: list[int] = []
+    for index, segment in enumerate(segments):
+        del path[segment.depth :]
+        for ancestor in path:
+            totals[ancestor] += counts[index]
+        path.append(index)
+    return totals

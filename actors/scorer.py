@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,10 +13,18 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import PairScore
 from shardrank.actors.errors import NonFiniteScore, OutOfMemory, RerankError
 from shardrank.actors.model.checkpoint import resolve_checkpoint
-from shardrank.actors.model.device import choose_device, choose_dtype, compiles, to_device
+from shardrank.actors.model.device import (
+    HostCopy,
+    choose_device,
+    choose_dtype,
+    compiles,
+    is_out_of_memory,
+    to_device,
+)
 from shardrank.actors.model.features import FeatureCache
 from shardrank.actors.model.linear import supports_fp8
 from shardrank.actors.model.model import load_model
+from shardrank.actors.model.vision import POSITIONS_BYTES
 from shardrank.actors.packing import (
     MIN_SHARED_TOKENS,
     PackedBatch,
@@ -29,11 +38,19 @@ from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
 logger = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 4_096
-MAX_BATCH_TOKENS = 65_536
+MAX_BATCH_TOKENS = 16_384
+"""Enough to fill a GPU, and little enough that a chunk is several plans: the next one is packed
+while one runs.
+"""
 _MEMORY_SHARE = 0.5
 """Of the device memory free after loading, the share that one plan's activations may take."""
+_CACHE_SHARE = 0.2
+"""And the share of vision features, unless the config says how many bytes."""
+_CPU_CACHE_BYTES = 1 << 30
 
-Part = torch.Tensor | OutOfMemory
+T = TypeVar("T")
+
+Part = HostCopy | OutOfMemory
 """Logits of some pairs, perhaps still being computed, or the error of one."""
 
 
@@ -47,6 +64,17 @@ class PrefixStates:
 
     sharing_keys: np.ndarray  # (L,) int64
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # (L, kv_heads, D) key and value
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSets:
+    """Sets with what is made of them without the device."""
+
+    sets: Sequence[PreparedSet]
+    pairs: Sequence[PreparedPair]  # of all sets, those that are no error
+    visuals: Sequence[Visual]
+    plans: Sequence[Sequence[int]]
+    first: PackedBatch | None  # the first plan, packed
 
 
 class Scorer:
@@ -68,37 +96,51 @@ class Scorer:
             is_compiled=compiles(config.compile, self.device),
         )
         on_host = 0 if self.device.type == "cpu" else config.host_feature_cache_bytes
-        self.vision_cache = FeatureCache(config.feature_cache_bytes, on_host)
-        self.max_batch_tokens = self._batch_tokens()
+        free = None if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
+        cache = config.feature_cache_bytes
+        if cache is None:
+            cache = _CPU_CACHE_BYTES if free is None else int(free * _CACHE_SHARE)
+        self.vision_cache = FeatureCache(cache, on_host)
+        self.max_batch_tokens = self._batch_tokens(free and free - cache - POSITIONS_BYTES)
+
+    def planned(self, sets: Sequence[PreparedSet]) -> PlannedSets:
+        """What `score` begins with; while it scores others, another thread may do this."""
+        pairs, visuals = _join(sets)
+        plans = plan(_costs(sets), self.max_batch_tokens)
+        first = pack([pairs[index] for index in plans[0]]) if plans else None
+        return PlannedSets(sets, pairs, visuals, plans, first)
 
     @torch.inference_mode()
     def score(
-        self, sets: Sequence[PreparedSet], progressed: Callable[[int], None] = nothing
+        self,
+        sets: Sequence[PreparedSet] | PlannedSets,
+        progressed: Callable[[int], None] = nothing,
     ) -> list[list[PairScore]]:
         """One list a set, one PairScore a document, in input order.
 
         progressed is called after each forward that has come back from the device, with the number
         of its pairs: who waits can tell a long list from a device that hangs.
         """
-        scores = [[_unscored(pair) for pair in prepared.pairs] for prepared in sets]
+        planned = sets if isinstance(sets, PlannedSets) else self.planned(sets)
+        scores = [[_unscored(pair) for pair in prepared.pairs] for prepared in planned.sets]
         places = [
             (set_index, pair_index)
-            for set_index, prepared in enumerate(sets)
+            for set_index, prepared in enumerate(planned.sets)
             for pair_index, pair in enumerate(prepared.pairs)
             if isinstance(pair, PreparedPair)
         ]
-        logits = self._logits(sets, progressed) if places else []
-        for (set_index, pair_index), logit in zip(places, logits, strict=True):
+        for (set_index, pair_index), logit in zip(
+            places, self._logits(planned, progressed), strict=True
+        ):
             unscored = scores[set_index][pair_index]
             scores[set_index][pair_index] = _scored(unscored, logit)
         return scores
 
     def _logits(
-        self, sets: Sequence[PreparedSet], progressed: Callable[[int], None]
+        self, planned: PlannedSets, progressed: Callable[[int], None]
     ) -> list[float | RerankError]:
         """Of all pairs in order. A plan's logits are read when the next one has been queued."""
-        pairs, visuals = _join(sets)
-        plans = plan(_costs(sets), self.max_batch_tokens)
+        pairs, plans, packed = planned.pairs, planned.plans, planned.first
         logits: list[float | RerankError] = []
         queued: list[Part] = []
         prefix: PrefixStates | None = None
@@ -106,7 +148,8 @@ class Scorer:
             chosen = [pairs[index] for index in indices]
             num_kept = _shared(chosen[-1], pairs[following[0]]) if following else 0
             before = queued
-            queued, prefix = self._queue(chosen, visuals, prefix, num_kept)
+            queued, prefix = self._queue(chosen, planned.visuals, prefix, num_kept, packed)
+            packed = None
             came = _read(before)
             logits += came
             progressed(len(came))
@@ -118,15 +161,17 @@ class Scorer:
         visuals: Sequence[Visual],
         prefix: PrefixStates | None,
         num_kept: int,
+        packed: PackedBatch | None,
     ) -> tuple[list[Part], PrefixStates | None]:
         """One plan, and the states of its last pair's first num_kept tokens for the next one."""
         left: PrefixStates | None = None
 
-        def forward(part: Sequence[PreparedPair]) -> torch.Tensor:
+        def forward(part: Sequence[PreparedPair]) -> HostCopy:
             nonlocal left
-            is_last = part[-1] is pairs[-1]
-            logits, left = self._forward(part, visuals, prefix, num_kept if is_last else 0)
-            return logits
+            kept = num_kept if part[-1] is pairs[-1] else 0
+            batch = packed if len(part) == len(pairs) else None
+            logits, left = self._forward(part, visuals, prefix, kept, batch)
+            return HostCopy(logits)
 
         return halving(forward, pairs), left
 
@@ -136,10 +181,15 @@ class Scorer:
         visuals: Sequence[Visual],
         prefix: PrefixStates | None,
         num_kept: int,
+        batch: PackedBatch | None = None,
     ) -> tuple[torch.Tensor, PrefixStates | None]:
-        """(P,) float32 logits, perhaps still being computed, and what is kept."""
+        """(P,) float32 logits, perhaps still being computed, and what is kept.
+
+        batch: the pairs, if they are packed already.
+        """
         num_kept = min(num_kept, pairs[-1].num_tokens - 1)
-        batch = pack(pairs, prefix.sharing_keys if prefix else None)
+        if batch is None:
+            batch = pack(pairs, prefix.sharing_keys if prefix else None)
         is_kept = num_kept >= MIN_SHARED_TOKENS
         features, feature_rows = self._features(batch, visuals)
         hidden, layers = self._model.decoder.last_hidden(
@@ -177,7 +227,8 @@ class Scorer:
                 self.vision_cache.put(visuals[index].key, features)
         return [features for features in found if features is not None]
 
-    def _batch_tokens(self) -> int:
+    def _batch_tokens(self, free: int | None) -> int:
+        """free: bytes on the device; None: on a CPU."""
         max_length = self.config.options.max_length
         assert max_length is not None
         configured = self.config.max_batch_tokens
@@ -187,21 +238,21 @@ class Scorer:
                     f"max_batch_tokens must be at least max_length ({max_length}), got {configured}"
                 )
             return configured
-        if self.device.type != "cuda":
+        if free is None:
             return CPU_BATCH_TOKENS
-        free, _ = torch.cuda.mem_get_info(self.device)
-        free -= self.config.feature_cache_bytes
         fitting = int(free * _MEMORY_SHARE) // self._model.bytes_per_token
         return max(max_length, min(fitting, MAX_BATCH_TOKENS))
 
 
 def halving(
-    forward: Callable[[Sequence[PreparedPair]], torch.Tensor], pairs: Sequence[PreparedPair]
-) -> list[Part]:
+    forward: Callable[[Sequence[PreparedPair]], T], pairs: Sequence[PreparedPair]
+) -> list[T | OutOfMemory]:
     """`forward` on all pairs, on out-of-memory on each half, down to one pair's own error."""
     try:
         return [forward(pairs)]
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         if len(pairs) == 1:
             return [OutOfMemory(f"a pair of {pairs[0].num_tokens} tokens does not fit: {error}")]
     logger.warning("out of memory with %d pairs, trying halves", len(pairs))

@@ -29,9 +29,9 @@ def check_pool(address: str | None, device: str, num_actors: int) -> None:
     of another cluster it is known when it is joined.
     """
     if ray.is_initialized():
-        choose_pool(ray.cluster_resources(), device, num_actors)
+        choose_pool([ray.cluster_resources()], device, num_actors)
     elif not _address_of(address):
-        choose_pool(local_resources(), device, num_actors, can_grow=False)
+        choose_pool([local_resources()], device, num_actors, can_grow=False)
 
 
 def _address_of(given: str | None) -> str | None:

@@ -370,7 +370,8 @@ def _pool(
     from shardrank.jobs.run.pool import choose_pool, settled_dtype
 
     try:
-        pool = choose_pool(ray.cluster_resources(), config.device, options.num_actors)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        pool = choose_pool(nodes, config.device, options.num_actors)
         check_same_dtype(output, manifest, settled_dtype(config.dtype, pool))
     except UsageError:
         if not manifest["num_runs"]:

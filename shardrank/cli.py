@@ -35,8 +35,8 @@ from shardrank.jobs.outputs.status import read_status
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions
 from shardrank.jobs.rerank import rerank as run_rerank
-from shardrank.jobs.run.engine import Engine
-from shardrank.jobs.run.rescore import Rescored, parse_share, rescored
+from shardrank.jobs.run.engine import own_engine
+from shardrank.jobs.run.rescore import parse_share, rescored
 from shardrank.jobs.secrets import printable, redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.serve.cli import new_key_command, serve_command
@@ -318,7 +318,7 @@ def verify_command(
     """
     share = None if rescore is None else parse_share(rescore)
     counts = verify_output(output)
-    found = None if share is None else _rescored(output, share, model)
+    found = None if share is None else rescored(output, share, own_engine(), model)
     if as_json:
         again = {} if found is None else {"rescored": asdict(found)}
         print(json.dumps(asdict(counts) | again))
@@ -332,13 +332,6 @@ def verify_command(
         print(f"  {num:,} x {code}")
     if found is not None:
         print(found)
-
-
-def _rescored(output: str, share: float, model: str | None) -> Rescored:
-    from shardrank.actors.preprocessor import Preprocessor  # torch: seconds to import
-    from shardrank.actors.scorer import Scorer
-
-    return rescored(output, share, Engine(Preprocessor, Scorer), model)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

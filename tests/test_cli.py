@@ -182,8 +182,9 @@ def test_a_printed_command_keeps_its_quotes_and_no_credentials() -> None:
 @pytest.mark.parametrize(
     ("resources", "device", "num_actors", "pool"),
     [
-        ({"CPU": 8, "GPU": 4}, "auto", None, Pool(4, 0, 1)),
-        ({"CPU": 8, "GPU": 4}, "auto", 2, Pool(2, 0, 1)),
+        ({"CPU": 8, "GPU": 4}, "auto", None, Pool(4, 1, 1)),
+        ({"CPU": 8, "GPU": 4}, "auto", 2, Pool(2, 1, 1)),
+        ({"CPU": 4, "GPU": 4}, "auto", None, Pool(4, 0, 1)),
         ({"CPU": 8, "GPU": 4}, "cpu", None, Pool(1, 1, 0)),
         ({"CPU": 2}, "auto", None, Pool(1, 1, 0)),
         ({"CPU": 2}, "cuda", 8, Pool(8, 0, 1)),
@@ -192,7 +193,13 @@ def test_a_printed_command_keeps_its_quotes_and_no_credentials() -> None:
 def test_the_pool_has_one_actor_a_gpu_or_one_on_cpu(
     resources: dict[str, float], device: str, num_actors: int | None, pool: Pool
 ) -> None:
-    assert choose_pool(resources, device, num_actors) == pool
+    assert choose_pool([resources], device, num_actors) == pool
+
+
+def test_a_node_with_no_core_to_spare_still_takes_an_actor() -> None:
+    nodes = [{"CPU": 8.0}, {"CPU": 0.0, "GPU": 1.0}]
+    assert choose_pool(nodes, "auto", None) == Pool(1, 0, 1)
+    assert choose_pool([nodes[0], {"CPU": 2.0, "GPU": 1.0}], "auto", None) == Pool(1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +215,7 @@ def test_a_pool_that_could_never_run_is_refused(
     resources: dict[str, float], device: str, num_actors: int | None, sentence: str
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
-        choose_pool(resources, device, num_actors)
+        choose_pool([resources], device, num_actors)
 
 
 def test_a_line_of_progress_has_rates_an_eta_and_errors() -> None:

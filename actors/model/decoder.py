@@ -12,9 +12,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from shardrank.actors.model.attention import PackedAttention, kernel_for
+from shardrank.actors.model.attention import PackedAttention, kernel_for, merge_rows
 from shardrank.actors.model.device import maybe_compiled, to_device
-from shardrank.actors.model.linear import Prepare, Weight, linear, preparation, quantize_rows, take
+from shardrank.actors.model.linear import (
+    Fp8Rows,
+    Prepare,
+    Weight,
+    linear,
+    preparation,
+    quantize_rows,
+    ready,
+    take,
+)
 from shardrank.actors.model.rope import interleaved, rotate
 from shardrank.actors.packing import PackedBatch, attention_plan, last_token_plan
 
@@ -63,12 +72,15 @@ class Decoder:
         self._norm = language_model.norm
         self._layers = [_layer_weights(layer, prepare) for layer in language_model.layers]
         rotary = language_model.rotary_emb
-        self._inverse_frequencies = rotary.inv_freq.float()
+        self._inverse_frequencies = rotary.inv_freq.float().to(weight.device)
         self._rope_scale = float(rotary.attention_scaling)
-        self._axes = _axis_of_frequency(len(self._inverse_frequencies), rotary.mrope_section)
+        axes = _axis_of_frequency(len(self._inverse_frequencies), rotary.mrope_section)
+        self._axes = axes.to(weight.device)
+        self._attention_inputs = maybe_compiled(_attention_inputs, is_compiled)
         self._keys_values = maybe_compiled(_keys_values, is_compiled)
         self._queries = maybe_compiled(_queries, is_compiled)
         self._finish = maybe_compiled(_finish, is_compiled)
+        self._merge = maybe_compiled(merge_rows, is_compiled)
 
     def last_hidden(
         self,
@@ -91,55 +103,102 @@ class Decoder:
         visual_rows = to_device(batch.visual_rows, device)
         if features is not None:
             hidden[visual_rows] = features[feature_rows, 0]
-        rope = self._rope(to_device(batch.position_ids, device))
+        rope = self._rope(to_device(batch.position_ids.T, device))
         kernel = kernel_for(device, dtype)
-        attention = PackedAttention(attention_plan(batch), device, kernel)
+        gathers = kernel is not None
+        plan = attention_plan(batch, gathers)
+        attention = PackedAttention(plan, device, kernel, self._merge)
         rows, pair_row = np.unique(batch.last_rows, return_inverse=True)
-        last_attention = PackedAttention(last_token_plan(batch, rows), device, kernel)
-        last = to_device(rows, device)
+        last_plan = last_token_plan(batch, rows, gathers)
+        last_attention = PackedAttention(last_plan, device, kernel, self._merge)
+        last, pair_rows = to_device(rows, device), to_device(pair_row, device)
         kept_on_device = None if kept_rows is None else to_device(kept_rows, device)
         kept: list[KeyValue] = []
         for index, weights in enumerate(self._layers):
-            normed, key, value = self._keys_values(hidden, rope.cos, rope.sin, weights)
-            if batch.num_cached:
-                before_key, before_value = cached[index]
-                key = torch.cat((before_key[: batch.num_cached], key))
-                value = torch.cat((before_value[: batch.num_cached], value))
+            before = _first(cached[index], batch.num_cached) if batch.num_cached else (None, None)
+            arguments = hidden, rope.cos, rope.sin, *before, weights
+            if index < len(self._layers) - 1:
+                query, key, value = self._attention_inputs(*arguments)
+            else:
+                key, value = self._keys_values(*arguments)
+                hidden, rope, attention = hidden[last], rope[last], last_attention
+                query = self._queries(hidden, rope.cos, rope.sin, weights)
             if kept_on_device is not None:
                 kept.append((key[kept_on_device], value[kept_on_device]))
-            if index == len(self._layers) - 1:
-                hidden, normed, rope, attention = (
-                    hidden[last],
-                    normed[last],
-                    rope[last],
-                    last_attention,
-                )
-            query = self._queries(normed, rope.cos, rope.sin, weights)
             hidden = self._finish(hidden, attention(query, key, value), weights)
             if features is not None and index + 1 < features.shape[1]:
                 hidden[visual_rows] += features[feature_rows, index + 1]
         states = _rms_norm(hidden, self._norm.weight, self._norm.variance_epsilon)
-        return states[to_device(pair_row, device)], tuple(kept)
+        return states[pair_rows], tuple(kept)
 
-    def _rope(self, position_ids: torch.Tensor) -> _Rope:
-        """Interleaved MRoPE: every frequency turns with one of the three positions."""
-        axes = self._axes.to(position_ids.device)
-        angles = (position_ids.float()[axes].T * self._inverse_frequencies)[:, None]
-        return _Rope(angles.cos() * self._rope_scale, angles.sin() * self._rope_scale)
+    def _rope(self, positions: torch.Tensor) -> _Rope:
+        """Interleaved MRoPE: every frequency turns with one of the three (T, 3) positions."""
+        angles = positions.float().index_select(1, self._axes) * self._inverse_frequencies
+        cos, sin = angles.cos() * self._rope_scale, angles.sin() * self._rope_scale
+        return _Rope(cos[:, None], sin[:, None])
+
+
+def _first(states: KeyValue, num_rows: int) -> KeyValue:
+    return states[0][:num_rows], states[1][:num_rows]
+
+
+def _attention_inputs(
+    hidden: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_before: torch.Tensor | None,
+    value_before: torch.Tensor | None,
+    weights: LayerWeights,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries (T, heads, D) of all tokens, keys and values (B + T, kv_heads, D) of those before
+    them, if there are any, and of them."""
+    normed = _normed(hidden, weights)
+    key, value = _joined_keys_values(normed, cos, sin, key_before, value_before, weights)
+    return _rotated_queries(normed, cos, sin, weights), key, value
 
 
 def _keys_values(
-    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: LayerWeights
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The normed states (T, hidden), and keys and values (T, kv_heads, D) of all tokens."""
-    normed = _rms_norm(hidden, weights.input_norm, weights.epsilon)
-    key = _heads(linear(normed, weights.key), weights)
-    key = rotate(_rms_norm(key, weights.key_norm, weights.epsilon), cos, sin)
-    return normed, key, _heads(linear(normed, weights.value), weights)
+    hidden: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_before: torch.Tensor | None,
+    value_before: torch.Tensor | None,
+    weights: LayerWeights,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same without queries."""
+    normed = _normed(hidden, weights)
+    return _joined_keys_values(normed, cos, sin, key_before, value_before, weights)
 
 
 def _queries(
-    normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: LayerWeights
+    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: LayerWeights
+) -> torch.Tensor:
+    """The queries alone."""
+    return _rotated_queries(_normed(hidden, weights), cos, sin, weights)
+
+
+def _normed(hidden: torch.Tensor, weights: LayerWeights) -> torch.Tensor | Fp8Rows:
+    return ready(_rms_norm(hidden, weights.input_norm, weights.epsilon), weights.query)
+
+
+def _joined_keys_values(
+    normed: torch.Tensor | Fp8Rows,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_before: torch.Tensor | None,
+    value_before: torch.Tensor | None,
+    weights: LayerWeights,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    key = _heads(linear(normed, weights.key), weights)
+    key = rotate(_rms_norm(key, weights.key_norm, weights.epsilon), cos, sin)
+    value = _heads(linear(normed, weights.value), weights)
+    if key_before is None or value_before is None:
+        return key, value
+    return torch.cat((key_before, key)), torch.cat((value_before, value))
+
+
+def _rotated_queries(
+    normed: torch.Tensor | Fp8Rows, cos: torch.Tensor, sin: torch.Tensor, weights: LayerWeights
 ) -> torch.Tensor:
     query = _heads(linear(normed, weights.query), weights)
     return rotate(_rms_norm(query, weights.query_norm, weights.epsilon), cos, sin)
@@ -148,7 +207,7 @@ def _queries(
 def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
     """The layer behind its attention: output projection and MLP, each added to the states."""
     hidden = linear(attended.flatten(1), weights.output, plus=hidden)
-    normed = _rms_norm(hidden, weights.post_norm, weights.epsilon)
+    normed = ready(_rms_norm(hidden, weights.post_norm, weights.epsilon), weights.gate)
     gate = linear(normed, weights.gate, activation="silu")
     return linear(linear(normed, weights.up, times=gate), weights.down, plus=hidden)
 

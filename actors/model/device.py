@@ -7,14 +7,17 @@ import numpy as np
 import torch
 
 
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """The array on the device. The copy runs behind the work already queued there.
 
     The caller must not change the array afterwards: on a CPU the tensor shares its memory.
     """
-    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    if device.type != "cuda":
-        return tensor.to(device)
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return _uploaded(array, device) if device.type == "cuda" else array.to(device)
+
+
+def _uploaded(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -26,9 +29,54 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     return copy.copy_(tensor, non_blocking=True)
 
 
+class HostCopy:
+    """A copy on the host that arrives as soon as the work already queued on the device is done, and
+    is read without waiting for what is queued after it.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy = to_host(tensor)
+        self._arrived = torch.cuda.Event(blocking=True) if tensor.device.type == "cuda" else None
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def tolist(self) -> list[float]:
+        """Waits for it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copy.tolist()
+
+
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ErrorMemoryAllocation")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that the device has too little: not only its allocator says so, but
+    also cuBLAS (CUBLAS_STATUS_ALLOC_FAILED), cuDNN, and whatever launches a kernel.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
+
+
 def maybe_compiled(function: Callable[..., Any], is_compiled: bool) -> Callable[..., Any]:
-    """Compiled for any number of tokens, on first use; or as it is."""
-    return torch.compile(function, dynamic=True) if is_compiled else function
+    """Compiled for any number of rows, on first use; or as it is.
+
+    Of the tensors that are arguments of their own the first dimension alone is symbolic, and of
+    weights, which come in tuples, none: with symbolic widths Inductor divides by them in every
+    thread, and makes two kernels of norm and rotation.
+    """
+    if not is_compiled:
+        return function
+    compiled = torch.compile(function)
+
+    def of_any_length(*arguments: Any) -> Any:
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                torch._dynamo.maybe_mark_dynamic(argument, 0)
+        return compiled(*arguments)
+
+    return of_any_length
 
 
 def choose_device(name: str) -> torch.device:

@@ -20,22 +20,30 @@ _PACKED_FOR_ROWS = 4_096
 Activation = Literal["none", "silu", "gelu", "gelu_tanh"]
 
 
-class Fp8Weight(NamedTuple):
-    values: torch.Tensor  # (out, in) float8_e4m3
-    scale: torch.Tensor  # (out, 1) float32
+class Fp8Rows(NamedTuple):
+    """A weight by output row, or states by token."""
+
+    values: torch.Tensor  # (N, in) float8_e4m3
+    scale: torch.Tensor  # (N, 1) float32
+    dtype: torch.dtype  # before
 
 
 class PackedWeight(NamedTuple):
     values: torch.Tensor  # opaque
 
 
-Weight = torch.Tensor | Fp8Weight | PackedWeight
+Weight = torch.Tensor | Fp8Rows | PackedWeight
 Prepare = Callable[[torch.Tensor], Weight]
 """Brings a weight (out, in) into its form."""
 
 
+def ready(states: torch.Tensor, weight: Weight) -> "torch.Tensor | Fp8Rows":
+    """States for several layers of this weight's form, rounded once for all of them."""
+    return quantize_rows(states) if isinstance(weight, Fp8Rows) else states
+
+
 def linear(
-    states: torch.Tensor,
+    states: "torch.Tensor | Fp8Rows",
     weight: Weight,
     bias: torch.Tensor | None = None,
     *,
@@ -44,12 +52,14 @@ def linear(
     plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(N, in) to (N, out); then the activation, or the product with or the sum with (N, out)."""
-    if isinstance(weight, PackedWeight):
-        return _packed_linear(states, weight, bias, activation, times, plus)
-    if isinstance(weight, Fp8Weight):
+    if isinstance(weight, Fp8Rows):
         assert bias is None
-        product = _fp8_linear(states, weight)
+        rows = states if isinstance(states, Fp8Rows) else quantize_rows(states)
+        product = _fp8_linear(rows, weight)
     else:
+        assert not isinstance(states, Fp8Rows)
+        if isinstance(weight, PackedWeight):
+            return _packed_linear(states, weight, bias, activation, times, plus)
         product = functional.linear(states, weight, bias)
     if activation == "silu":
         product = functional.silu(product, inplace=True)
@@ -102,27 +112,27 @@ def _packed_linear(
     return operator.binary(states, other, weight.values, bias, kind)
 
 
-def _fp8_linear(states: torch.Tensor, weight: Fp8Weight) -> torch.Tensor:
-    values, scale = quantize_rows(states)
-    if states.is_cuda:
+def _fp8_linear(states: Fp8Rows, weight: Fp8Rows) -> torch.Tensor:
+    if states.values.is_cuda:
         return torch._scaled_mm(
-            values,
+            states.values,
             weight.values.t(),
-            scale_a=scale,
+            scale_a=states.scale,
             scale_b=weight.scale.t(),
             out_dtype=states.dtype,
             use_fast_accum=True,
         )
     # The same numbers without the hardware, so that fp8's deviation can be measured anywhere.
-    product = functional.linear(values.float(), weight.values.float())
-    return (product * scale * weight.scale.t()).to(states.dtype)
+    product = functional.linear(states.values.float(), weight.values.float())
+    return (product * states.scale * weight.scale.t()).to(states.dtype)
 
 
-def quantize_rows(rows: torch.Tensor) -> Fp8Weight:
+def quantize_rows(rows: torch.Tensor) -> Fp8Rows:
     """Each row by its own scale, its largest magnitude becoming fp8's largest."""
     largest = rows.abs().amax(dim=-1, keepdim=True).float()
     scale = largest.clamp(min=1e-12) / _FP8_MAX
-    return Fp8Weight((rows.float() / scale).clamp(-_FP8_MAX, _FP8_MAX).to(FP8), scale)
+    values = (rows.float() / scale).clamp(-_FP8_MAX, _FP8_MAX).to(FP8)
+    return Fp8Rows(values, scale, rows.dtype)
 
 
 def supports_fp8(device: torch.device) -> bool:

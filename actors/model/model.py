@@ -2,13 +2,16 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from shardrank.actors.model.decoder import Decoder
-from shardrank.actors.model.foreign import described
+from shardrank.actors.model.foreign import described, weight_files
 from shardrank.actors.model.vision import VisionTower
 from shardrank.actors.prompt import read_tokenizer
 
@@ -38,49 +41,74 @@ def load_model(
 
     safetensors only, no code from the checkpoint, nothing downloaded.
     """
-    from transformers import Qwen3VLForConditionalGeneration  # seconds to import
-
     if not list(checkpoint.glob("*.safetensors")):
         raise ValueError(f"{checkpoint} has no *.safetensors weights")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     for part in ("text_config", "vision_config"):
         if not config.get(part):  # a model of 8 billion weights is the default
             raise ValueError(f"{checkpoint / 'config.json'} has no {part}")
+    is_tied = _is_tied(checkpoint)
     try:
-        model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
-            checkpoint,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        model = _empty_model(checkpoint)
+        weights = _read_weights(checkpoint, model.state_dict(), device, dtype)
+        loading = model.load_state_dict(weights, strict=False, assign=True)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # transformers and safetensors raise many kinds on broken files
         lines = str(error).strip().splitlines() or [""]
-        raise ValueError(f"{checkpoint} cannot be loaded: {lines[0][:300]}") from error
-    missing = set(loading["missing_keys"])
-    text = model.config.text_config
-    is_tied = _is_tied(checkpoint)
-    if is_tied:
+        raise ValueError(f"{checkpoint} cannot be loaded: {' '.join(lines)[:300]}") from error
+    missing = set(loading.missing_keys)
+    if "lm_head.weight" in missing and (is_tied or model.config.tie_word_embeddings):
         missing -= {"lm_head.weight"}
-    broken = sorted(missing) or sorted(map(str, loading["mismatched_keys"]))
-    if broken:
-        raise ValueError(f"{checkpoint} lacks weights the model needs, such as {broken[0]}")
-    if loading["unexpected_keys"]:
-        raise ValueError(f"{checkpoint} holds {described(loading['unexpected_keys'])}")
-    model.requires_grad_(False).eval().to(device)
-    head_module = model.model.language_model.embed_tokens if is_tied else model.lm_head
-    head = _yes_no_row(head_module.weight, checkpoint / "tokenizer.json")
-    logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
-    return RerankerModel(
+        is_tied = True
+    if missing:
+        raise ValueError(f"{checkpoint} lacks weights the model needs, such as {min(missing)}")
+    if loading.unexpected_keys:
+        raise ValueError(f"{checkpoint} holds {described(loading.unexpected_keys)}")
+    model.requires_grad_(False).eval()
+    text, language_model = model.config.text_config, model.model.language_model
+    head_module = language_model.embed_tokens if is_tied else model.lm_head
+    loaded = RerankerModel(
         vision=VisionTower(
             model.model.visual, model.config.vision_config.spatial_merge_size, is_compiled
         ),
-        decoder=Decoder(model.model.language_model, is_fp8, is_compiled),
-        head=head,
+        decoder=Decoder(language_model, is_fp8, is_compiled),
+        head=_yes_no_row(head_module.weight, checkpoint / "tokenizer.json"),
         device=device,
         dtype=dtype,
         bytes_per_token=dtype.itemsize * (16 * text.hidden_size + 4 * text.intermediate_size),
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of weights in the form that they had in the files
+    logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
+    return loaded
+
+
+def _empty_model(checkpoint: Path) -> Any:
+    """transformers' module without weights, so that none are made to be replaced."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration  # seconds to import
+
+    config = Qwen3VLConfig.from_pretrained(checkpoint, local_files_only=True)
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(config)
+    rotary = model.model.language_model.rotary_emb  # its frequencies are in no file
+    model.model.language_model.rotary_emb = type(rotary)(config.text_config)
+    return model
+
+
+def _read_weights(
+    checkpoint: Path, expected: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Every tensor by the name that the module has for it, read straight to the device."""
+    weights = {}
+    for file in weight_files(checkpoint):
+        with safe_open(file, framework="pt", device=str(device)) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                own = name if name in expected else f"model.{name}"
+                # On a CPU a copy: what is read there are the file's own pages.
+                weight = tensors.get_tensor(name).to(dtype, copy=device.type == "cpu")
+                weights[own if own in expected else name] = weight
+    return weights
 
 
 def _is_tied(checkpoint: Path) -> bool:

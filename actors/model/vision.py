@@ -5,7 +5,6 @@ image and each frame pair attends to itself alone. Source: transformers' Qwen3VL
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from shardrank.actors.lru import LRU
 from shardrank.actors.media.pixels import MERGE_SIZE, PATCH_SIZE, patchify
 from shardrank.actors.model.attention import VarlenKernel, cumulative, kernel_for
 from shardrank.actors.model.device import maybe_compiled, to_device
@@ -21,6 +21,8 @@ from shardrank.actors.model.rope import interleaved, rotate
 
 ROPE_THETA = 10_000.0
 LAYER_NORM_EPSILON = 1e-6
+POSITIONS_BYTES = 256 << 20
+"""Of grids seen before; one of 1,800 tokens takes 19 MB in the 8B."""
 
 
 class Affine(NamedTuple):
@@ -75,7 +77,7 @@ class VisionTower:
         mergers = [_merger_weights(merger, prepare) for merger in visual.deepstack_merger_list]
         self._deepstack = dict(zip(visual.deepstack_visual_indexes, mergers, strict=True))
         self._grid_side = int(visual.pos_embed.num_embeddings**0.5)
-        self._positions = lru_cache(maxsize=256)(self._make_positions)
+        self._known_positions: LRU[tuple[int, int], _Positions] = LRU(POSITIONS_BYTES)
 
     @property
     def num_levels(self) -> int:
@@ -89,13 +91,13 @@ class VisionTower:
         grids = [(v.shape[1] // PATCH_SIZE, v.shape[2] // PATCH_SIZE) for v in pixels]
         tables = [self._positions(height, width) for height, width in grids]
         hidden = linear(torch.cat(patches), *self._patch)
-        hidden += torch.cat([table[0] for table in tables])
-        rope = torch.cat([table[1] for table in tables]), torch.cat([t[2] for t in tables])
+        embedding, *rope = map(torch.cat, zip(*tables, strict=True))
+        hidden += embedding
         features = self._run_blocks(hidden, rope, lengths)
         return list(features.split([length // MERGE_SIZE**2 for length in lengths]))
 
     def _run_blocks(
-        self, hidden: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], lengths: list[int]
+        self, hidden: torch.Tensor, rope: Sequence[torch.Tensor], lengths: list[int]
     ) -> torch.Tensor:
         levels: list[torch.Tensor] = []
         kernel = kernel_for(hidden.device, hidden.dtype)
@@ -107,25 +109,29 @@ class VisionTower:
                 levels.append(_merge(hidden, self._deepstack[layer]))
         return torch.stack([_merge(hidden, self._merger), *levels], dim=1)
 
-    def _make_positions(
-        self, height: int, width: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Position embeddings (N, hidden) and rope's cos, sin (N, 1, head_dim / 2) of one grid."""
-        weight = self._position_table
+    def _positions(self, height: int, width: int) -> "_Positions":
+        key = height, width
+        positions = self._known_positions.get(key)
+        if positions is None:
+            positions = self._make_positions(height, width)
+            self._known_positions.put(key, positions)
+        return positions
+
+    def _make_positions(self, height: int, width: int) -> "_Positions":
         rows, columns = _merge_order(height, width)
-        embedding = self._interpolated(rows, columns, height, width)
-        head_dim = weight.shape[1] // self._num_heads
+        head_dim = self._position_table.shape[1] // self._num_heads
         steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
         inverse = 1.0 / ROPE_THETA**steps
         angles = torch.cat([rows[:, None] * inverse, columns[:, None] * inverse], dim=1)
-        angles = angles[:, None].to(weight.device)
-        return embedding.to(weight.dtype), angles.cos(), angles.sin()
+        on_device = to_device(angles[:, None], self._device)
+        embedding = self._interpolated(rows, columns, height, width)
+        return _Positions(embedding, on_device.cos(), on_device.sin())
 
     def _interpolated(
         self, rows: torch.Tensor, columns: torch.Tensor, height: int, width: int
     ) -> torch.Tensor:
         """The square learned table, bilinear with corners aligned, at each patch: (N, hidden)."""
-        weight = self._position_table
+        table = self._position_table
         top, bottom, down = _neighbours(rows, height, self._grid_side)
         left, right, across = _neighbours(columns, width, self._grid_side)
         corners = (
@@ -134,12 +140,21 @@ class VisionTower:
             (bottom, left, down * (1 - across)),
             (bottom, right, down * across),
         )
-        parts = [
-            weight[(row * self._grid_side + column).to(weight.device)]
-            * share[:, None].to(weight.device, weight.dtype)
-            for row, column, share in corners
-        ]
-        return torch.stack(parts).sum(0)
+        entries = torch.stack([row * self._grid_side + column for row, column, _ in corners])
+        shares = torch.stack([share.to(table.dtype) for *_, share in corners]).unsqueeze(-1)
+        return (table[to_device(entries, self._device)] * to_device(shares, self._device)).sum(0)
+
+
+class _Positions(NamedTuple):
+    """Position embeddings (N, hidden) and rope's cos, sin (N, 1, head_dim / 2) of one grid."""
+
+    embedding: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self)
 
 
 def _project(
@@ -148,7 +163,8 @@ def _project(
     """Queries, keys and values (N, heads, D)."""
     normed = _layer_norm(hidden, weights.norm1)
     qkv = linear(normed, *weights.qkv).view(len(hidden), 3, weights.num_heads, -1)
-    return rotate(qkv[:, 0], cos, sin), rotate(qkv[:, 1], cos, sin), qkv[:, 2]
+    query, key, value = qkv.unbind(1)
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 def _finish(hidden: torch.Tensor, attended: torch.Tensor, weights: BlockWeights) -> torch.Tensor:

@@ -62,7 +62,8 @@ class PreprocessorLike(Protocol):
 class ScorerLike(Protocol):
     """One with a `vision_cache` that has `num_hits` and `num_misses` has them in the summary.
 
-    It calls `progressed` now and then, at least as often as a device should come back.
+    One with `planned` takes what that makes of sets in their place; it is called while others are
+    scored. `progressed` is called at least as often as a device should come back.
     """
 
     def score(self, sets: list[Any], progressed: Progressed) -> list[list[PairScore]]: ...

@@ -85,7 +85,12 @@ def score_units(
                 "timeout_s": workers.pair_timeout_s,
                 "outline": outline,
             },
-            compute=ActorPoolStrategy(size=pool.num_actors),
+            compute=ActorPoolStrategy(
+                size=pool.num_actors,
+                # The next chunk is made ready while one is scored; a CPU has no time for both.
+                max_concurrent_calls_per_actor=2 if pool.num_gpus else None,
+                enable_true_multi_threading=bool(pool.num_gpus),
+            ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             max_restarts=-1,

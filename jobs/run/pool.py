@@ -1,6 +1,7 @@
 """The scoring actors that fit a cluster: how many, and what each has of it. Knows no Ray."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardrank.jobs.errors import UsageError
@@ -21,27 +22,40 @@ class Pool:
 
 
 def choose_pool(
-    resources: dict[str, float], device: str, num_actors: int | None, *, can_grow: bool = True
+    nodes: Sequence[Mapping[str, float]],
+    device: str,
+    num_actors: int | None,
+    *,
+    can_grow: bool = True,
 ) -> Pool:
-    """One actor a GPU, or on a cluster without any, one on a CPU.
+    """One actor a GPU, or on a cluster without any, one on a CPU. nodes: the resources of each.
 
     A CUDA pool larger than the cluster waits for its autoscaler, if it can grow. Raises UsageError
     otherwise.
     """
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
     if device.startswith("cuda") or (device == "auto" and gpus):
         if not gpus and not num_actors:
             raise UsageError(
                 "the cluster has no GPU; with an autoscaler say how many with --num-actors"
             )
-        pool = Pool(num_actors or gpus, num_cpus=0, num_gpus=1)
-        if pool.num_actors > gpus and not can_grow:
+        count = num_actors or gpus
+        if count > gpus and not can_grow:
             raise UsageError(
-                f"too few GPUs: {counted(pool.num_actors, 'scoring actor')} need as many, this "
+                f"too few GPUs: {counted(count, 'scoring actor')} need as many, this "
                 f"machine has {gpus}; lower --num-actors, or join a cluster with --address"
             )
-        return _checked(pool, cpus)
+        return _checked(Pool(count, _cpus_beside_a_gpu(nodes, cpus, count), num_gpus=1), cpus)
     return _checked(Pool(num_actors or 1, num_cpus=1, num_gpus=0), cpus)
+
+
+def _cpus_beside_a_gpu(nodes: Sequence[Mapping[str, float]], cpus: int, num_actors: int) -> float:
+    """A core of its own, to pack and to launch while the others prepare; none where a node could
+    then not take an actor for each of its GPUs and a task.
+    """
+    with_gpus = [node for node in nodes if node.get("GPU", 0)]
+    fits = all(node.get("CPU", 0) > node["GPU"] for node in with_gpus)
+    return 1 if with_gpus and fits and cpus > num_actors else 0
 
 
 def settled_dtype(dtype: str, pool: Pool) -> str:

@@ -8,9 +8,12 @@ import logging
 import os
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -29,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_TIMEOUT_FACTOR = 10
 """An actor's first forward may take so many times longer: torch.compile is at work in it."""
+
+_Ready = tuple[Sequence[PreparedPairs], Any]
+"""A chunk's pairs, and what the scorer has planned of them, if it plans."""
 
 
 class Score:
@@ -58,13 +64,34 @@ class Score:
         check_outline(config, outline)
         self._scorer = engine.unpacked().scorer(config)
         start.end()
+        self._turn = threading.Lock()
+        self._is_suspect = False
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.concat_tables([self._score(batch, i) for i in range(batch.num_rows)])
 
     def _score(self, batch: pa.Table, index: int) -> pa.Table:
+        """One chunk at a time; who comes meanwhile, in a thread of its own, gets its chunk ready.
+
+        Not while one is scored that others died of. If getting ready kills the process, the chunk
+        whose turn it is takes the blame, has died, and so is alone when it is tried again; this
+        one's attempt begins with its turn, in which it is then found out.
+        """
+        ready = None
+        if not self._turn.acquire(blocking=False):
+            if not self._is_suspect:
+                with suppress(Exception):  # it is raised again in its turn
+                    ready = self._unpacked(batch, index)
+            self._turn.acquire()
+        try:
+            return self._score_now(batch, index, ready)
+        finally:
+            self._turn.release()
+
+    def _score_now(self, batch: pa.Table, index: int, ready: _Ready | None) -> pa.Table:
         work = "score", batch["unit"][index].as_py(), batch["chunk"][index].as_py()
         attempt = Attempt(self._log, work, self._timeout_s, self._first_timeout_s)
+        self._is_suspect = attempt.num_deaths > 0
         started = time.monotonic()
         rows = from_ipc(batch["rows"][index].as_buffer())
         before = self._lookups()
@@ -72,8 +99,8 @@ class Score:
         if failure is not None:  # of unpacking it, say: then nothing of it can be scored
             scores = [PairScore(error=failure)] * rows["error_code"].null_count
         else:
-            prepared = pickle.loads(batch["prepared"][index].as_buffer())
-            scores = score_pairs(self._scorer, prepared, attempt)
+            prepared, planned = ready or self._unpacked(batch, index)
+            scores = score_pairs(self._scorer, prepared, attempt, planned)
         scored = with_scores(rows, scores)
         seconds = batch["seconds"][index].as_py() + time.monotonic() - started
         scored = with_figures(scored, [*_since(before, self._lookups()), seconds])
@@ -85,6 +112,11 @@ class Score:
         self._first_timeout_s = None
         return scored
 
+    def _unpacked(self, batch: pa.Table, index: int) -> _Ready:
+        prepared = pickle.loads(batch["prepared"][index].as_buffer())
+        plan = getattr(self._scorer, "planned", None)
+        return prepared, prepared if plan is None else plan(prepared)
+
     def _lookups(self) -> list[int | None]:
         """The vision cache's hits and misses so far; of a scorer without one, nothing."""
         cache = getattr(self._scorer, "vision_cache", None)
@@ -92,16 +124,21 @@ class Score:
 
 
 def score_pairs(
-    scorer: ScorerLike, prepared: Sequence[PreparedPairs], attempt: Attempt
+    scorer: ScorerLike,
+    prepared: Sequence[PreparedPairs],
+    attempt: Attempt,
+    planned: Any = None,
 ) -> list[PairScore]:
     """All pairs' scores, in order. Together, unless that raised, or killed its process twice: then
-    pair by pair, so that what is to blame is one row's error.
+    pair by pair, so that what is to blame is one row's error. planned: what the scorer has made of
+    all of them already.
 
     If none is, its process was killed by something else. So they are scored together once more:
     alone a pair's last bits may differ, and the rows are to be those of an undisturbed run.
     """
     is_suspect = attempt.num_deaths >= MAX_DEATHS
-    if not is_suspect and (scores := _score_together(scorer, prepared, attempt)) is not None:
+    planned = list(prepared) if planned is None else planned
+    if not is_suspect and (scores := _score_together(scorer, planned, attempt)) is not None:
         return scores
     pairs = [each.only(index) for each in prepared for index in range(each.num_pairs)]
     alone = [_score_one(scorer, pair, attempt, number) for number, pair in enumerate(pairs)]
@@ -109,17 +146,15 @@ def score_pairs(
         isinstance(score.error, Crashed | TimedOut | Unexpected) for score in alone
     )
     if is_suspect and is_innocent and attempt.failure("together") is None:
-        return _score_together(scorer, prepared, attempt) or alone
+        return _score_together(scorer, planned, attempt) or alone
     return alone
 
 
-def _score_together(
-    scorer: ScorerLike, prepared: Sequence[PreparedPairs], attempt: Attempt
-) -> list[PairScore] | None:
+def _score_together(scorer: ScorerLike, planned: Any, attempt: Attempt) -> list[PairScore] | None:
     """None where it raised."""
     try:
         with attempt.step("together"):
-            scores = scorer.score(list(prepared), attempt.progress)
+            scores = scorer.score(planned, attempt.progress)
         return [score for each in scores for score in each]
     except Exception as error:
         _die_with_device(error)

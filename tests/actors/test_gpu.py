@@ -6,7 +6,7 @@ import torch
 from shardrank.actors import Reranker
 from shardrank.actors.model.attention import PackedAttention, flash_varlen
 from shardrank.actors.model.features import FeatureCache
-from shardrank.actors.model.linear import Fp8Weight, linear, quantize_rows, supports_fp8
+from shardrank.actors.model.linear import linear, quantize_rows, supports_fp8
 from shardrank.actors.packing import attention_plan
 from tests.actors.test_attention import HEAD_DIM, masked, random_states, three_level_batch
 from tests.support.engine import GOLDEN, TINY, candidate_set, golden_cases
@@ -57,7 +57,7 @@ def test_an_fp8_product_on_the_device_is_the_imitated_one():
         pytest.skip("the device does not multiply fp8")
     torch.manual_seed(0)
     states, weight = torch.randn(64, 128).bfloat16(), quantize_rows(torch.randn(96, 128))
-    on_device = Fp8Weight(*(part.cuda() for part in weight))
+    on_device = weight._replace(values=weight.values.cuda(), scale=weight.scale.cuda())
     expected = linear(states, weight).float()
     found = linear(states.cuda(), on_device).float().cpu()
     assert (found - expected).norm() / expected.norm() < 1e-2
@@ -68,6 +68,7 @@ def test_features_that_left_the_device_come_back_unchanged():
     features = [torch.randn(10, 4, 16, device="cuda") for _ in range(8)]
     for index, each in enumerate(features):
         cache.put(bytes([index]), each)
+        cache.get(bytes([index]), torch.device("cuda"))
     for index, each in enumerate(features):
         assert torch.equal(cache.get(bytes([index]), torch.device("cuda")), each)
 

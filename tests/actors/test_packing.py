@@ -47,6 +47,7 @@ def keys_seen(plan):
                 if block.is_causal:
                     end = block.key_start + query - block.query_start + 1
                 seen[query] += range(block.key_start, end)
+                seen[query] += [row for span in block.before for row in range(*span)]
     return [sorted(keys) for keys in seen]
 
 
@@ -71,24 +72,24 @@ def test_every_pair_can_be_read_back_along_its_path(pairs):
 
 
 @settings(max_examples=300, deadline=None)
-@given(prefix_sharing_pairs())
-def test_a_token_attends_to_its_path_and_to_nothing_else(pairs):
+@given(prefix_sharing_pairs(), st.booleans())
+def test_a_token_attends_to_its_path_and_to_nothing_else(pairs, gathers):
     batch = pack(pairs)
-    seen = keys_seen(attention_plan(batch))
+    seen = keys_seen(attention_plan(batch, gathers))
     assert seen == [sorted(path_of(batch, row)) for row in range(batch.num_tokens)]
 
 
 @settings(max_examples=300, deadline=None)
-@given(prefix_sharing_pairs())
-def test_the_last_layer_attends_for_last_tokens_only_and_alike(pairs):
+@given(prefix_sharing_pairs(), st.booleans())
+def test_the_last_layer_attends_for_last_tokens_only_and_alike(pairs, gathers):
     batch = pack(pairs)
     rows = np.unique(batch.last_rows)
-    assert keys_seen(last_token_plan(batch, rows)) == [path_of(batch, row) for row in rows]
+    assert keys_seen(last_token_plan(batch, rows, gathers)) == [path_of(batch, row) for row in rows]
 
 
 @settings(max_examples=500, deadline=None)
-@given(prefix_sharing_pairs(), prefix_sharing_pairs(), st.integers(1, 60))
-def test_behind_a_cached_prefix_every_token_sees_the_same_tokens(pairs, others, length):
+@given(prefix_sharing_pairs(), prefix_sharing_pairs(), st.integers(1, 60), st.booleans())
+def test_behind_a_cached_prefix_every_token_sees_the_same_tokens(pairs, others, length, gathers):
     """The prefix is a real pair's beginning, of these pairs or of others."""
     keys = sharing_keys((pairs + others)[length % len(pairs + others)])[:length]
     batch = pack(pairs, keys)
@@ -98,10 +99,10 @@ def test_behind_a_cached_prefix_every_token_sees_the_same_tokens(pairs, others, 
         rows = batch.path_rows(index, pair.num_tokens)
         assert ids[rows].tolist() == pair.input_ids.tolist()
         assert rows.tolist() == path_of(batch, batch.last_rows[index])
-    seen = keys_seen(attention_plan(batch))
+    seen = keys_seen(attention_plan(batch, gathers))
     assert seen == [sorted(path_of(batch, row)) for row in range(batch.num_tokens)]
     rows = np.unique(batch.last_rows)
-    last = keys_seen(last_token_plan(batch, rows))
+    last = keys_seen(last_token_plan(batch, rows, gathers))
     assert last == [sorted(path_of(batch, row)) for row in rows]
 
 
@@ -122,9 +123,9 @@ def test_a_pair_that_is_the_cached_prefix_still_computes_its_last_token():
 
 
 @settings(max_examples=200, deadline=None)
-@given(prefix_sharing_pairs())
-def test_no_level_names_a_query_twice(pairs):
-    for level in attention_plan(pack(pairs)).levels:
+@given(prefix_sharing_pairs(), st.booleans())
+def test_no_level_names_a_query_twice(pairs, gathers):
+    for level in attention_plan(pack(pairs), gathers).levels:
         rows = [row for block in level for row in range(block.query_start, block.query_end)]
         assert len(rows) == len(set(rows))
 
@@ -178,3 +179,14 @@ def test_documents_that_continue_each_other_without_end_stay_within_the_depth():
     assert max(segment.depth for segment in batch.segments) <= 16
     for pair, last_row in zip(pairs, batch.last_rows, strict=True):
         assert batch.input_ids[path_of(batch, last_row)].tolist() == pair.input_ids.tolist()
+
+
+def test_short_ancestors_come_before_the_own_keys_and_long_ones_are_merged():
+    """A system prompt and a query of some tokens, and a query of many, for short documents."""
+    system, short, long = list(range(20)), list(range(100, 130)), list(range(200, 900))
+    pairs = [pair_of(system + query + [n] * 50) for query in (short, long) for n in range(8)]
+    own, *merged = attention_plan(pack(pairs), gathers=True).levels
+    assert [(block.num_queries, block.num_keys) for level in merged for block in level] == [
+        (8 * 50, 700)
+    ]
+    assert sorted(block.num_keys for block in own) == [20, *[70] * 8, *[100] * 8, 720]

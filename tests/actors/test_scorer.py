@@ -16,14 +16,15 @@ SHORT = QueryOptions(max_length=512)
 class SmallDevice:
     """A forward that runs out of memory over `capacity` pairs, and counts its calls."""
 
-    def __init__(self, capacity):
+    def __init__(self, capacity, error=None):
         self.capacity = capacity
+        self.error = error or torch.OutOfMemoryError("no room")
         self.sizes = []
 
     def __call__(self, pairs):
         self.sizes.append(len(pairs))
         if len(pairs) > self.capacity:
-            raise torch.OutOfMemoryError("no room")
+            raise self.error
         return torch.tensor([float(pair.num_tokens) for pair in pairs])
 
 
@@ -39,6 +40,21 @@ def test_out_of_memory_halves_the_plan_and_keeps_the_order(capacity):
     device = SmallDevice(capacity)
     assert torch.cat(halving(device, pairs)).tolist() == [pair.num_tokens for pair in pairs]
     assert device.sizes[0] == 7
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_whatever_says_that_memory_is_full_halves_the_plan(message):
+    pairs = prepared_pairs(3)
+    results = halving(SmallDevice(1, RuntimeError(message)), pairs)
+    assert torch.cat(results).tolist() == [pair.num_tokens for pair in pairs]
 
 
 def test_a_pair_that_does_not_fit_alone_is_its_own_error():

@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,50 @@ def test_a_chunk_that_kills_wherever_it_is_touched_is_all_its_pairs_error() -> N
     after(MAX_DEATHS_OF_WORK, log)
     broken = batch().set_column(4, "prepared", pa.array([pickle.dumps(1)[:-1]], pa.large_binary()))
     assert actor(broken)["error_code"].to_pylist() == ["crashed"] * 3
+
+
+class Planning(Together):
+    """Does not come back before another chunk has been planned meanwhile, or may not be."""
+
+    def __init__(self, config: RerankerConfig | None = None) -> None:
+        super().__init__()
+        self.began, self.is_planned, self.is_inside = threading.Event(), threading.Event(), False
+
+    def planned(self, sets: list[Checksums]) -> list[Checksums]:
+        if self.began.is_set():
+            self.is_planned.set()
+        return sets
+
+    def score(self, sets: list[Checksums], progressed: Any) -> list[list[PairScore]]:
+        assert not self.is_inside
+        self.is_inside = True
+        self.began.set()
+        self.is_planned.wait(0.2 if self.num_calls else 20.0)
+        self.is_inside = False
+        return super().score(sets, progressed)
+
+
+@pytest.mark.parametrize("num_deaths", [0, 1])
+def test_the_next_chunk_is_made_ready_while_one_is_scored_that_nobody_died_of(
+    num_deaths: int,
+) -> None:
+    log = AttemptLog()
+    engine = packed(Engine(Planning, Planning))
+    actor = Score(engine, RerankerConfig(str(TINY)), Pool(1, 1, 0), log)
+    scorer: Any = actor._scorer
+    scorer.num_calls = num_deaths  # then it does not wait for what must not come
+    for _ in range(num_deaths):
+        Attempt(log, WORK)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(actor, batch())
+        assert scorer.began.wait(20.0)
+        second = threads.submit(actor, batch())
+        planned_meanwhile = (
+            scorer.is_planned.wait(0.1) if num_deaths else scorer.is_planned.wait(20)
+        )
+        tables = [first.result(), second.result()]
+    assert planned_meanwhile == (num_deaths == 0)
+    assert [table["error_code"].null_count for table in tables] == [3, 3]
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
