@@ -245,7 +245,7 @@ def _own_engine() -> Engine:
     )
     from shardrank.actors.scorer import Scorer
 
-    return Engine(Preprocessor, Scorer)
+    return Engine(Preprocessor, Scorer.warm)
 
 
 def _model(config: RerankerConfig) -> dict[str, str]:

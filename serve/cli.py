@@ -96,6 +96,10 @@ def serve_command(
     ] = "pyav",
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a replica")] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile; default: on CUDA"),
+    ] = None,
     max_body_bytes: Annotated[int, typer.Option()] = _DEFAULTS.max_body_bytes,
     max_documents: Annotated[int, typer.Option(help="Of a request")] = _DEFAULTS.max_documents,
     max_image_pixels: Annotated[int, typer.Option()] = _DEFAULTS.max_image_pixels,
@@ -129,6 +133,7 @@ def serve_command(
                 image_depth=image_depth,
                 max_batch_tokens=max_batch_tokens,
                 num_threads=threads,
+                compile=compile,
                 video_reader=video_reader,
             ),
             served_name=served_model_name or (None if model else "shardrank-demo"),

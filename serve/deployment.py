@@ -44,6 +44,7 @@ class RerankEndpoint:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._reranker = Reranker(settings.engine)  # here, so that Serve tells what went wrong
+        self._reranker.scorer.warm_up()  # Serve's first probe waits for seconds only
         self._app: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -89,6 +90,7 @@ class AppArguments(BaseModel):
     image_depth: str = "scale"
     threads: int | None = None
     max_batch_tokens: int | None = None
+    compile: bool | None = None
     video_reader: str = "pyav"
     served_name: str | None = None
     strict_model: bool = False
@@ -115,6 +117,7 @@ class AppArguments(BaseModel):
                 image_depth=self.image_depth,  # type: ignore[arg-type]
                 num_threads=self.threads,
                 max_batch_tokens=self.max_batch_tokens,
+                compile=self.compile,
                 video_reader=self.video_reader,  # type: ignore[arg-type]
                 **config,
             ),

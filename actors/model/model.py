@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,9 +59,7 @@ def load_model(
         lines = str(error).strip().splitlines() or [""]
         raise ValueError(f"{checkpoint} cannot be loaded: {lines[0][:300]}") from error
     missing = set(loading["missing_keys"])
-    text = model.config.text_config
-    is_tied = _is_tied(checkpoint)
-    if is_tied:
+    if _is_tied(checkpoint):
         missing -= {"lm_head.weight"}
     broken = sorted(missing) or sorted(map(str, loading["mismatched_keys"]))
     if broken:
@@ -68,16 +67,25 @@ def load_model(
     if loading["unexpected_keys"]:
         raise ValueError(f"{checkpoint} holds {described(loading['unexpected_keys'])}")
     model.requires_grad_(False).eval().to(device)
-    head_module = model.model.language_model.embed_tokens if is_tied else model.lm_head
-    head = _yes_no_row(head_module.weight, checkpoint / "tokenizer.json")
     logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
+    return reranker_model(model, checkpoint, is_fp8=is_fp8, is_compiled=is_compiled)
+
+
+def reranker_model(
+    model: Any, checkpoint: Path, is_fp8: bool = False, is_compiled: bool = False
+) -> RerankerModel:
+    """Takes over the weights of a Qwen3VLForConditionalGeneration, where and as they are."""
+    embedding, text = model.model.language_model.embed_tokens.weight, model.config.text_config
+    head_weight = embedding if _is_tied(checkpoint) else model.lm_head.weight
+    head = _yes_no_row(head_weight, checkpoint / "tokenizer.json")
+    dtype: torch.dtype = embedding.dtype
     return RerankerModel(
         vision=VisionTower(
             model.model.visual, model.config.vision_config.spatial_merge_size, is_compiled
         ),
         decoder=Decoder(model.model.language_model, is_fp8, is_compiled),
         head=head,
-        device=device,
+        device=embedding.device,
         dtype=dtype,
         bytes_per_token=dtype.itemsize * (16 * text.hidden_size + 4 * text.intermediate_size),
     )

@@ -28,7 +28,7 @@ from shardrank.jobs.run.pool import Pool, fair_threads
 logger = logging.getLogger(__name__)
 
 FIRST_TIMEOUT_FACTOR = 10
-"""An actor's first forward may take so many times longer: torch.compile is at work in it."""
+"""An actor's first forward may take so many times longer: what the warm-up did not compile is."""
 
 
 class Score:
