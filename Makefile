@@ -10,7 +10,7 @@ CODE := shardrank actors jobs serve bench demo tests
 # Ray sends usage statistics home unless told not to.
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-gpu test-load test-faults lint types install demo-model demo-data clean
+.PHONY: help demo test test-gpu test-large test-load test-faults lint types install demo-model demo-data clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -24,9 +24,13 @@ test: lint types  ## Everything that must pass: ruff, mypy, pytest
 	@echo "==> pytest: several minutes, real local Rays included"
 	@$(BIN)/python -m pytest
 
-test-gpu: install  ## The tests that need a CUDA device
+test-gpu:  ## What needs a CUDA device, with a Python that has torch and transformers: no installing
 	@echo "==> pytest -m gpu"
-	@$(BIN)/python -m pytest -m gpu
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu tests/actors/test_gpu.py
+
+test-large: install  ## The real shape of 2B against transformers on this CPU: 11 GB, minutes
+	@echo "==> pytest -m large"
+	@$(BIN)/python -m pytest -m large -s tests/bench/test_large.py
 
 test-load: install  ## The endpoint under load on loopback, and 10,000 fuzzed requests: minutes
 	@echo "==> pytest -m load"
