@@ -13,7 +13,7 @@ CODE := shardrank actors jobs serve bench demo tests
 # Ray sends usage statistics home unless told not to.
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-gpu test-load test-faults lint types install install-dev demo-model demo-data clean
+.PHONY: help demo test test-gpu test-large test-load test-faults lint types install install-dev demo-model demo-data clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -27,9 +27,13 @@ test: lint types  ## Everything that must pass: ruff, mypy, pytest
 	@echo "==> pytest: several minutes, real local Rays included"
 	@$(BIN)/python -m pytest
 
-test-gpu: install-dev  ## The tests that need a CUDA device
+test-gpu:  ## What needs a CUDA device, with a Python that has torch and transformers: no installing
 	@echo "==> pytest -m gpu"
-	@$(BIN)/python -m pytest -m gpu
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu tests/actors/test_gpu.py
+
+test-large: install-dev  ## The real shape of 2B against transformers on this CPU: 11 GB, minutes
+	@echo "==> pytest -m large"
+	@$(BIN)/python -m pytest -m large -s tests/bench/test_large.py
 
 test-load: install-dev  ## The endpoint under load on loopback, and 10,000 fuzzed requests: minutes
 	@echo "==> pytest -m load"

@@ -129,7 +129,7 @@ class RerankerConfig:
         of a GPU's memory that is free after loading; 1 GiB on a CPU), and of a GPU's those that
         were asked for again and had to leave it on the host.
     quantization: "fp8" rounds the decoder's linear layers to float8 (by row, dynamically), which
-        moves scores; for GPUs that multiply fp8, a CPU imitates it.
+        moves scores; for GPUs that multiply fp8, with bfloat16; a CPU imitates it.
     video_reader: "pyav" gives the frames that a sequential decode shows; "decord" those that the
         official scorer sees, which are others for edit lists, B-frames in AVI and the like.
     compile: torch.compile for the layers' parts; None: on CUDA only.
@@ -183,6 +183,13 @@ class RerankerConfig:
             value = getattr(self, name)
             _check_limit(name, 0 if value is None else value)
         _check_choice("quantization", self.quantization, ("none", "fp8"))
+        is_imitated = self.device == "cpu"  # with any dtype
+        if (
+            self.quantization == "fp8"
+            and self.dtype not in ("auto", "bfloat16")
+            and not is_imitated
+        ):
+            raise ValueError(f"quantization fp8 goes with dtype bfloat16, got {self.dtype}")
         _check_choice("video_reader", self.video_reader, ("pyav", "decord"))
         for name in ("feature_cache_bytes", "host_feature_cache_bytes"):
             value = getattr(self, name)

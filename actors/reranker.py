@@ -1,10 +1,11 @@
 """Both halves in one object: the three lines that a library user needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, PairScore
+from shardrank.actors.model.model import RerankerModel, load_model
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
 
@@ -13,16 +14,22 @@ class Reranker:
     """Scores documents for a query with a Qwen3-VL-Reranker checkpoint.
 
     model: a checkpoint directory, a hub name, or a whole RerankerConfig; `settings` are the
-    config's other fields. Raises ValueError on a bad checkpoint or setting.
+    config's other fields. load: see Scorer. Raises ValueError on a bad checkpoint or setting.
     """
 
-    def __init__(self, model: str | RerankerConfig, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: str | RerankerConfig,
+        *,
+        load: Callable[..., RerankerModel] = load_model,
+        **settings: Any,
+    ) -> None:
         if isinstance(model, str):
             model = RerankerConfig(model=model, **settings)
         elif settings:
             raise ValueError(f"give settings in the config, not beside it: {sorted(settings)}")
         self.preprocessor = Preprocessor(model)
-        self.scorer = Scorer(model)
+        self.scorer = Scorer(model, load)
         self.config = self.scorer.config
 
     def score(

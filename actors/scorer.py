@@ -2,8 +2,10 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -23,8 +25,9 @@ from shardrank.actors.model.device import (
 )
 from shardrank.actors.model.features import FeatureCache
 from shardrank.actors.model.linear import supports_fp8
-from shardrank.actors.model.model import load_model
+from shardrank.actors.model.model import RerankerModel, load_model
 from shardrank.actors.model.vision import POSITIONS_BYTES
+from shardrank.actors.model.warm_up import BATCH_TOKENS, sample_sets
 from shardrank.actors.packing import (
     MIN_SHARED_TOKENS,
     PackedBatch,
@@ -78,23 +81,30 @@ class PlannedSets:
 
 
 class Scorer:
-    """Scores prepared sets on one device. Raises ValueError on a bad checkpoint or device."""
+    """Scores prepared sets on one device. Raises ValueError on a bad checkpoint or device.
 
-    def __init__(self, config: RerankerConfig) -> None:
-        checkpoint = resolve_checkpoint(config.model, config.revision)
+    load: as load_model, which reads a checkpoint's files.
+    """
+
+    def __init__(
+        self, config: RerankerConfig, load: Callable[..., RerankerModel] = load_model
+    ) -> None:
+        checkpoint = resolve_checkpoint(config.model, config.revision, weights=load is load_model)
         self.config = config.resolve(checkpoint)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.device = choose_device(config.device)
         if config.quantization == "fp8" and not supports_fp8(self.device):
             raise ValueError(f"quantization fp8: {self.device} does not multiply fp8")
-        self._model = load_model(
+        self._load = partial(
+            load,
             checkpoint,
             self.device,
             choose_dtype(config.dtype, self.device),
             is_fp8=config.quantization == "fp8",
-            is_compiled=compiles(config.compile, self.device),
         )
+        self.is_compiled = compiles(config.compile, self.device)
+        self._model = self._load(is_compiled=self.is_compiled)
         on_host = 0 if self.device.type == "cpu" else config.host_feature_cache_bytes
         free = None if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
         cache = config.feature_cache_bytes
@@ -109,6 +119,45 @@ class Scorer:
         plans = plan(_costs(sets), self.max_batch_tokens)
         first = pack([pairs[index] for index in plans[0]]) if plans else None
         return PlannedSets(sets, pairs, visuals, plans, first)
+
+    @classmethod
+    def warm(cls, config: RerankerConfig) -> "Scorer":
+        """A scorer whose first forward takes no longer than its others."""
+        scorer = cls(config)
+        scorer.warm_up()
+        return scorer
+
+    def warm_up(self) -> None:
+        """Score made-up pairs, on a GPU and where layers are compiled. Raises the error of a pair.
+
+        Where the compiler fails, for want of a C compiler, say, this says so once, and loads the
+        model again to run as it is.
+        """
+        if self.device.type == "cpu" and not self.is_compiled:
+            return
+        started = time.monotonic()
+        try:
+            self._rehearse()
+        except Exception as error:  # a compiler's are of many kinds; a fault of ours comes again
+            if not self.is_compiled:
+                raise
+            logger.warning("torch.compile fails here, going on without it: %s", _shown(error))
+            self.is_compiled = False
+            del self._model  # before the other takes as much memory
+            self._model = self._load(is_compiled=False)
+            self._rehearse()
+        logger.info("warm after %.1f s", time.monotonic() - started)
+
+    def _rehearse(self) -> None:
+        configured, cache = self.max_batch_tokens, self.vision_cache
+        self.max_batch_tokens, self.vision_cache = BATCH_TOKENS, cache.emptied()
+        try:
+            for sets in sample_sets():
+                for pair in sum(self.score(sets), []):
+                    if pair.error is not None:
+                        raise pair.error
+        finally:
+            self.max_batch_tokens, self.vision_cache = configured, cache
 
     @torch.inference_mode()
     def score(
@@ -267,6 +316,12 @@ def _read(parts: Sequence[Part]) -> list[float | RerankError]:
     for part in parts:
         logits += [part] if isinstance(part, OutOfMemory) else part.tolist()
     return logits
+
+
+def _shown(error: Exception) -> str:
+    """One line, of what the compiler itself raised."""
+    inner = getattr(error, "inner_exception", error)
+    return f"{type(inner).__name__}: {(str(inner).splitlines() or [''])[0][:300]}"
 
 
 def _shared(left: PreparedPair, right: PreparedPair) -> int:

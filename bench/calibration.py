@@ -14,10 +14,13 @@ from tokenizers import Tokenizer
 
 from bench.peers.protocol import PeerSettings
 from bench.peers.transformers_model import TransformersModel
+from bench.random_weights import is_random, write_rows
 from bench.words import WordSource
 
 LOGIT_DEVIATION = 2.0
 _NUM_QUERIES, _NUM_DOCUMENTS = 4, 6
+_NUM_LARGE_DOCUMENTS = 2
+"""Of a model whose weights are not written, being large."""
 _PASSES = 2
 """Of tied embeddings the two rows are read in the prompt too, so one pass is not exact."""
 
@@ -30,10 +33,14 @@ def centre_scores(directory: Path, device: str) -> None:
     model = TransformersModel(PeerSettings(str(directory), device, dtype, threads=None))
     rows = yes_no_ids(tokenizer)
     head = model.head_weight
+    is_large = is_random(directory)
+    num_documents = _NUM_LARGE_DOCUMENTS if is_large else _NUM_DOCUMENTS
     for _ in range(_PASSES):
-        direction = _centred(model.head, _states(model, tokenizer))
+        direction = _centred(model.head, _states(model, tokenizer, num_documents))
         head[rows] = torch.stack((direction / 2, -direction / 2)).to(head.dtype)
         model.head = direction
+    if is_large:
+        return write_rows(directory, rows, head[rows])
     name = "lm_head.weight"
     if config["tie_word_embeddings"]:
         name = "model.language_model.embed_tokens.weight"
@@ -46,13 +53,13 @@ def yes_no_ids(tokenizer: Tokenizer) -> list[int]:
     return [token_id for token_id in ids if token_id is not None]
 
 
-def _states(model: TransformersModel, tokenizer: Tokenizer) -> torch.Tensor:
+def _states(model: TransformersModel, tokenizer: Tokenizer, num_documents: int) -> torch.Tensor:
     """(pairs, hidden) float32 last states of some text pairs."""
     words = WordSource("calibration", lambda text: len(tokenizer.encode(text).ids))
     states = []
     for _ in range(_NUM_QUERIES):
         query = {"text": words.text(15)}
-        for _ in range(_NUM_DOCUMENTS):
+        for _ in range(num_documents):
             one = {"query": query, "instruction": None}
             states.append(model.last_state(one, {"text": words.text(100)}))
     return torch.stack(states).float()

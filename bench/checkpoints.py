@@ -16,12 +16,11 @@ from tokenizers import Tokenizer
 from bench.calibration import centre_scores
 from bench.peer_files import write_peer_files
 from bench.presets import PRESETS, Preset
+from bench.random_weights import random_weight, write_seed
 from bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 _FINISHED = ".finished"
 _VOCAB_MULTIPLE = 64
-_QUERY_SHARPNESS = 2.5
-"""Of q_norm: attention that picks few tokens, so that the last one depends on the document."""
 
 
 def build(
@@ -30,11 +29,27 @@ def build(
     seed: int = 0,
     device: str = "cpu",
     max_shard_bytes: int = 4 << 30,
+    has_weights: bool | None = None,
 ) -> Path:
-    """Write a checkpoint, or leave the finished one that is there. Weights are made on `device`."""
+    """Write a checkpoint, or leave the finished one that is there. Weights are made on `device`.
+
+    has_weights False: only their seed is written (random_weights.py). None: as the preset says.
+    """
     finished = directory / _FINISHED
     if finished.exists():
         return directory
+    config = write_outline(preset, directory)
+    if PRESETS[preset].is_written if has_weights is None else has_weights:
+        _save_weights(directory, config, seed, device, max_shard_bytes)
+    else:
+        write_seed(directory, seed)
+    centre_scores(directory, device)
+    finished.touch()
+    return directory
+
+
+def write_outline(preset: str, directory: Path) -> dict[str, Any]:
+    """Everything but the weights: tokenizer, configuration (which is returned), peers' files."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -42,10 +57,7 @@ def build(
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", _generation_config(config))
     write_peer_files(directory)
-    _save_weights(directory, config, seed, device, max_shard_bytes)
-    centre_scores(directory, device)
-    finished.touch()
-    return directory
+    return config
 
 
 def config_of(preset: Preset, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -96,7 +108,9 @@ def _save_weights(
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: _random(name, shapes[name], generator).to(dtype).cpu() for name in names}
+        tensors = {
+            name: random_weight(name, shapes[name], generator).to(dtype).cpu() for name in names
+        }
         save_file(tensors, directory / file, metadata={"format": "pt"})
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
@@ -127,21 +141,6 @@ def _shards(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Norms near one, biases near zero, matrices with deviation fan_in ** -0.5."""
-    random = torch.randn(shape, generator=generator, device=generator.device)
-    if name.endswith("bias"):
-        random *= 0.02
-    elif len(shape) == 1:
-        scale = _QUERY_SHARPNESS if name.endswith("q_norm.weight") else 1.0
-        random = scale * (1 + 0.05 * random)
-    elif "embed" in name and "patch" not in name:
-        pass
-    else:
-        random *= math.prod(shape[1:]) ** -0.5
-    return random
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

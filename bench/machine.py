@@ -19,7 +19,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
     }
     if device.startswith("cuda"):
         import torch
@@ -38,7 +38,7 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that runs, with a + where files differ from it; None outside a repository."""
     try:
         commit, changes = (

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.peers.protocol import PeerSettings
 from bench.processes import PeerFailed, PeerProcess
-from bench.settings import OURS, OURS_ONE, BenchSettings
+from bench.settings import IN_MEMORY, OURS, OURS_ONE, BenchSettings
 
 
 class PeerPool:
@@ -56,6 +56,8 @@ class PeerPool:
 
     def _start(self, name: str) -> PeerProcess:
         settings = self._settings
+        if name not in IN_MEMORY and not settings.has_files:
+            raise PeerFailed(f"it reads weights from files: give --model, not {settings.preset}")
         extra: dict[str, Any] = settings.engine if name in (OURS, OURS_ONE) else {}
         if name == "official" and settings.official:
             extra = {"official": settings.official}

@@ -14,6 +14,7 @@ class Preset:
     """text and vision override the common values below. vocab_size None: the tokenizer's own.
 
     page_tokens: visual tokens of the page images that fit this size of model.
+    is_written: weights become files; else each process makes them anew, from a seed.
     """
 
     text: dict[str, Any]
@@ -22,6 +23,7 @@ class Preset:
     is_tied: bool
     dtype: str
     page_tokens: int
+    is_written: bool = True
 
 
 _COMMON_TEXT: dict[str, Any] = {
@@ -103,6 +105,7 @@ PRESETS = {
         is_tied=True,
         dtype="bfloat16",
         page_tokens=1_300,
+        is_written=False,
     ),
     "8b": Preset(
         _text(4_096, 36, 12_288, 32, 8, [24, 20, 20]),
@@ -111,6 +114,7 @@ PRESETS = {
         is_tied=False,
         dtype="bfloat16",
         page_tokens=1_300,
+        is_written=False,
     ),
 }
 assert tuple(PRESETS) == NAMES

@@ -18,6 +18,11 @@ class Progress:
         else:
             print(line, file=sys.stderr, flush=True)
 
+    def lasting(self, figure: str) -> None:
+        """A line that stays: who waits sees the first figures long before the tables."""
+        self.clear()
+        print(f"{time.monotonic() - self._started:6.0f} s  {figure}", file=sys.stderr, flush=True)
+
     def clear(self) -> None:
         if self._is_terminal:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

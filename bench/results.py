@@ -6,6 +6,7 @@ from typing import Any
 from bench.contenders import Contender
 from bench.flops import ModelShape
 from bench.matmul import MatmulRates
+from bench.roofline import roofline
 from bench.settings import MAX_SCORE_DIFFERENCE, OURS, OURS_ONE, REFERENCE
 from bench.work import Counted, flops_of
 
@@ -35,6 +36,7 @@ def workload_figures(
         "distinct_tokens": counted.num_distinct_tokens,
         "visuals": len(counted.patches),
         "needed_flops": needed.total,
+        "roofline": roofline(needed, shape, counted.num_distinct_tokens, len(counted.pairs)),
         "best_peer": best["name"] if best else None,
         "ratio_to_best_peer": best["ratio"] if best else None,
         "implementations": rows,

@@ -1,4 +1,4 @@
-"""All contenders on all workloads: prepared, then timed in rounds that take turns."""
+"""All contenders on all workloads: timed in rounds that take turns, each prepared at its first."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,16 +20,17 @@ def measure(
         for name in names
         for workload in workloads
     ]
-    for contender in contenders:
-        progress(f"{contender.workload.name}: {contender.name} starts and warms up")
-        contender.prepare(pool, settings.rounds)
     for number, contender in schedule(contenders, settings.rounds, settings.alone):
+        name = contender.workload.name
+        if number == 0:
+            progress(f"{name}: {contender.name} starts and warms up")
+            contender.prepare(pool, settings.rounds)
         if not contender.is_done:
-            progress(
-                f"{contender.workload.name}: {contender.label}, "
-                f"round {number + 1} of {settings.rounds}"
-            )
+            progress(f"{name}: {contender.label}, round {number + 1} of {settings.rounds}")
             contender.run(pool)
+            if contender.runs and number == 0:
+                rate = contender.timed.num_pairs / contender.seconds
+                progress.lasting(f"{name}: {contender.label}: {rate:,.1f} pairs/s at first")
     return contenders
 
 

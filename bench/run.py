@@ -77,7 +77,8 @@ class _Bench:
             yield "profile", self.profile
         for name, part in (("job", self.job), ("memory", self.memory)):
             if name in settings.workloads:
-                yield name, part if _has_job() else partial(_not_measured, name)
+                lacking = self._lacking_for_job()
+                yield name, partial(_not_measured, name, lacking) if lacking else part
         if "preprocess" in settings.workloads:
             yield "preprocess", self.preprocess
 
@@ -86,11 +87,11 @@ class _Bench:
 
         settings = self._settings
         workloads = [build_workload(name, self._drawing) for name in settings.scored]
+        with PeerPool(settings, str(self._checkpoint)) as pool:
+            contenders = measure(workloads, settings, pool, self._progress)
         counted = {each.name: count(each, self._checkpoint) for each in workloads}
         shape = self._shape()
         rates = self._rates(counted.values())
-        with PeerPool(settings, str(self._checkpoint)) as pool:
-            contenders = measure(workloads, settings, pool, self._progress)
         figures = {
             name: workload_figures(
                 [each for each in contenders if each.workload.name == name], one, shape, rates
@@ -139,6 +140,11 @@ class _Bench:
         figures = measure_preprocessing(self._settings, self._checkpoint)
         return figures, preprocessing_lines(figures), []
 
+    def _lacking_for_job(self) -> str | None:
+        if not _has_job():  # a bare machine has only the engine's packages
+            return "Ray is not installed here"
+        return None if self._settings.has_files else "it reads weights from files: give --model"
+
     def _shape(self) -> ModelShape:
         config = (self._checkpoint / "config.json").read_text(encoding="utf-8")
         return ModelShape.of(json.loads(config))
@@ -153,12 +159,11 @@ class _Bench:
 
 
 def _has_job() -> bool:
-    """Whether the packages of the job are here; a bare machine has only the engine's."""
     return all(importlib.util.find_spec(name) for name in ("ray", "pyarrow", "typer"))
 
 
-def _not_measured(name: str) -> _Part:
-    return None, f"{name}: not measured: Ray is not installed here\n", []
+def _not_measured(name: str, lacking: str) -> _Part:
+    return None, f"{name}: not measured: {lacking}\n", []
 
 
 def _checkpoint(settings: BenchSettings) -> Path:

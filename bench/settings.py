@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.presets import NAMES
+from bench.presets import NAMES, PRESETS
 
 OURS = "ours"
 OURS_ONE = "ours_one"
 REFERENCE = "transformers_one"
 PEERS = ("official", "sentence_transformers", "vllm", REFERENCE, "transformers_padded")
+IN_MEMORY = (OURS, OURS_ONE, REFERENCE, "transformers_padded")
+"""Those that need no files of a random checkpoint's weights."""
 SCORED = ("text", "long-query", "image-query", "pages", "mixed", "video")
 OTHERS = ("job", "memory", "preprocess")
 MAX_SCORE_DIFFERENCE = 1e-4
@@ -62,6 +64,11 @@ class BenchSettings:
                 )
         if self.model is not None and not Path(self.model).is_dir():
             raise ValueError(f"--model must be a local checkpoint directory, got {self.model}")
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the weights are files, which other libraries and the job read."""
+        return self.model is not None or PRESETS[self.preset].is_written
 
     @property
     def scored(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.results import Figures
+from bench.roofline import roofline_line
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("pairs/s", "pairs_per_s", lambda v: f"{v:,.2f}"),
@@ -42,7 +43,7 @@ def workload_table(name: str, figures: Figures) -> str:
             for value, form in zip(values, formats, strict=True)
         ]
         cells.append([row["label"], *texts, _note(row, figures)])
-    return f"{title}\n{aligned(cells)}"
+    return f"{title}\n{aligned(cells)}\n{roofline_line(figures['roofline'])}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -108,6 +108,10 @@ def serve_command(
     ] = "pyav",
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a replica")] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile; default: on CUDA"),
+    ] = None,
     max_body_bytes: Annotated[int, typer.Option()] = _DEFAULTS.max_body_bytes,
     max_documents: Annotated[int, typer.Option(help="Of a request")] = _DEFAULTS.max_documents,
     max_image_pixels: Annotated[int, typer.Option()] = _DEFAULTS.max_image_pixels,
@@ -144,6 +148,7 @@ def serve_command(
                 image_depth=image_depth,
                 max_batch_tokens=max_batch_tokens,
                 num_threads=threads,
+                compile=compile,
                 video_reader=video_reader,
                 max_visual_tokens=max_visual_tokens,
             ),

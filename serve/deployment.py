@@ -59,6 +59,7 @@ class RerankEndpoint:
         self._settings = settings
         started = time.monotonic()
         self._reranker = Reranker(settings.engine)  # here, so that Serve tells what went wrong
+        self._reranker.scorer.warm_up()  # Serve's first probe waits for seconds only
         say(f"a replica has loaded the model in {time.monotonic() - started:.0f} s")
         self._app: Any = None
 
@@ -134,6 +135,7 @@ class AppArguments(BaseModel):
     image_depth: str = "scale"
     threads: int | None = None
     max_batch_tokens: int | None = None
+    compile: bool | None = None
     video_reader: str = "pyav"
     max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
     served_name: str | None = None
@@ -163,6 +165,7 @@ class AppArguments(BaseModel):
                 image_depth=self.image_depth,  # type: ignore[arg-type]
                 num_threads=self.threads,
                 max_batch_tokens=self.max_batch_tokens,
+                compile=self.compile,
                 video_reader=self.video_reader,  # type: ignore[arg-type]
                 max_visual_tokens=self.max_visual_tokens,
                 **config,

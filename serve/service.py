@@ -193,7 +193,7 @@ class RerankService:
             pairs,
             texts,
             sum(len(text or "") for text in (*heads, *texts)),
-            _warnings(work, request, pairs),
+            await asyncio.to_thread(_warnings, work, request, pairs),
             has_images=any(side.images for side in contents),
             has_videos=any(side.videos for side in contents),
         )

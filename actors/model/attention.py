@@ -357,6 +357,7 @@ def flash_varlen(
         window_size=(-1, 0) if is_causal else (-1, -1),
         **grouped,
     )
+    assert lse.shape == (query.shape[1], query.shape[0]), lse.shape  # its docstring has it reversed
     return output, lse.transpose(0, 1)
 
 

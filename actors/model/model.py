@@ -47,7 +47,6 @@ def load_model(
     for part in ("text_config", "vision_config"):
         if not config.get(part):  # a model of 8 billion weights is the default
             raise ValueError(f"{checkpoint / 'config.json'} has no {part}")
-    is_tied = _is_tied(checkpoint)
     try:
         model = _empty_model(checkpoint)
         weights = _read_weights(checkpoint, model.state_dict(), device, dtype)
@@ -58,30 +57,38 @@ def load_model(
         lines = str(error).strip().splitlines() or [""]
         raise ValueError(f"{checkpoint} cannot be loaded: {' '.join(lines)[:300]}") from error
     missing = set(loading.missing_keys)
-    if "lm_head.weight" in missing and (is_tied or model.config.tie_word_embeddings):
+    if "lm_head.weight" in missing and (_is_tied(checkpoint) or model.config.tie_word_embeddings):
+        model.lm_head.weight = model.model.language_model.embed_tokens.weight
         missing -= {"lm_head.weight"}
-        is_tied = True
     if missing:
         raise ValueError(f"{checkpoint} lacks weights the model needs, such as {min(missing)}")
     if loading.unexpected_keys:
         raise ValueError(f"{checkpoint} holds {described(loading.unexpected_keys)}")
     model.requires_grad_(False).eval()
-    text, language_model = model.config.text_config, model.model.language_model
-    head_module = language_model.embed_tokens if is_tied else model.lm_head
-    loaded = RerankerModel(
+    logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
+    return reranker_model(model, checkpoint, is_fp8=is_fp8, is_compiled=is_compiled)
+
+
+def reranker_model(
+    model: Any, checkpoint: Path, is_fp8: bool = False, is_compiled: bool = False
+) -> RerankerModel:
+    """Takes over the weights of a Qwen3VLForConditionalGeneration, where and as they are."""
+    embedding, text = model.model.language_model.embed_tokens.weight, model.config.text_config
+    head_weight = embedding if _is_tied(checkpoint) else model.lm_head.weight
+    dtype: torch.dtype = embedding.dtype
+    taken = RerankerModel(
         vision=VisionTower(
             model.model.visual, model.config.vision_config.spatial_merge_size, is_compiled
         ),
-        decoder=Decoder(language_model, is_fp8, is_compiled),
-        head=_yes_no_row(head_module.weight, checkpoint / "tokenizer.json"),
-        device=device,
+        decoder=Decoder(model.model.language_model, is_fp8, is_compiled),
+        head=_yes_no_row(head_weight, checkpoint / "tokenizer.json"),
+        device=embedding.device,
         dtype=dtype,
         bytes_per_token=dtype.itemsize * (16 * text.hidden_size + 4 * text.intermediate_size),
     )
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # of weights in the form that they had in the files
-    logger.info("loaded %s as %s on %s", checkpoint, dtype, device)
-    return loaded
+    if taken.device.type == "cuda":
+        torch.cuda.empty_cache()  # of weights in the form that they had before
+    return taken
 
 
 def _empty_model(checkpoint: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.peers.protocol import CandidateSet, PeerSettings, serve
@@ -32,10 +33,13 @@ class Ours:
 
 
 def make_reranker(settings: PeerSettings, **others: Any) -> Reranker:
+    from bench.random_weights import is_random, load_random
     from shardrank.actors import Reranker
+    from shardrank.actors.model.model import load_model
 
-    return Reranker(
+    reranker = Reranker(
         settings.model,
+        load=load_random if is_random(Path(settings.model)) else load_model,
         device=settings.device,
         dtype=settings.dtype,
         num_threads=settings.threads,
@@ -43,6 +47,8 @@ def make_reranker(settings: PeerSettings, **others: Any) -> Reranker:
         **settings.extra,
         **others,
     )
+    reranker.scorer.warm_up()
+    return reranker
 
 
 def forget_inputs(reranker: Reranker) -> None:

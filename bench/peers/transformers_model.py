@@ -22,6 +22,7 @@ class TransformersModel:
         from tokenizers import Tokenizer
         from transformers import Qwen3VLForConditionalGeneration
 
+        from bench.random_weights import is_random, random_model
         from shardrank.actors import RerankerConfig
         from shardrank.actors.preprocessor import Preprocessor
 
@@ -30,7 +31,10 @@ class TransformersModel:
         checkpoint = Path(settings.model)
         self.device = torch.device(settings.device)
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
-        model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=self.dtype)
+        if is_random(checkpoint):
+            model = random_model(checkpoint, self.device, self.dtype)
+        else:
+            model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=self.dtype)
         self.model = model.requires_grad_(False).eval().to(self.device).model
         tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         self.head_weight = model.lm_head.weight

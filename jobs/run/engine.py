@@ -89,7 +89,7 @@ def _preprocessor(config: RerankerConfig) -> PreprocessorLike:
 def _scorer(config: RerankerConfig) -> ScorerLike:
     from shardrank.actors.scorer import Scorer
 
-    return Scorer(config)
+    return Scorer.warm(config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from shardrank.jobs.run.pool import Pool, fair_threads
 logger = logging.getLogger(__name__)
 
 FIRST_TIMEOUT_FACTOR = 10
-"""An actor's first forward may take so many times longer: torch.compile is at work in it."""
+"""An actor's first forward may take so many times longer: what the warm-up did not compile is."""
 
 _Ready = tuple[Sequence[PreparedPairs], Any]
 """A chunk's pairs, and what the scorer has planned of them, if it plans."""

@@ -69,6 +69,14 @@ def test_a_setting_out_of_range_is_named(wrong: dict[str, object]) -> None:
         config(**wrong)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_fp8_goes_with_bfloat16_but_where_a_cpu_imitates_it(dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"fp8 goes with dtype bfloat16, got {dtype}"):
+        config(quantization="fp8", dtype=dtype, device="cuda")
+    config(quantization="fp8", dtype=dtype, device="cpu")
+    config(quantization="fp8", device="cuda")
+
+
 def test_a_model_must_be_given() -> None:
     with pytest.raises(ValueError, match="model must be a string that is not empty"):
         RerankerConfig("")

@@ -1,14 +1,15 @@
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
 
-from shardrank.actors import CandidateSet, QueryOptions, RerankerConfig
+from shardrank.actors import CandidateSet, QueryOptions, Reranker, RerankerConfig
 from shardrank.actors.errors import OutOfMemory
 from shardrank.actors.model.device import choose_device, choose_dtype, compiles
 from shardrank.actors.scorer import Scorer, halving
-from tests.support.engine import TINY, tiny_reranker
+from tests.support.engine import GOLDEN, TINY, tiny_reranker
 
 SHORT = QueryOptions(max_length=512)
 
@@ -181,9 +182,58 @@ def test_compiled_parts_give_the_same_scores():
     expected = tiny_reranker().score_sets(sets)
     for before, after in zip(sum(expected, []), sum(compiled.score_sets(sets), []), strict=True):
         assert after.score == pytest.approx(before.score, abs=1e-5)
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    before = num_graphs()
     compiled.score("another length", ["of everything " * n for n in (1, 7, 40)])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    assert num_graphs() == before
+
+
+def num_graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_nothing_is_compiled_after_the_warm_up(monkeypatch):
+    """Graphs are traced as for the compiler, and run as they are, which takes no compiler."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    reranker = Reranker(
+        str(TINY), compile=True, media_root=str(GOLDEN), options=SHORT, max_batch_tokens=512
+    )
+    before = num_graphs()
+    reranker.scorer.warm_up()
+    assert reranker.scorer.vision_cache.num_misses == 0
+    warm = num_graphs()
+    assert warm > before
+    reranker.score("one", ["pair"])
+    reranker.score({"image": "media/sq_64x64.png"}, [{"image": "media/fr0.png"}, "document"])
+    reranker.score_sets(sets_that_share_much())
+    assert num_graphs() == warm
+
+
+def no_compiler(graph, inputs):
+    raise RuntimeError("Failed to find C compiler")
+
+
+def test_where_nothing_compiles_the_warm_up_says_so_once_and_layers_run_as_they_are(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
+    reranker = Reranker(str(TINY), compile=True)
+    reranker.scorer.warm_up()
+    reranker.scorer.warm_up()
+    found = reranker.score("bicycle", ["a bicycle", "a train"])
+    expected = tiny_reranker().score("bicycle", ["a bicycle", "a train"])
+    assert found == pytest.approx(expected, abs=1e-5)
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("torch.compile fails here, going on without it")
+    assert warning.endswith("Failed to find C compiler")
+
+
+def test_a_model_that_does_not_score_is_no_warm_one():
+    scorer = Scorer(RerankerConfig(model=str(TINY), compile=True))
+    scorer._model = None
+    scorer._load = lambda **_: None
+    with pytest.raises(AttributeError):
+        scorer.warm_up()
 
 
 def test_cpu_runs_as_it_is_and_cuda_compiled():

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from bench.counting import count
-from bench.flops import DecoderShape, ModelShape, VisionShape
+from bench.flops import DecoderShape, Flops, ModelShape, VisionShape
 from bench.peers.ours import Ours
 from bench.peers.protocol import PeerSettings
 from bench.peers.transformers_one import TransformersOne
+from bench.roofline import Gpu, model_seconds, roofline, roofline_line
 from bench.work import Counted, flops_of
 from bench.workloads import Workload
 from tests.support.engine import GOLDEN, TINY
@@ -130,3 +132,22 @@ def test_an_image_is_needed_once_and_encoded_for_each_pair_by_others():
     one = flops_of("one_by_one", first, SHAPE).total
     assert flops_of("one_by_one", counted, SHAPE).total == 2 * one
     assert flops_of("needed", counted, SHAPE).total < one
+
+
+def test_the_roofline_is_the_longer_of_work_and_memory():
+    one = Counter({(8, 16): 2.0 * 8 * 16 * 1_000})
+    flops = Flops(one, attention=5e3)
+    slow_memory, slow_units = Gpu("a", 1e15, 1.0), Gpu("b", 1.0, 1e15)
+    weights = 2 * 2 * 8 * 16  # of two layers the gate and up projections
+    assert model_seconds(flops, SMALL, 1_000, slow_units) == pytest.approx(flops.total)
+    assert model_seconds(flops, SMALL, 1_000, slow_memory) == pytest.approx(
+        2 * (1_000 * 24 + weights), rel=1e-6
+    )
+
+
+def test_the_roofline_of_a_workload_says_that_it_is_a_model():
+    counted = count(workload({"text": "which?"}, [{"text": "one"}]), TINY)
+    needed = flops_of("needed", counted, SHAPE)
+    figures = roofline(needed, SHAPE, counted.num_distinct_tokens, len(counted.pairs))
+    assert figures["H200"]["model_seconds"] <= figures["H100"]["model_seconds"]
+    assert roofline_line(figures).startswith("a model, not measured")

@@ -8,7 +8,13 @@ from PIL import Image
 
 from bench.checkpoints import build
 from bench.media import page_size, write_frames, write_page
+from bench.peers.ours import Ours
+from bench.peers.protocol import PeerSettings
+from bench.peers.transformers_one import TransformersOne
+from bench.pool import PeerPool
 from bench.presets import NAMES, PRESETS
+from bench.processes import PeerFailed
+from bench.settings import BenchSettings
 from bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from bench.words import WordSource
 from bench.workloads import BUILDERS, Drawing, build_workload
@@ -131,3 +137,20 @@ def test_presets_are_consistent_with_themselves():
         assert 2 * sum(preset.text["rope_scaling"]["mrope_section"]) == preset.text["head_dim"]
         assert max(preset.vision["deepstack_visual_indexes"]) < preset.vision["depth"]
         assert preset.vision["hidden_size"] % (4 * preset.vision["num_heads"]) == 0
+
+
+def test_a_checkpoint_without_weights_is_the_same_model_for_everybody(tmp_path):
+    directory = build("tiny", tmp_path, has_weights=False)
+    assert sum(file.stat().st_size for file in directory.iterdir() if file.is_file()) < 300_000
+    documents = [{"text": "one"}, {"text": "a longer one than that"}, {"text": "three " * 9}]
+    sets = [{"query": {"text": "which?"}, "instruction": None, "documents": documents}]
+    settings = PeerSettings(str(directory))
+    (expected,) = TransformersOne(settings).score(sets)
+    assert Ours(settings).score(sets)[0] == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 3) for score in expected}) == 3
+
+
+def test_what_reads_files_is_not_started_on_weights_that_are_none(tmp_path):
+    pool = PeerPool(BenchSettings(tmp_path, preset="2b"), "checkpoint")
+    with pytest.raises(PeerFailed, match="reads weights from files: give --model, not 2b"):
+        pool.get("sentence_transformers")

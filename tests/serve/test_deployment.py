@@ -309,6 +309,11 @@ def test_the_applications_video_reader_reaches_the_engine_and_is_checked():
         AppArguments(model=str(TINY), video_reader="cv2").settings()
 
 
+def test_the_application_can_do_without_compiling():
+    assert AppArguments(model=str(TINY)).settings(None).engine.compile is None
+    assert AppArguments(model=str(TINY), compile=False).settings(None).engine.compile is False
+
+
 def test_an_application_without_keys_must_say_that_it_is_open(monkeypatch):
     monkeypatch.delenv("SHARDRANK_API_KEYS", raising=False)
     with pytest.raises(ValueError, match="no API keys"):

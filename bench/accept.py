@@ -1,0 +1,102 @@
+"""`python -m bench.accept --preset 2b`: what is to hold on a device before it is given work.
+
+Needs torch, transformers and pillow: no Ray, no video reader, no download. Each step's result goes
+into a file when it has it; the same command again does the steps that are missing or failed. The
+last line is the file's JSON; exit code 1 where a step failed or was left for want of time.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.machine import commit
+from bench.presets import NAMES
+
+_BUDGET_S = 240.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    from bench.acceptance.device import Device  # torch: seconds, which --help does not need
+    from bench.acceptance.steps import STEPS
+
+    wanted = options.steps.split(",") if options.steps else list(STEPS)
+    unknown = [name for name in wanted if name not in STEPS]
+    if unknown:
+        print(f"error: --steps: unknown {unknown[0]!r}; known: {', '.join(STEPS)}", file=sys.stderr)
+        return 2
+    file = Path(options.json or f"accept-{options.preset}.json")
+    command = {"preset": options.preset, "device": options.device, "commit": commit()}
+    report = _resumed(file, command) or {**command, "steps": {}}
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="shardrank-accept-") as temporary:
+        device = Device(options.preset, options.device, Path(temporary), report["steps"])
+        for name in wanted:
+            if "failed" not in report["steps"].get(name, {"failed": "not done"}):
+                print(f"{name}: done before", flush=True)
+            elif time.monotonic() - started > options.budget_s:
+                print(f"{name}: left for the next run", flush=True)
+            else:
+                report["steps"][name] = _done(STEPS[name], device)
+                _write(file, report)
+                passed = time.monotonic() - started
+                print(f"{passed:6.1f} s  {name}: {json.dumps(report['steps'][name])}", flush=True)
+            gc.collect()
+    report["left"] = [name for name in wanted if name not in report["steps"]]
+    report["failed"] = [name for name, each in report["steps"].items() if "failed" in each]
+    report["is_accepted"] = not report["left"] and not report["failed"]
+    _write(file, report)
+    print(json.dumps(report), flush=True)
+    return 0 if report["is_accepted"] else 1
+
+
+def _done(step: Any, device: Any) -> dict[str, Any]:
+    """Its figures; of a step that fails, the reason."""
+    started = time.monotonic()
+    try:
+        figures: dict[str, Any] = step(device)
+    except Exception as error:  # any library's; the other steps are of use without this one
+        traceback.print_exc()
+        figures = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+    return figures | {"step_seconds": round(time.monotonic() - started, 1)}
+
+
+def _resumed(file: Path, command: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run of the same command has found."""
+    if not file.is_file():
+        return None
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return report if command.items() <= report.items() else None
+
+
+def _write(file: Path, report: dict[str, Any]) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.accept", description=__doc__)
+    add = parser.add_argument
+    add("--preset", default="2b", choices=NAMES, help="shapes of the random model (default: 2b)")
+    add("--device", default="cuda", help="cuda, or cpu to try the command itself (default: cuda)")
+    add("--json", metavar="FILE", help="results of the steps (default: accept-PRESET.json)")
+    add("--steps", help="comma-separated, in order (default: all)")
+    add(
+        "--budget-s",
+        type=float,
+        default=_BUDGET_S,
+        help=f"after so many seconds no further step begins (default: {_BUDGET_S:.0f})",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

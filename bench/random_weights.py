@@ -1,0 +1,101 @@
+"""Weights from a seed, made where they are used: nothing of a model's size is read or written.
+
+A directory without weights says by random.json that they are such. Its head.rows has the two rows
+of the head that calibration chose, a few kilobytes.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from shardrank.actors.model.model import RerankerModel, reranker_model
+
+SEED_FILE, ROWS_FILE = "random.json", "head.rows"
+_QUERY_SHARPNESS = 2.5
+"""Of q_norm: attention that picks few tokens, so that the last one depends on the document."""
+
+
+def is_random(directory: Path) -> bool:
+    return (directory / SEED_FILE).is_file()
+
+
+def write_seed(directory: Path, seed: int) -> None:
+    (directory / SEED_FILE).write_text(json.dumps({"seed": seed}) + "\n", encoding="utf-8")
+
+
+def write_rows(directory: Path, rows: list[int], values: torch.Tensor) -> None:
+    """Token ids and their rows of the head, which are also those of tied embeddings."""
+    tensors = {"rows": torch.tensor(rows), "values": values.cpu().contiguous()}
+    save_file(tensors, directory / ROWS_FILE)
+
+
+def random_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' own class. The same on every call with one kind of device: the weights are
+    rounded to the configuration's dtype before they get the one that is asked for.
+    """
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration  # seconds to import
+    from transformers.initialization import no_init_weights
+
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    seed = json.loads((directory / SEED_FILE).read_text(encoding="utf-8"))["seed"]
+    rounded: torch.dtype = getattr(torch, config["dtype"])
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = str(dtype).removeprefix("torch.")
+    with no_init_weights(), torch.device(device), _default(dtype):
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
+    model.requires_grad_(False).eval()
+    embedding = model.model.language_model.embed_tokens.weight
+    if config["tie_word_embeddings"]:
+        model.lm_head.weight = embedding
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        assert parameter.dtype == dtype, name
+        parameter.copy_(random_weight(name, parameter.shape, generator).to(rounded))
+    if (directory / ROWS_FILE).is_file():
+        chosen = load_file(directory / ROWS_FILE)
+        values = chosen["values"].to(rounded).to(dtype)
+        model.lm_head.weight[chosen["rows"]] = values.to(device)
+    return model
+
+
+def load_random(
+    checkpoint: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_fp8: bool = False,
+    is_compiled: bool = False,
+) -> RerankerModel:
+    """As load_model, of such a directory."""
+    model = random_model(checkpoint, device, dtype)
+    return reranker_model(model, checkpoint, is_fp8=is_fp8, is_compiled=is_compiled)
+
+
+def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Norms near one, biases near zero, matrices with deviation fan_in ** -0.5."""
+    random = torch.randn(shape, generator=generator, device=generator.device)
+    if name.endswith("bias"):
+        random *= 0.02
+    elif len(shape) == 1:
+        scale = _QUERY_SHARPNESS if name.endswith("q_norm.weight") else 1.0
+        random = scale * (1 + 0.05 * random)
+    elif "embed" in name and "patch" not in name:
+        pass
+    else:
+        random *= math.prod(shape[1:]) ** -0.5
+    return random
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,67 @@
+"""What a workload would take on a GPU at best: a model from data sheets, and no measurement.
+
+A layer takes the longer of its FLOPs at the device's 16-bit rate and its bytes at the memory's:
+states in and out, and its weights once a plan. Norms, rotations and launches take nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from bench.flops import Flops, LinearShape, ModelShape
+from shardrank.actors.scorer import MAX_BATCH_TOKENS
+
+_BYTES_OF_A_VALUE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Dense bfloat16 FLOPs and bytes of memory a second."""
+
+    name: str
+    flops_per_s: float
+    bytes_per_s: float
+
+
+GPUS = (Gpu("H100", 989e12, 3.35e12), Gpu("H200", 989e12, 4.8e12))
+"""The SXM forms, from NVIDIA's data sheets of the H100 and H200."""
+
+
+def model_seconds(needed: Flops, shape: ModelShape, num_tokens: int, gpu: Gpu) -> float:
+    """num_tokens: those to compute, which go through in plans."""
+    num_plans = math.ceil(num_tokens / MAX_BATCH_TOKENS)
+    seconds = needed.attention / gpu.flops_per_s
+    weights = _num_weights(shape)
+    for (inputs, outputs), flops in needed.linear.items():
+        rows = flops / (2 * inputs * outputs)
+        values = rows * (inputs + outputs) + num_plans * weights.get((inputs, outputs), 0)
+        memory = _BYTES_OF_A_VALUE * values / gpu.bytes_per_s
+        seconds += max(flops / gpu.flops_per_s, memory)
+    return seconds
+
+
+def roofline(needed: Flops, shape: ModelShape, num_tokens: int, num_pairs: int) -> dict[str, Any]:
+    """Of each GPU its seconds and pairs a second, for the JSON object."""
+    seconds = {gpu.name: model_seconds(needed, shape, num_tokens, gpu) for gpu in GPUS}
+    return {
+        name: {"model_seconds": each, "model_pairs_per_s": num_pairs / each}
+        for name, each in seconds.items()
+    }
+
+
+def roofline_line(figures: dict[str, Any]) -> str:
+    parts = [
+        f"{each['model_seconds']:,.3g} s on an {name} ({each['model_pairs_per_s']:,.0f} pairs/s)"
+        for name, each in figures.items()
+    ]
+    return f"a model, not measured: at data sheets' rates {', '.join(parts)}"
+
+
+def _num_weights(shape: ModelShape) -> dict[LinearShape, int]:
+    """Values of the decoder's weights by their shape; the vision tower's are few beside them."""
+    decoder = shape.decoder
+    weights: dict[LinearShape, int] = {}
+    for inputs, outputs in (*decoder.key_value, *decoder.rest):
+        before = weights.get((inputs, outputs), 0)
+        weights[inputs, outputs] = before + decoder.layers * inputs * outputs
+    return weights
