@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -144,7 +145,7 @@ class Scorer:
         logits: list[float | RerankError] = []
         queued: list[Part] = []
         prefix: PrefixStates | None = None
-        for indices, following in zip(plans, [*plans[1:], []], strict=True):
+        for indices, following in zip_longest(plans, plans[1:], fillvalue=()):
             chosen = [pairs[index] for index in indices]
             num_kept = _shared(chosen[-1], pairs[following[0]]) if following else 0
             before = queued
