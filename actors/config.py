@@ -132,6 +132,8 @@ class RerankerConfig:
         moves scores; for GPUs that multiply fp8, with bfloat16; a CPU imitates it.
     video_reader: "pyav" gives the frames that a sequential decode shows; "decord" those that the
         official scorer sees, which are others for edit lists, B-frames in AVI and the like.
+    batch_invariant: a pair's score has the same bits whatever is scored beside it: each pair and
+        each image is computed alone, and nothing is shared.
     compile: torch.compile for the layers' parts; None: on CUDA only.
     max_video_s: seconds of a video file; None: any length, as in the official scorer.
     max_visual_tokens: of a pair, whose truncation never cuts them; the official scorer has no
@@ -164,6 +166,7 @@ class RerankerConfig:
     host_feature_cache_bytes: int = 4 << 30
     quantization: Literal["none", "fp8"] = "none"
     compile: bool | None = None
+    batch_invariant: bool = False
     web_media: WebMedia | None = None
     local_media: bool = True
     video_reader: VideoReader = "pyav"
@@ -202,8 +205,9 @@ class RerankerConfig:
         _check_roots(self.media_root)
         if not isinstance(self.web_media, WebMedia | None):
             raise ValueError(f"web_media must be a WebMedia or None, got {self.web_media!r}")
-        if not isinstance(self.local_media, bool):
-            raise ValueError(f"local_media must be True or False, got {self.local_media!r}")
+        for name in ("local_media", "batch_invariant"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
     def resolve(self, checkpoint: Path) -> "RerankerConfig":
         """Fill every option: this config, then `reranker.json` of the checkpoint, then official."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -116,7 +117,11 @@ class Scorer:
     def planned(self, sets: Sequence[PreparedSet]) -> PlannedSets:
         """What `score` begins with; while it scores others, another thread may do this."""
         pairs, visuals = _join(sets)
-        plans = plan(_costs(sets), self.max_batch_tokens)
+        plans: Sequence[Sequence[int]] = (
+            [[index] for index in range(len(pairs))]
+            if self.config.batch_invariant
+            else plan(_costs(sets), self.max_batch_tokens)
+        )
         first = pack([pairs[index] for index in plans[0]]) if plans else None
         return PlannedSets(sets, pairs, visuals, plans, first)
 
@@ -193,9 +198,11 @@ class Scorer:
         logits: list[float | RerankError] = []
         queued: list[Part] = []
         prefix: PrefixStates | None = None
-        for indices, following in zip(plans, [*plans[1:], []], strict=True):
+        for indices, following in zip_longest(plans, plans[1:], fillvalue=()):
             chosen = [pairs[index] for index in indices]
-            num_kept = _shared(chosen[-1], pairs[following[0]]) if following else 0
+            num_kept = 0
+            if following and not self.config.batch_invariant:
+                num_kept = _shared(chosen[-1], pairs[following[0]])
             before = queued
             queued, prefix = self._queue(chosen, planned.visuals, prefix, num_kept, packed)
             packed = None
@@ -269,7 +276,8 @@ class Scorer:
         """Each visual's features, encoding those not in the cache."""
         found = [self.vision_cache.get(visual.key, self.device) for visual in visuals]
         missing = [index for index, features in enumerate(found) if features is None]
-        for part in _within(missing, visuals, 4 * self.max_batch_tokens):
+        together = 0 if self.config.batch_invariant else 4 * self.max_batch_tokens
+        for part in _within(missing, visuals, together):
             encoded = self._model.vision.encode([visuals[index].pixels for index in part])
             for index, features in zip(part, encoded, strict=True):
                 found[index] = features

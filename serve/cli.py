@@ -112,6 +112,13 @@ def serve_command(
         bool | None,
         typer.Option("--compile/--no-compile", help="torch.compile; default: on CUDA"),
     ] = None,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Score each pair alone: the same bits whatever rides along, and slower",
+        ),
+    ] = False,
     max_body_bytes: Annotated[int, typer.Option()] = _DEFAULTS.max_body_bytes,
     max_documents: Annotated[int, typer.Option(help="Of a request")] = _DEFAULTS.max_documents,
     max_image_pixels: Annotated[int, typer.Option()] = _DEFAULTS.max_image_pixels,
@@ -149,6 +156,7 @@ def serve_command(
                 max_batch_tokens=max_batch_tokens,
                 num_threads=threads,
                 compile=compile,
+                batch_invariant=batch_invariant,
                 video_reader=video_reader,
                 max_visual_tokens=max_visual_tokens,
             ),

@@ -136,6 +136,7 @@ class AppArguments(BaseModel):
     threads: int | None = None
     max_batch_tokens: int | None = None
     compile: bool | None = None
+    batch_invariant: bool = False
     video_reader: str = "pyav"
     max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
     served_name: str | None = None
@@ -166,6 +167,7 @@ class AppArguments(BaseModel):
                 num_threads=self.threads,
                 max_batch_tokens=self.max_batch_tokens,
                 compile=self.compile,
+                batch_invariant=self.batch_invariant,
                 video_reader=self.video_reader,  # type: ignore[arg-type]
                 max_visual_tokens=self.max_visual_tokens,
                 **config,

@@ -178,6 +178,13 @@ def rerank(
         bool | None,
         typer.Option("--compile/--no-compile", help="torch.compile; default: on CUDA"),
     ] = None,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Score each pair alone: the same bits whatever rides along, and slower",
+        ),
+    ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
     num_actors: Annotated[
         int | None, typer.Option(help="Scoring actors; default: one a GPU, or one on CPU")
@@ -256,6 +263,7 @@ def rerank(
             num_threads=threads,
             quantization=quantization,
             compile=compile,
+            batch_invariant=batch_invariant,
             video_reader=video_reader,
             max_visual_tokens=max_visual_tokens,
             media_root=roots_of(media_root),

@@ -51,6 +51,7 @@ what may be fetched decides on what is still to do alone.
 """
 _CAME_LATER = {
     "local_media": True,
+    "batch_invariant": False,
     "max_video_s": None,
     "empty": "official",
     "image_depth": "official",

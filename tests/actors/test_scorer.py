@@ -1,13 +1,16 @@
 import math
 import shutil
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
 import torch
+from PIL import Image as PILImage
 
 from shardrank.actors import CandidateSet, QueryOptions, Reranker, RerankerConfig
 from shardrank.actors.errors import OutOfMemory
 from shardrank.actors.model.device import choose_device, choose_dtype, compiles
+from shardrank.actors.prepared import PreparedSet
 from shardrank.actors.scorer import Scorer, halving
 from tests.support.engine import GOLDEN, TINY, tiny_reranker
 
@@ -266,3 +269,29 @@ def test_what_the_vision_cache_has_moves_no_bit_of_a_score():
         return [one.logit for one in scores[0]]
 
     assert logits(documents[::2]) == logits(documents[3:4]) == logits()
+
+
+def mixed_sets(reranker: Reranker) -> list[PreparedSet]:
+    """Short and long texts, and pages: one is a query as well, one stands in two sets."""
+    pages = [PILImage.effect_noise((96 + 32 * n, 128), 80).convert("RGB") for n in range(3)]
+    texts = [f"{'word number ' * (n % 40 + 1)}{n}" for n in range(60)]
+    sets = [("a query", texts), ("another query, of more words", [*texts[:9], *pages[:2]])]
+    sets.append(({"image": pages[2]}, [texts[3], {"text": "a page", "image": pages[1]}]))
+    return [reranker.preprocessor.prepare(CandidateSet.parse(*each)) for each in sets]
+
+
+def logits_of(reranker: Reranker, sets: Sequence[PreparedSet]) -> list[float | None]:
+    return [pair.logit for scored in reranker.scorer.score(sets) for pair in scored]
+
+
+def test_what_rides_along_moves_a_score_by_its_last_bits_and_on_request_by_none():
+    shared, invariant = tiny_reranker(), tiny_reranker(batch_invariant=True)
+    sets = mixed_sets(shared)
+    alone = [each.only(index) for each in sets for index in range(each.num_pairs)]
+    together, apart = logits_of(shared, sets), logits_of(shared, alone)
+    assert together != apart  # which is what the option is for
+    scores = torch.tensor([together, apart], dtype=torch.float64).sigmoid()
+    assert (scores[0] - scores[1]).abs().max() <= 1e-5
+    assert logits_of(invariant, sets) == logits_of(invariant, alone)
+    fresh = tiny_reranker(batch_invariant=True)
+    assert logits_of(fresh, alone[::-1]) == logits_of(invariant, sets)[::-1]
