@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError, UserCodeException
 
+from shardrank.jobs import cluster
 from shardrank.jobs.cluster import own_error, own_errors
 from shardrank.jobs.errors import JobError
 
@@ -55,3 +58,16 @@ ValueError: /model cannot be loaded: header too small"""
 def test_of_a_chain_the_sentence_that_says_most_is_shown() -> None:
     error = RayTaskError("score", CHAINED, ValueError("")).as_instanceof_cause()
     assert str(own_error(error)).endswith("ValueError: /model cannot be loaded: header too small")
+
+
+def test_a_ray_that_is_not_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", late)
+    with (
+        pytest.raises(JobError, match="^cannot start Ray on this machine: The current node timed"),
+        cluster.connected(None),
+    ):
+        pass
