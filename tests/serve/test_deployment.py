@@ -94,8 +94,8 @@ LOGGED = r"[-:\dTZ]{{20}} {} {} {} \d+ ms request_id={} documents={} tokens={}"
 
 
 def spoken(text: str) -> tuple[list[str], list[str]]:
-    """What the command said, and its access log."""
-    lines = text.splitlines()
+    """What the command said, and its access log; not what Ray says of replicas that were killed."""
+    lines = [line for line in text.splitlines() if "(raylet)" not in line]
     logged = [line for line in lines if "request_id=" in line]
     return [line for line in lines if line not in logged], logged
 
