@@ -257,8 +257,9 @@ def test_nim_has_logits_best_first(client, engine):
 
 
 def test_nim_refuses_a_passage_that_is_too_long_where_none_may_be_cut(client):
-    body = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "word " * 12_000}]}
-    refused = client.post("/v1/ranking", json=body | {"truncate": "NONE"})
+    body = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "word " * 500}]}
+    asked = {"truncate": "NONE", "truncate_prompt_tokens": 200}
+    refused = client.post("/v1/ranking", json=body | asked)
     assert refused.status_code == 400 and refused.json()["message"].startswith("passages[1]")
 
 
