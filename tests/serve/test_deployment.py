@@ -294,7 +294,9 @@ def test_the_configuration_has_only_names_that_serve_knows():
     ServeDeploySchema.model_validate(CONFIG)
     for deployment in CONFIG["applications"][0]["deployments"]:
         assert set(deployment) <= set(DeploymentSchema.model_fields)
-    AppArguments.model_validate(CONFIG["applications"][0]["args"])
+    arguments = CONFIG["applications"][0]["args"] | {"cors_origins": ["https://app.test"]}
+    settings = AppArguments.model_validate(arguments).settings(None)
+    assert settings.cors_origins == ("https://app.test",)
 
 
 def test_an_unknown_argument_of_the_application_is_refused():

@@ -174,6 +174,48 @@ def test_objects_have_fields_beside_their_text(dialect, client, engine):
 
 
 @every_dialect
+def test_an_empty_part_beside_a_text_is_left_out(dialect, client):
+    ask = [dialect.body(QUERY, [each]) for each in ({"text": "a", "image": ""}, "a")]
+    left, right = (dialect.scores(client.post(dialect.path, json=body)) for body in ask)
+    assert left == pytest.approx(right, abs=1e-5)
+
+
+WRONG = [
+    (["at home", None, "a walk"], "[1]", "empty_document"),
+    (["a", {"text": None}], "[1]", "empty_document"),
+    ([{"image": []}, "NULL"], "[0]", "empty_document"),
+    ([{"title": "A film", "year": 1931}, "b"], "[0].year", "invalid_content"),
+]
+
+
+@every_dialect
+@pytest.mark.parametrize(("documents", "place", "code"), WRONG)
+def test_a_document_without_content_is_its_own_error_or_named(
+    documents, place, code, dialect, client
+):
+    """The second in dialects that have no place for one document's error."""
+    answer = client.post(dialect.path, json=dialect.body(QUERY, documents))
+    assert f"{dialect.documents}{place}" in answer.text
+    if answer.status_code == 200:
+        assert code in answer.text
+        assert dialect.scores(answer).count(None) == 1
+    else:
+        assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [each for each in DIALECTS.values() if each.limit and each.path != DASHSCOPE_PATH],
+    ids=lambda each: each.path,
+)
+def test_a_number_in_a_rank_field_is_words(dialect, client):
+    films = [{"title": "A film", "year": year} for year in (1931, "1931")]
+    body = dialect.body("old film", films, rank_fields=["title", "year"])
+    left, right = dialect.scores(client.post(dialect.path, json=body))
+    assert left == pytest.approx(right, abs=1e-5)
+
+
+@every_dialect
 def test_a_compressed_body_is_refused_by_its_header(dialect, client):
     packed = gzip.compress(json.dumps(dialect.body(QUERY, DOCUMENTS)).encode())
     headers = JSON | {"Content-Encoding": "gzip"}
@@ -215,8 +257,9 @@ def test_nim_has_logits_best_first(client, engine):
 
 
 def test_nim_refuses_a_passage_that_is_too_long_where_none_may_be_cut(client):
-    body = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "word " * 12_000}]}
-    refused = client.post("/v1/ranking", json=body | {"truncate": "NONE"})
+    body = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "word " * 500}]}
+    asked = {"truncate": "NONE", "truncate_prompt_tokens": 200}
+    refused = client.post("/v1/ranking", json=body | asked)
     assert refused.status_code == 400 and refused.json()["message"].startswith("passages[1]")
 
 
