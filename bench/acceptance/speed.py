@@ -56,7 +56,8 @@ def _measure_speed(
         works["pages"] = (device.workload("pages", 0.3), (configured,))
     for name, (work, sizes) in works.items():
         prepared = prepared_sets(reranker, work)
-        needed = flops_of("needed", count(work, device.checkpoint), shape).total
+        counted = count(work, device.checkpoint)
+        needed = flops_of("needed", counted, shape).total
         for size in sizes:
             scorer.max_batch_tokens = size
             base = _reset_peak(device)
@@ -70,7 +71,7 @@ def _measure_speed(
                 "pairs_per_s": work.num_pairs / seconds,
                 "ms": 1e3 * seconds,
                 "mfu": ceiling and needed / seconds / ceiling,
-                "peak_bytes_per_token": _peak(device, base, size),
+                "peak_bytes_per_token": _peak(device, base, min(size, counted.num_distinct_tokens)),
                 "budgeted_bytes_per_token": scorer._model.bytes_per_token,
             }
         scorer.max_batch_tokens = configured
