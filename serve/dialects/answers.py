@@ -116,6 +116,7 @@ def nim(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any
     rankings = [
         {"index": index, "logit": value_of(scored.pairs[index], request.is_raw)}
         | _failure(scored.pairs[index])
+        | _truncation(scored.pairs[index])
         for index in ranked(scored, request)
     ]
     return {

@@ -71,7 +71,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope = dict(scope, path=_plain(scope["path"]))
-        is_head = scope["method"] == "HEAD"
+        method = scope["method"]
+        is_head = method == "HEAD"
         if is_head:
             scope["method"] = "GET"
         headers = Headers(scope=scope)
@@ -89,7 +90,7 @@ class Gate:
         finally:
             seconds = time.monotonic() - started
             self._metrics.request(scope, answer.status, seconds)
-            method, path, status = scope["method"], scope["path"], answer.status
+            path, status = scope["path"], answer.status
             log_access(self._access_log, method, path, status, seconds, request_id, usage)
 
     async def _admitted(
