@@ -122,7 +122,7 @@ class InputOptions:
 
     def check_apart_from(self, output: str) -> None:
         """Raises UsageError for an output that would be input the next time."""
-        for uri in filter(None, (self.input, self.run, self.queries, self.corpus)):
+        for uri in _locate(self, _preset(self.preset)).values():
             if would_read(Location.parse(uri), Location.parse(output)):
                 raise UsageError(
                     f"--output {output} is inside {uri}: its files would be read as input the next "

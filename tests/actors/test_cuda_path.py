@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.presets import PRESETS
+from shardrank.actors.config import RerankerConfig
 from shardrank.actors.model import device as device_module
 from shardrank.actors.model.decoder import Decoder
 from shardrank.actors.model.features import FeatureCache
@@ -115,6 +116,7 @@ def scorer_of(model, shapes, is_fp8):
     text, language_model = model.config.text_config, model.model.language_model
     language_model.rotary_emb.inv_freq = torch.empty(text.head_dim // 2, device=CUDA)
     scorer = object.__new__(Scorer)
+    scorer.config = RerankerConfig(model="none")
     scorer.device, scorer.max_batch_tokens = CUDA, 16_384
     scorer.vision_cache = FeatureCache(1 << 40)
     scorer._model = RerankerModel(

@@ -189,4 +189,4 @@ def test_short_ancestors_come_before_the_own_keys_and_long_ones_are_merged():
     assert [(block.num_queries, block.num_keys) for level in merged for block in level] == [
         (8 * 50, 700)
     ]
-    assert sorted(block.num_keys for block in own) == [20, *[70] * 8, *[100] * 8, 720]
+    assert sorted(block.num_keys for block in own) == [20, 50, *[70] * 8, *[100] * 8, 720]

@@ -180,7 +180,7 @@ def test_a_child_that_does_not_start_is_not_the_files_fault(monkeypatch):
     monkeypatch.setattr(video_process, "_STARTUP", "raise SystemExit(1)")
     videos = VideoProcesses(1)
     for _ in range(2):
-        with pytest.raises(VideoDecodeError, match="^the process that decodes videos does not"):
+        with pytest.raises(VideoDecodeError, match="^the process that decodes media does not"):
             frames_of(videos, str(CLIP))
 
 

@@ -454,9 +454,10 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
 
     workers = Workers(CONFIG, engine, Pool(2, 0.25, 0))
     watcher = Watcher()
-    score_remaining(plan, plan.units, output, workers, watcher, Display(is_live=False))
+    shown = Display(is_live=False)
+    score_remaining(plan, plan.units, output, workers, watcher, shown)
     num_ticks = watcher.num_ticks
-    assert verify_all(plan, output, watcher).num_failed == 0
+    assert verify_all(plan, output, watcher, shown).num_failed == 0
     assert watcher.num_ticks > num_ticks  # so that a lost lease or Ctrl-C ends it
     assert sum(misses for _, misses in lookups) == 20
     opened = log.read_text().splitlines()

@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_a_run_names_unknown_ids_which_become_error_rows(tmp_path: Path) -> None
     _, counts = run_inline(
         plan_of(InputOptions(run=run, queries=queries, corpus=corpus)), tmp_path / "out"
     )
-    assert counts == Counts(
+    assert replace(counts, unit_hashes={}) == Counts(
         num_queries=4,
         num_pairs=5,
         num_failed=4,

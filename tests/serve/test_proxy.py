@@ -20,7 +20,7 @@ def ask(app: Any, method: str, body: bytes = b"", path: str = "/v2/rerank") -> l
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path}
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
     asyncio.run(AskAnotherReplica(app)(scope, receive, send))
     return sent
 
