@@ -115,7 +115,10 @@ class Score:
     def _unpacked(self, batch: pa.Table, index: int) -> _Ready:
         prepared = pickle.loads(batch["prepared"][index].as_buffer())
         plan = getattr(self._scorer, "planned", None)
-        return prepared, prepared if plan is None else plan(prepared)
+        if plan is not None:
+            with suppress(Exception):  # it is raised again where the sets are scored, and told
+                return prepared, plan(prepared)
+        return prepared, prepared
 
     def _lookups(self) -> list[int | None]:
         """The vision cache's hits and misses so far; of a scorer without one, nothing."""

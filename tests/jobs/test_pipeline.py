@@ -133,6 +133,18 @@ def test_the_next_chunk_is_made_ready_while_one_is_scored_that_nobody_died_of(
     assert [table["error_code"].null_count for table in tables] == [3, 3]
 
 
+class Unplannable(Together):
+    def planned(self, sets: list[Checksums]) -> list[Checksums]:
+        raise ValueError("these cannot be planned")
+
+
+def test_a_chunk_that_cannot_be_planned_is_scored_and_does_not_end_the_job() -> None:
+    actor = Score(
+        packed(Engine(Unplannable, Unplannable)), RerankerConfig(str(TINY)), Pool(1, 1, 0)
+    )
+    assert actor(batch())["error_code"].null_count == 3
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_node_with_another_model_scores_nothing(tmp_path: Path, file: str) -> None:
     model = tmp_path / "model"
