@@ -5,7 +5,6 @@ The set has no first-stage retriever: its "first stage" is a random order of 20 
 """
 
 import argparse
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shardrank.jobs.command import pasteable
 from shardrank.jobs.evaluate.cli import print_comparison, write_report
 from shardrank.jobs.evaluate.measures import Comparison, Scores, compare, load_scores
 from shardrank.jobs.evaluate.page import Page
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     demo, output = DemoSet(options.set.resolve()), options.output.resolve()
     job = command(demo, options.model.resolve(), output)
-    console.print(f"$ shardrank {shlex.join(job)}", highlight=False, soft_wrap=True)
+    console.print(f"$ {pasteable(job)}", highlight=False, soft_wrap=True)
     run_job(job, output)
     report = output / "report.html"
     show(demo, output, report, console)
