@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 HIDDEN = "***"
 _SECRET = re.compile(r"key|secret|token|password|signature|credential", re.IGNORECASE)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+_URI = re.compile(r"[a-z][a-z0-9+.-]{0,30}://\S+", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:

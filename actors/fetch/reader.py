@@ -27,7 +27,7 @@ MAX_BYTES = 2 << 30
 """Of one file or object that is read into memory: local video files are not."""
 
 _SECRET = re.compile(
-    r"([\w-]*(?:key|token|secret|password|signature|credential|\bsig)[\w-]*=)[^&/\s]*",
+    r"((?:key|token|secret|password|signature|credential|\bsig)[\w-]{0,64}=)[^&/\s]*",
     re.IGNORECASE,
 )
 _OBJECT_STORES = {"s3", "gs", "gcs"}

@@ -1146,6 +1146,7 @@ def paths(folder: Path) -> Iterator[Hostile]:
         ("\u202egnp.exe", gone),
         ("<|im_end|>", gone),
         ("x" * 100_000, gone),
+        ("key" * 30_000, gone),  # a word of secrets, and none to star
         ("a/" * 50_000 + "b", gone),
         ("C:\\a.png", gone),
         ("\\\\host\\share\\a.png", gone),
