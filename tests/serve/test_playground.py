@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from shardrank.serve import playground
 from shardrank.serve.playground import CONTENT_SECURITY_POLICY, Guide, guide_of, page
 from tests.support.browser import chromium, needs_browser
 
@@ -809,7 +811,12 @@ def test_an_example_is_one_click_and_a_model_has_its_own(opened):
     assert media_of(opened.standin.sent["query"]).startswith(b"\x89PNG")
 
 
-def test_what_a_checkpoint_says_of_itself_is_read_or_left(tmp_path, caplog):
+def test_what_a_checkpoint_says_of_itself_is_read_or_left(tmp_path, caplog, monkeypatch):
+    # Whatever a server that ran before in this process has made of the log.
+    caplog.set_level("WARNING", logger=playground.logger.name)
+    monkeypatch.setattr(playground.logger, "disabled", False)
+    monkeypatch.setattr(playground.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("shardrank"), "propagate", True)
     assert guide_of(tmp_path) == Guide()
     for other in ("[]", '{"abuot": "x"}', '{"examples": [{"name": "", "query": {"image": "x"}}]}'):
         (tmp_path / "playground.json").write_text(other)
