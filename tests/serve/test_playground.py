@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -815,8 +814,7 @@ def test_what_a_checkpoint_says_of_itself_is_read_or_left(tmp_path, caplog, monk
     # Whatever a server that ran before in this process has made of the log.
     caplog.set_level("WARNING", logger=playground.logger.name)
     monkeypatch.setattr(playground.logger, "disabled", False)
-    monkeypatch.setattr(playground.logger, "propagate", True)
-    monkeypatch.setattr(logging.getLogger("shardrank"), "propagate", True)
+    monkeypatch.setattr(playground.logger, "handlers", [caplog.handler])
     assert guide_of(tmp_path) == Guide()
     for other in ("[]", '{"abuot": "x"}', '{"examples": [{"name": "", "query": {"image": "x"}}]}'):
         (tmp_path / "playground.json").write_text(other)
