@@ -14,6 +14,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from shardrank.actors.model.architecture import (
+    EMBEDDING,
+    HEAD,
+    Shape,
+    Weights,
+    read_architecture,
+)
 from shardrank.actors.model.model import RerankerModel, reranker_model
 
 SEED_FILE, ROWS_FILE = "random.json", "head.rows"
@@ -35,33 +42,44 @@ def write_rows(directory: Path, rows: list[int], values: torch.Tensor) -> None:
     save_file(tensors, directory / ROWS_FILE)
 
 
-def random_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """transformers' own class. The same on every call with one kind of device: the weights are
-    rounded to the configuration's dtype before they get the one that is asked for.
+def random_weights(directory: Path, device: torch.device, dtype: torch.dtype) -> Weights:
+    """The same on every call with one kind of device: they are rounded to the configuration's dtype
+    before they get the one that is asked for.
     """
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    seed = json.loads((directory / SEED_FILE).read_text(encoding="utf-8"))["seed"]
+    rounded: torch.dtype = getattr(torch, config["dtype"])
+    shapes = read_architecture(directory).shapes()
+    if config["tie_word_embeddings"]:
+        del shapes[HEAD]
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = {
+        name: random_weight(name, shape, generator).to(rounded).to(dtype)
+        for name, shape in sorted(shapes.items())
+    }
+    if (directory / ROWS_FILE).is_file():
+        chosen = load_file(directory / ROWS_FILE)
+        values = chosen["values"].to(rounded).to(dtype)
+        weights[HEAD if HEAD in weights else EMBEDDING][chosen["rows"]] = values.to(device)
+    return weights
+
+
+def random_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' own class with these weights."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration  # seconds to import
     from transformers.initialization import no_init_weights
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    seed = json.loads((directory / SEED_FILE).read_text(encoding="utf-8"))["seed"]
-    rounded: torch.dtype = getattr(torch, config["dtype"])
     for part in (config, config["text_config"], config["vision_config"]):
         part["dtype"] = str(dtype).removeprefix("torch.")
     with no_init_weights(), torch.device(device), _default(dtype):
         model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
-    model.requires_grad_(False).eval()
-    embedding = model.model.language_model.embed_tokens.weight
-    if config["tie_word_embeddings"]:
-        model.lm_head.weight = embedding
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in sorted(model.named_parameters()):
-        assert parameter.dtype == dtype, name
-        parameter.copy_(random_weight(name, parameter.shape, generator).to(rounded))
-    if (directory / ROWS_FILE).is_file():
-        chosen = load_file(directory / ROWS_FILE)
-        values = chosen["values"].to(rounded).to(dtype)
-        model.lm_head.weight[chosen["rows"]] = values.to(device)
-    return model
+    weights = random_weights(directory, device, dtype)
+    named = {name if name == HEAD else f"model.{name}": weights[name] for name in weights}
+    model.load_state_dict(named, strict=False, assign=True)
+    if HEAD not in weights:
+        model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    return model.requires_grad_(False).eval()
 
 
 def load_random(
@@ -72,11 +90,11 @@ def load_random(
     is_compiled: bool = False,
 ) -> RerankerModel:
     """As load_model, of such a directory."""
-    model = random_model(checkpoint, device, dtype)
-    return reranker_model(model, checkpoint, is_fp8=is_fp8, is_compiled=is_compiled)
+    weights = random_weights(checkpoint, device, dtype)
+    return reranker_model(weights, read_architecture(checkpoint), checkpoint, is_fp8, is_compiled)
 
 
-def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def random_weight(name: str, shape: Shape, generator: torch.Generator) -> torch.Tensor:
     """Norms near one, biases near zero, matrices with deviation fan_in ** -0.5."""
     random = torch.randn(shape, generator=generator, device=generator.device)
     if name.endswith("bias"):

@@ -141,6 +141,13 @@ def test_the_engine_imports_without_ray_and_without_the_job():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_an_engine_scores_without_the_seconds_that_transformers_takes_to_import():
+    code = "import sys; from shardrank.actors import Reranker; "
+    code += "Reranker('tests/golden/tiny').score('a query', ['a document']); "
+    code += "sys.exit(any(m.split('.')[0] == 'transformers' for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_a_jobs_driver_leaves_torch_to_its_workers():
     code = "import sys; from shardrank.jobs.rerank import own_engine; "
     code += "from shardrank.jobs.run.pipeline import packed; packed(own_engine()); "

@@ -5,11 +5,11 @@ import json
 import os
 from pathlib import Path
 
+from shardrank.actors.model.architecture import architecture
 from shardrank.actors.model.foreign import (
     check_config,
     check_no_adapter,
     check_weights,
-    tensor_names,
 )
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
@@ -85,12 +85,12 @@ def _checked(path: Path, weights: bool = True) -> Path:
             raise ValueError(f"{path} has no {name}: not a Qwen3-VL-Reranker checkpoint")
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        model_type, expected = config["model_type"], tensor_names(config)
+        model_type, expected = config["model_type"], architecture(config).shapes()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / 'config.json'} cannot be read: {error!r}") from error
     if model_type != "qwen3_vl":
         raise ValueError(f"{path} holds a {model_type!r} model, not a qwen3_vl reranker")
     check_config(path, config)
     if weights:
-        check_weights(path, expected)
+        check_weights(path, expected.keys())
     return path

@@ -1,17 +1,18 @@
 """The language model on a packed batch, to the hidden states of the last tokens, no further.
 
-transformers' own weights, layer by layer; no padding, no logits. In the last layer only the last
+The checkpoint's weights, layer by layer; no padding, no logits. In the last layer only the last
 tokens get queries, an MLP and a norm. Source: transformers' Qwen3VLTextModel.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from shardrank.actors.model.architecture import EMBEDDING, TextConfig, Weights
 from shardrank.actors.model.attention import PackedAttention, kernel_for, merge_rows
 from shardrank.actors.model.device import maybe_compiled, to_device
 from shardrank.actors.model.linear import (
@@ -22,7 +23,6 @@ from shardrank.actors.model.linear import (
     preparation,
     quantize_rows,
     ready,
-    take,
 )
 from shardrank.actors.model.rope import interleaved, rotate
 from shardrank.actors.packing import PackedBatch, attention_plan, last_token_plan
@@ -57,25 +57,27 @@ class _Rope:
 
 
 class Decoder:
-    """Takes over a loaded Qwen3VLTextModel's weights.
+    """Takes the tensors `language_model.*` out of a checkpoint's weights.
 
     is_compiled: the parts of a layer before and after attention are compiled, for any number of
     tokens, on first use.
     """
 
     def __init__(
-        self, language_model: Any, is_fp8: bool = False, is_compiled: bool = False
+        self, weights: Weights, text: TextConfig, is_fp8: bool = False, is_compiled: bool = False
     ) -> None:
-        weight = language_model.embed_tokens.weight
-        prepare = quantize_rows if is_fp8 else preparation(weight.device, weight.dtype, is_compiled)
-        self._embedding = language_model.embed_tokens
-        self._norm = language_model.norm
-        self._layers = [_layer_weights(layer, prepare) for layer in language_model.layers]
-        rotary = language_model.rotary_emb
-        self._inverse_frequencies = rotary.inv_freq.float().to(weight.device)
-        self._rope_scale = float(rotary.attention_scaling)
-        axes = _axis_of_frequency(len(self._inverse_frequencies), rotary.mrope_section)
-        self._axes = axes.to(weight.device)
+        self._embedding = weights.pop(EMBEDDING)
+        self._norm = weights.pop("language_model.norm.weight")
+        self._epsilon = text.rms_norm_eps
+        device, dtype = self._embedding.device, self._embedding.dtype
+        prepare = quantize_rows if is_fp8 else preparation(device, dtype, is_compiled)
+        self._layers = [
+            _layer_weights(weights, f"language_model.layers.{index}", text, prepare)
+            for index in range(text.num_hidden_layers)
+        ]
+        frequencies, self._rope_scale, sections = text.rope()
+        self._inverse_frequencies = to_device(frequencies, device)
+        self._axes = to_device(_axis_of_frequency(len(frequencies), sections), device)
         self._attention_inputs = maybe_compiled(_attention_inputs, is_compiled)
         self._keys_values = maybe_compiled(_keys_values, is_compiled)
         self._queries = maybe_compiled(_queries, is_compiled)
@@ -97,9 +99,8 @@ class Decoder:
         cached: each layer's keys and values of the batch's num_cached first tokens, or more.
         kept_rows: the key rows whose keys and values are returned, by layer.
         """
-        weight = self._embedding.weight
-        device, dtype = weight.device, weight.dtype
-        hidden = self._embedding(to_device(batch.input_ids, device))
+        device, dtype = self._embedding.device, self._embedding.dtype
+        hidden = functional.embedding(to_device(batch.input_ids, device), self._embedding)
         visual_rows = to_device(batch.visual_rows, device)
         if features is not None:
             hidden[visual_rows] = features[feature_rows, 0]
@@ -128,7 +129,7 @@ class Decoder:
             hidden = self._finish(hidden, attention(query, key, value), weights)
             if features is not None and index + 1 < features.shape[1]:
                 hidden[visual_rows] += features[feature_rows, index + 1]
-        states = _rms_norm(hidden, self._norm.weight, self._norm.variance_epsilon)
+        states = _rms_norm(hidden, self._norm, self._epsilon)
         return states[pair_rows], tuple(kept)
 
     def _rope(self, positions: torch.Tensor) -> _Rope:
@@ -220,29 +221,26 @@ def _rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tor
     return functional.rms_norm(states, weight.shape, weight, epsilon)
 
 
-def _layer_weights(layer: Any, prepare: Prepare) -> LayerWeights:
-    attn, mlp = layer.self_attn, layer.mlp
-    if attn.q_proj.bias is not None:
-        raise ValueError("a checkpoint with attention_bias is not a Qwen3-VL-Reranker")
+def _layer_weights(
+    weights: Weights, layer: str, text: TextConfig, prepare: Prepare
+) -> LayerWeights:
+    def taken(name: str) -> torch.Tensor:
+        return weights.pop(f"{layer}.{name}.weight")
+
     return LayerWeights(
-        input_norm=layer.input_layernorm.weight,
-        query=_interleaved(attn.q_proj, attn.head_dim, prepare),
-        key=_interleaved(attn.k_proj, attn.head_dim, prepare),
-        value=take(attn.v_proj, prepare),
-        query_norm=interleaved(attn.q_norm.weight, attn.head_dim),
-        key_norm=interleaved(attn.k_norm.weight, attn.head_dim),
-        output=take(attn.o_proj, prepare),
-        post_norm=layer.post_attention_layernorm.weight,
-        gate=take(mlp.gate_proj, prepare),
-        up=take(mlp.up_proj, prepare),
-        down=take(mlp.down_proj, prepare),
-        epsilon=layer.input_layernorm.variance_epsilon,
+        input_norm=taken("input_layernorm"),
+        query=prepare(interleaved(taken("self_attn.q_proj"), text.head_dim)),
+        key=prepare(interleaved(taken("self_attn.k_proj"), text.head_dim)),
+        value=prepare(taken("self_attn.v_proj")),
+        query_norm=interleaved(taken("self_attn.q_norm"), text.head_dim),
+        key_norm=interleaved(taken("self_attn.k_norm"), text.head_dim),
+        output=prepare(taken("self_attn.o_proj")),
+        post_norm=taken("post_attention_layernorm"),
+        gate=prepare(taken("mlp.gate_proj")),
+        up=prepare(taken("mlp.up_proj")),
+        down=prepare(taken("mlp.down_proj")),
+        epsilon=text.rms_norm_eps,
     )
-
-
-def _interleaved(projection: Any, head_dim: int, prepare: Prepare) -> Weight:
-    projection.weight.data = interleaved(projection.weight, head_dim)
-    return take(projection, prepare)
 
 
 def _axis_of_frequency(num_frequencies: int, mrope_section: list[int]) -> torch.Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from shardrank.actors.model.architecture import own_name
+
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 _ARCHITECTURES = {ARCHITECTURE, "Qwen3VLModel"}  # the latter saves the same tensors, without a head
 _DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -42,9 +44,16 @@ _PIXELS = {
     "do_normalize": True,
     "do_rescale": True,
 }
+_VISION = {
+    "hidden_act": "gelu_pytorch_tanh",
+    "in_channels": 3,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 _CONSTANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("config.json", "text_config", {"hidden_act": "silu"}),
-    ("config.json", "vision_config", {"hidden_act": "gelu_pytorch_tanh"}),
+    ("config.json", "text_config", {"hidden_act": "silu", "attention_bias": False}),
+    ("config.json", "vision_config", _VISION),
     ("preprocessor_config.json", "", _PIXELS),
     ("video_preprocessor_config.json", "", _PIXELS),
 )
@@ -126,6 +135,8 @@ def _check_modules(checkpoint: Path) -> None:
 def check_weights(checkpoint: Path, expected: Set[str]) -> None:
     """Raises ValueError naming a tensor or file that would be left out or misread.
 
+    expected: the `own_name` of every tensor that may be there.
+
     Reads the headers of the safetensors files; a checkpoint without any is not checked.
     """
     files = weight_files(checkpoint)
@@ -136,11 +147,11 @@ def check_weights(checkpoint: Path, expected: Set[str]) -> None:
     for file in files:
         dtypes = _dtypes(file)
         for name in dtypes:
-            weight = name.removeprefix("model.")
+            weight = own_name(name)
             if weight in places:
                 raise ValueError(f"{file} holds {name}, which {places[weight]} has too")
             places[weight] = file
-        unexpected = [name for name in dtypes if name not in expected]
+        unexpected = [name for name in dtypes if own_name(name) not in expected]
         if unexpected:
             raise ValueError(f"{file} holds {described(unexpected)}")
         for name, dtype in dtypes.items():
@@ -181,31 +192,3 @@ def _dtypes(file: Path) -> dict[str, str]:
             return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} cannot be loaded: {error}") from error
-
-
-def tensor_names(config: Mapping[str, Any]) -> set[str]:
-    """Every tensor that the official class may have, `model.` before the inner ones or not."""
-    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-    merger = [f"{name}.{kind}" for name in _MERGER for kind in _AFFINE]
-    inner = {"language_model.embed_tokens.weight", "language_model.norm.weight"}
-    for layer in range(text.get("num_hidden_layers", 32)):
-        inner |= {f"language_model.layers.{layer}.{name}.weight" for name in _LAYER}
-    inner |= {"visual.pos_embed.weight"} | {f"visual.patch_embed.proj.{kind}" for kind in _AFFINE}
-    for block in range(vision.get("depth", 27)):
-        inner |= {f"visual.blocks.{block}.{name}.{kind}" for name in _BLOCK for kind in _AFFINE}
-    inner |= {f"visual.merger.{name}" for name in merger}
-    for index in range(len(vision.get("deepstack_visual_indexes", (8, 16, 24)))):
-        inner |= {f"visual.deepstack_merger_list.{index}.{name}" for name in merger}
-    return inner | {f"model.{name}" for name in inner} | {"lm_head.weight"}
-
-
-# The modules of transformers' modeling_qwen3_vl.py.
-_AFFINE = ("weight", "bias")
-_LAYER = (
-    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
-    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
-    "input_layernorm",
-    "post_attention_layernorm",
-)
-_BLOCK = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
-_MERGER = ("norm", "linear_fc1", "linear_fc2")

@@ -139,11 +139,3 @@ def quantize_rows(rows: torch.Tensor) -> Fp8Rows:
 def supports_fp8(device: torch.device) -> bool:
     """Whether the device multiplies fp8 itself, or (a CPU) imitates it."""
     return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
-
-
-def take(module: Any, prepare: Prepare) -> Weight:
-    """A module's weight in its new form; the module loses it where it would be there twice."""
-    weight = prepare(module.weight)
-    if weight is not module.weight:
-        del module.weight
-    return weight

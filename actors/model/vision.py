@@ -1,4 +1,4 @@
-"""The vision tower on many visuals at once, packed, with transformers' own weights.
+"""The vision tower on many visuals at once, packed.
 
 uint8 pixels in; for every visual token its merged feature and its deepstack features out. Each
 image and each frame pair attends to itself alone. Source: transformers' Qwen3VLVisionModel.
@@ -6,7 +6,7 @@ image and each frame pair attends to itself alone. Source: transformers' Qwen3VL
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from shardrank.actors.lru import LRU
 from shardrank.actors.media.pixels import MERGE_SIZE, PATCH_SIZE, patchify
+from shardrank.actors.model.architecture import VisionConfig, Weights
 from shardrank.actors.model.attention import VarlenKernel, cumulative, kernel_for
 from shardrank.actors.model.device import maybe_compiled, to_device
-from shardrank.actors.model.linear import Prepare, Weight, linear, preparation, take
+from shardrank.actors.model.linear import Prepare, Weight, linear, preparation
 from shardrank.actors.model.rope import interleaved, rotate
 
 ROPE_THETA = 10_000.0
@@ -57,26 +58,32 @@ class MergerWeights(NamedTuple):
 
 
 class VisionTower:
-    """Takes over a loaded Qwen3VLVisionModel's weights.
+    """Takes the tensors `visual.*` out of a checkpoint's weights.
 
     is_compiled: a block's parts before and after attention are compiled, on first use.
     """
 
-    def __init__(self, visual: Any, spatial_merge_size: int, is_compiled: bool = False) -> None:
-        assert spatial_merge_size == MERGE_SIZE
-        patch_weight = visual.patch_embed.proj.weight
+    def __init__(self, weights: Weights, vision: VisionConfig, is_compiled: bool = False) -> None:
+        assert vision.spatial_merge_size == MERGE_SIZE
+        patch_weight = weights.pop("visual.patch_embed.proj.weight")
         self._device, self._dtype = patch_weight.device, patch_weight.dtype
         prepare = preparation(self._device, self._dtype, is_compiled)
-        self._patch = Affine(prepare(patch_weight.flatten(1)), visual.patch_embed.proj.bias)
-        self._position_table = visual.pos_embed.weight
-        self._num_heads = visual.blocks[0].attn.num_heads
-        self._blocks = [_block_weights(block, prepare) for block in visual.blocks]
+        patch_bias = weights.pop("visual.patch_embed.proj.bias")
+        self._patch = Affine(prepare(patch_weight.flatten(1)), patch_bias)
+        self._position_table = weights.pop("visual.pos_embed.weight")
+        self._num_heads = vision.num_heads
+        self._blocks = [
+            _block_weights(_Taker(weights, f"visual.blocks.{index}", prepare), vision.num_heads)
+            for index in range(vision.depth)
+        ]
         self._project = maybe_compiled(_project, is_compiled)
         self._finish = maybe_compiled(_finish, is_compiled)
-        self._merger = _merger_weights(visual.merger, prepare)
-        mergers = [_merger_weights(merger, prepare) for merger in visual.deepstack_merger_list]
-        self._deepstack = dict(zip(visual.deepstack_visual_indexes, mergers, strict=True))
-        self._grid_side = int(visual.pos_embed.num_embeddings**0.5)
+        self._merger = _merger_weights(_Taker(weights, "visual.merger", prepare), False)
+        self._deepstack = {}
+        for index, layer in enumerate(vision.deepstack_visual_indexes):
+            taker = _Taker(weights, f"visual.deepstack_merger_list.{index}", prepare)
+            self._deepstack[layer] = _merger_weights(taker, True)
+        self._grid_side = int(vision.num_position_embeddings**0.5)
         self._known_positions: LRU[tuple[int, int], _Positions] = LRU(POSITIONS_BYTES)
 
     @property
@@ -223,39 +230,49 @@ def _varlen(lengths: Sequence[int], device: torch.device, kernel: VarlenKernel) 
     return attend
 
 
-def _block_weights(block: Any, prepare: Prepare) -> BlockWeights:
+class _Taker(NamedTuple):
+    """Takes the tensors of one module, and brings its matrices into their form."""
+
+    weights: Weights
+    module: str
+    prepare: Prepare
+
+    def norm(self, name: str) -> Norm:
+        prefix = f"{self.module}.{name}"
+        return Norm(self.weights.pop(f"{prefix}.weight"), self.weights.pop(f"{prefix}.bias"))
+
+    def affine(self, name: str) -> Affine:
+        weight, bias = self.norm(name)
+        return Affine(self.prepare(weight), bias)
+
+    def interleaved_qkv(self, name: str, num_heads: int) -> Affine:
+        weight, bias = self.norm(name)
+        value = 2 * len(bias) // 3
+        head_dim = value // 2 // num_heads
+        weight = torch.cat((interleaved(weight[:value], head_dim), weight[value:]))
+        bias = torch.cat((interleaved(bias[:value], head_dim), bias[value:]))
+        return Affine(self.prepare(weight), bias)
+
+
+def _block_weights(take: _Taker, num_heads: int) -> BlockWeights:
     return BlockWeights(
-        norm1=Norm(block.norm1.weight, block.norm1.bias),
-        qkv=_interleaved_qkv(block.attn, prepare),
-        proj=_affine(block.attn.proj, prepare),
-        norm2=Norm(block.norm2.weight, block.norm2.bias),
-        up=_affine(block.mlp.linear_fc1, prepare),
-        down=_affine(block.mlp.linear_fc2, prepare),
-        num_heads=block.attn.num_heads,
+        norm1=take.norm("norm1"),
+        qkv=take.interleaved_qkv("attn.qkv", num_heads),
+        proj=take.affine("attn.proj"),
+        norm2=take.norm("norm2"),
+        up=take.affine("mlp.linear_fc1"),
+        down=take.affine("mlp.linear_fc2"),
+        num_heads=num_heads,
     )
 
 
-def _interleaved_qkv(attention: Any, prepare: Prepare) -> Affine:
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    value = 2 * len(bias) // 3
-    head_dim = value // 2 // attention.num_heads
-    weight = torch.cat((interleaved(weight[:value], head_dim), weight[value:]))
-    bias = torch.cat((interleaved(bias[:value], head_dim), bias[value:]))
-    del attention.qkv
-    return Affine(prepare(weight), bias)
-
-
-def _merger_weights(merger: Any, prepare: Prepare) -> MergerWeights:
+def _merger_weights(take: _Taker, is_norm_after_joining: bool) -> MergerWeights:
     return MergerWeights(
-        norm=Norm(merger.norm.weight, merger.norm.bias),
-        up=_affine(merger.linear_fc1, prepare),
-        down=_affine(merger.linear_fc2, prepare),
-        is_norm_after_joining=merger.use_postshuffle_norm,
+        norm=take.norm("norm"),
+        up=take.affine("linear_fc1"),
+        down=take.affine("linear_fc2"),
+        is_norm_after_joining=is_norm_after_joining,
     )
-
-
-def _affine(module: Any, prepare: Prepare) -> Affine:
-    return Affine(take(module, prepare), module.bias)
 
 
 def _merge_order(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

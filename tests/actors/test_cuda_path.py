@@ -4,7 +4,6 @@ is counted. What a CPU build of torch has nothing for has a stand-in: uploads, a
 asks for a device guard on its way to the dispatcher.
 """
 
-import json
 from collections import Counter
 from contextlib import contextmanager, suppress
 
@@ -18,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.presets import PRESETS
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.model import device as device_module
+from shardrank.actors.model.architecture import architecture
 from shardrank.actors.model.decoder import Decoder
 from shardrank.actors.model.features import FeatureCache
-from shardrank.actors.model.model import RerankerModel, _empty_model
+from shardrank.actors.model.model import RerankerModel
 from shardrank.actors.model.vision import VisionTower
 from shardrank.actors.prepared import PreparedPair, Visual
 from shardrank.actors.scorer import Scorer
@@ -92,37 +92,31 @@ def _uploads(monkeypatch):
     monkeypatch.setattr(device_module, "_uploaded", uploaded)
 
 
-def empty_model(preset, folder):
+def architecture_of(preset):
     """Of four layers each, which are all alike."""
     own = PRESETS[preset]
     config = {
-        "model_type": "qwen3_vl",
         "tie_word_embeddings": own.is_tied,
         "text_config": own.text | {"vocab_size": own.vocab_size, "num_hidden_layers": 4},
         "vision_config": own.vision | {"depth": 4, "deepstack_visual_indexes": [0, 1, 2]},
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    model = _empty_model(folder)
-    return model, {name: weight.shape for name, weight in model.state_dict().items()}
+    return architecture(config)
 
 
-def scorer_of(model, shapes, is_fp8):
+def scorer_of(sizes, is_fp8):
     """A scorer with fake weights; to be called in fake mode."""
     weights = {
         name: torch.empty(shape, dtype=torch.bfloat16, device=CUDA)
-        for name, shape in shapes.items()
+        for name, shape in sizes.shapes().items()
     }
-    model.load_state_dict(weights, assign=True)
-    text, language_model = model.config.text_config, model.model.language_model
-    language_model.rotary_emb.inv_freq = torch.empty(text.head_dim // 2, device=CUDA)
     scorer = object.__new__(Scorer)
     scorer.config = RerankerConfig(model="none")
     scorer.device, scorer.max_batch_tokens = CUDA, 16_384
     scorer.vision_cache = FeatureCache(1 << 40)
     scorer._model = RerankerModel(
-        vision=VisionTower(model.model.visual, 2),
-        decoder=Decoder(language_model, is_fp8),
-        head=torch.empty(text.hidden_size, device=CUDA),
+        vision=VisionTower(weights, sizes.vision),
+        decoder=Decoder(weights, sizes.text, is_fp8),
+        head=torch.empty(sizes.text.hidden_size, device=CUDA),
         device=CUDA,
         dtype=torch.bfloat16,
         bytes_per_token=1,
@@ -146,17 +140,17 @@ def pair_of(*parts):
 @pytest.mark.parametrize(
     ("preset", "is_fp8"), [("2b", False), ("8b", False), ("8b", True)], ids=["2b", "8b", "8b-fp8"]
 )
-def test_a_forward_at_the_real_shapes_waits_for_nothing(preset, is_fp8, tmp_path):
+def test_a_forward_at_the_real_shapes_waits_for_nothing(preset, is_fp8):
     """Short documents of one query, one of 9,000 tokens, pages behind a long query (whose keys are
     merged, not gathered), and all of it behind a prefix kept from the plan before."""
-    model, shapes = empty_model(preset, tmp_path)
     pages = [Visual.of(np.full((1, 32 * 45, 32 * 40, 3), n, np.uint8)) for n in range(2)]
     texts = [pair_of(60, 28, 70 + n) for n in range(60)] + [pair_of(60, 28, 9_000)]
     mixed = [pair_of(60, 900, (n % 2, 1_800), 6 + n) for n in range(2)]
     mixed += [pair_of(60, 900, 20 + n) for n in range(30)]
-    text = model.config.text_config
+    sizes = architecture_of(preset)
+    text = sizes.text
     with fake() as waits:
-        scorer = scorer_of(model, shapes, is_fp8)
+        scorer = scorer_of(sizes, is_fp8)
         waits.counts.clear()
         logits, prefix = scorer._forward(texts, [], None, 88)
         again, _ = scorer._forward([*mixed, *texts], pages, prefix, 0)

@@ -4,23 +4,29 @@ from functools import cache
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from shardrank.actors.media.pixels import patchify
+from shardrank.actors.model.architecture import own_name, read_architecture
 from shardrank.actors.model.vision import VisionTower, _by_size, _varlen
 from tests.actors.test_attention import plain_varlen
 from tests.support.engine import TINY
 
 
-def tiny_visual():
-    """A new one for every tower, which takes the weights over."""
-    model = Qwen3VLForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
-    return model.model.visual.requires_grad_(False)
+def tiny_tower():
+    """The tower of the tiny checkpoint's weights."""
+    sizes = read_architecture(TINY)
+    weights = {
+        name: weight.float() for name, weight in load_file(TINY / "model.safetensors").items()
+    }
+    return VisionTower({own_name(name): weights[name] for name in weights}, sizes.vision)
 
 
 @cache
 def transformers_visual():
-    return tiny_visual()
+    model = Qwen3VLForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
+    return model.model.visual.requires_grad_(False)
 
 
 def random_pixels(*sizes, frames=1):
@@ -37,7 +43,7 @@ def transformers_features(pixels):
 
 def test_packed_images_of_all_shapes_equal_transformers_own_features():
     pixels = random_pixels((64, 64), (32, 416), (96, 64), (96, 64), (224, 160))
-    features = VisionTower(tiny_visual(), 2).encode(pixels)
+    features = tiny_tower().encode(pixels)
     assert [len(f) for f in features] == [4, 13, 6, 6, 35]
     torch.testing.assert_close(
         torch.cat(features), transformers_features(pixels), atol=2e-5, rtol=1e-4
@@ -46,13 +52,13 @@ def test_packed_images_of_all_shapes_equal_transformers_own_features():
 
 def test_frame_pairs_equal_transformers_own_features():
     pixels = random_pixels((128, 96), (64, 64), frames=2)
-    features = torch.cat(VisionTower(tiny_visual(), 2).encode(pixels))
+    features = torch.cat(tiny_tower().encode(pixels))
     torch.testing.assert_close(features, transformers_features(pixels), atol=2e-5, rtol=1e-4)
 
 
 def test_an_images_features_do_not_depend_on_its_neighbours():
     pixels = random_pixels((64, 96), (128, 64), (64, 96))
-    tower = VisionTower(tiny_visual(), 2)
+    tower = tiny_tower()
     together = tower.encode(pixels)
     for image, features in zip(pixels, together, strict=True):
         torch.testing.assert_close(tower.encode([image])[0], features, atol=1e-5, rtol=1e-5)
