@@ -18,9 +18,9 @@ from shardrank.actors.model.architecture import (
     EMBEDDING,
     HEAD,
     Shape,
-    Weights,
     read_architecture,
 )
+from shardrank.actors.model.linear import Weights
 from shardrank.actors.model.model import RerankerModel, reranker_model
 
 SEED_FILE, ROWS_FILE = "random.json", "head.rows"

@@ -10,12 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
-import torch
-
 Shape = tuple[int, ...]
-Weights = dict[str, torch.Tensor]
-"""A model's tensors by `own_name`; whoever takes one over takes it out."""
-
 EMBEDDING, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -61,25 +56,6 @@ class TextConfig:
             for index in range(self.num_hidden_layers)
             for name, shape in layer.items()
         }
-
-    def rope(self) -> tuple[torch.Tensor, float, list[int]]:
-        """Inverse frequencies (head_dim / 2,) float32, the scale of their cosines and sines, and
-        how many of them turn with time, height and width."""
-        parameters = self.source.get("rope_scaling") or self.source.get("rope_parameters") or {}
-        sections = parameters.get("mrope_section", [24, 20, 20])
-        if parameters.get("rope_type", parameters.get("type", "default")) != "default":
-            return *self._scaled_rope(), sections
-        theta = parameters.get("rope_theta", self.source.get("rope_theta", 500_000.0))
-        steps = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        return 1.0 / theta**steps, 1.0, sections
-
-    def _scaled_rope(self) -> tuple[torch.Tensor, float]:
-        """YaRN and the like, as transformers has them."""
-        from transformers import Qwen3VLTextConfig
-        from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
-
-        rotary = Qwen3VLTextRotaryEmbedding(Qwen3VLTextConfig(**self.source))
-        return rotary.inv_freq.float(), float(rotary.attention_scaling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

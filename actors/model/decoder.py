@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from shardrank.actors.model.architecture import EMBEDDING, TextConfig, Weights
+from shardrank.actors.model.architecture import EMBEDDING, TextConfig
 from shardrank.actors.model.attention import PackedAttention, kernel_for, merge_rows
 from shardrank.actors.model.device import maybe_compiled, to_device
 from shardrank.actors.model.linear import (
     Fp8Rows,
     Prepare,
     Weight,
+    Weights,
     linear,
     preparation,
     quantize_rows,
     ready,
 )
-from shardrank.actors.model.rope import interleaved, rotate
+from shardrank.actors.model.rope import frequencies, interleaved, rotate
 from shardrank.actors.packing import PackedBatch, attention_plan, last_token_plan
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -75,9 +76,9 @@ class Decoder:
             _layer_weights(weights, f"language_model.layers.{index}", text, prepare)
             for index in range(text.num_hidden_layers)
         ]
-        frequencies, self._rope_scale, sections = text.rope()
-        self._inverse_frequencies = to_device(frequencies, device)
-        self._axes = to_device(_axis_of_frequency(len(frequencies), sections), device)
+        inverse, self._rope_scale, sections = frequencies(text)
+        self._inverse_frequencies = to_device(inverse, device)
+        self._axes = to_device(_axis_of_frequency(len(inverse), sections), device)
         self._attention_inputs = maybe_compiled(_attention_inputs, is_compiled)
         self._keys_values = maybe_compiled(_keys_values, is_compiled)
         self._queries = maybe_compiled(_queries, is_compiled)

@@ -33,6 +33,8 @@ class PackedWeight(NamedTuple):
     values: torch.Tensor  # opaque
 
 
+Weights = dict[str, torch.Tensor]
+"""A model's tensors by architecture.own_name; whoever takes one over takes it out."""
 Weight = torch.Tensor | Fp8Rows | PackedWeight
 Prepare = Callable[[torch.Tensor], Weight]
 """Brings a weight (out, in) into its form."""

@@ -11,12 +11,12 @@ from shardrank.actors.model.architecture import (
     EMBEDDING,
     HEAD,
     Architecture,
-    Weights,
     own_name,
     read_architecture,
 )
 from shardrank.actors.model.decoder import Decoder
 from shardrank.actors.model.foreign import described, weight_files
+from shardrank.actors.model.linear import Weights
 from shardrank.actors.model.vision import VisionTower
 from shardrank.actors.prompt import read_tokenizer
 

@@ -4,7 +4,34 @@ transformers rotates dimension i with i + D / 2. Here the rows of the weights th
 keys are ordered so that the two are neighbours, which changes no product of a query with a key.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+
+from shardrank.actors.model.architecture import TextConfig
+
+
+def frequencies(text: TextConfig) -> tuple[torch.Tensor, float, list[int]]:
+    """Inverse frequencies (head_dim / 2,) float32, the scale of their cosines and sines, and how
+    many of them turn with time, height and width."""
+    given = text.source
+    parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    sections = parameters.get("mrope_section", [24, 20, 20])
+    if parameters.get("rope_type", parameters.get("type", "default")) != "default":
+        return *_scaled_frequencies(given), sections
+    theta = parameters.get("rope_theta", given.get("rope_theta", 500_000.0))
+    steps = torch.arange(0, text.head_dim, 2, dtype=torch.float32) / text.head_dim
+    return 1.0 / theta**steps, 1.0, sections
+
+
+def _scaled_frequencies(text_config: Mapping[str, Any]) -> tuple[torch.Tensor, float]:
+    """YaRN and the like, as transformers has them."""
+    from transformers import Qwen3VLTextConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+
+    rotary = Qwen3VLTextRotaryEmbedding(Qwen3VLTextConfig(**text_config))
+    return rotary.inv_freq.float(), float(rotary.attention_scaling)
 
 
 def interleaved(rows: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from shardrank.actors.lru import LRU
 from shardrank.actors.media.pixels import MERGE_SIZE, PATCH_SIZE, patchify
-from shardrank.actors.model.architecture import VisionConfig, Weights
+from shardrank.actors.model.architecture import VisionConfig
 from shardrank.actors.model.attention import VarlenKernel, cumulative, kernel_for
 from shardrank.actors.model.device import maybe_compiled, to_device
-from shardrank.actors.model.linear import Prepare, Weight, linear, preparation
+from shardrank.actors.model.linear import Prepare, Weight, Weights, linear, preparation
 from shardrank.actors.model.rope import interleaved, rotate
 
 ROPE_THETA = 10_000.0

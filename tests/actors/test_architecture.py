@@ -9,6 +9,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbe
 
 from bench.presets import PRESETS
 from shardrank.actors.model.architecture import architecture, own_name, read_architecture
+from shardrank.actors.model.rope import frequencies
 from tests.support.engine import TINY
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
@@ -65,8 +66,8 @@ def test_names_and_shapes_are_those_of_the_official_class(name):
 def test_frequencies_are_those_of_the_official_class(rope):
     text = SMALL_TEXT | rope
     rotary = Qwen3VLTextRotaryEmbedding(Qwen3VLConfig(text_config=text).text_config)
-    frequencies, scale, sections = architecture({"text_config": text}).text.rope()
-    assert torch.equal(frequencies, rotary.inv_freq)
+    inverse, scale, sections = frequencies(architecture({"text_config": text}).text)
+    assert torch.equal(inverse, rotary.inv_freq)
     assert (scale, sections) == (rotary.attention_scaling, rotary.mrope_section)
 
 
