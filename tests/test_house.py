@@ -148,10 +148,20 @@ def test_an_engine_scores_without_the_seconds_that_transformers_takes_to_import(
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_a_jobs_driver_leaves_torch_to_its_workers():
-    code = "import sys; from shardrank.jobs.rerank import own_engine; "
-    code += "from shardrank.jobs.run.pipeline import packed; packed(own_engine()); "
-    code += "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import shardrank.cli; from shardrank.jobs.rerank import own_engine; "
+        "from shardrank.jobs.run.pipeline import packed; packed(own_engine())",
+        "from shardrank import RerankerConfig; "
+        "from shardrank.actors.preprocessor import Preprocessor; "
+        "Preprocessor(RerankerConfig('tests/golden/tiny'))",
+    ],
+    ids=["a job's driver", "what prepares texts and images"],
+)
+def test_what_computes_nothing_does_without_torch(code):
+    """It takes two seconds and 200 MB."""
+    code += "; import sys; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""From decoded images to the uint8 pixels that the model reads, and from those to patches.
+"""From decoded images to the uint8 pixels that the model reads.
 
 Plain PIL and torch: the official preprocessing without torchvision or a processor class. Sizes are
 in pixels; a token covers 32 x 32 of them (patches of 16, merged 2 x 2).
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image as PILImage
 
 from shardrank.actors.config import QueryOptions
@@ -184,6 +183,8 @@ def _antialiased_bicubic(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray
     """torchvision's resize of uint8 frames, of one channel: in float32, clamped, rounded half to
     even.
     """
+    import torch  # seconds to import, and texts and images do without
+
     floats = torch.from_numpy(plane.astype(np.float32))[None, None]
     resized = torch.nn.functional.interpolate(
         floats, size=size, mode="bicubic", align_corners=False, antialias=True
@@ -200,20 +201,3 @@ def frame_pairs(frames: np.ndarray) -> Iterator[np.ndarray]:
 def merged_grid(pixels: np.ndarray) -> tuple[int, int]:
     """(height, width) in visual tokens of (T, H, W, 3) pixels."""
     return pixels.shape[1] // FACTOR, pixels.shape[2] // FACTOR
-
-
-def patchify(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Patches of one visual: (T, H, W, 3) uint8, T 1 or 2, to (H / 16 * W / 16, 3 * 2 * 16 * 16).
-
-    Normalised by mean and deviation 0.5; an image stands for two equal frames; patches follow in
-    2 x 2 merge-block order, each as (channel, frame, row, column).
-    """
-    frames = (pixels.to(torch.float32) - 127.5) / 127.5
-    if len(frames) == 1:
-        frames = frames.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)
-    rows, columns = frames.shape[1] // FACTOR, frames.shape[2] // FACTOR
-    blocks = frames.reshape(
-        TEMPORAL_PATCH_SIZE, rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE, 3
-    )
-    patches = blocks.permute(1, 4, 2, 5, 7, 0, 3, 6)
-    return patches.reshape(rows * columns * MERGE_SIZE**2, -1).to(dtype)

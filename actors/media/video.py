@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from shardrank.actors.config import VideoReader
 from shardrank.actors.data import Video
@@ -160,6 +159,8 @@ def frame_indices(num_frames: int, video_fps: float, fps: float, max_frames: int
     count = math.floor(wanted / _EVEN) * _EVEN
     if count < _EVEN:
         return []
+    import torch  # its rounding; seconds to import
+
     return torch.linspace(0, num_frames - 1, count).round().long().tolist()
 
 

@@ -342,6 +342,8 @@ def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
 
 def serve(handle: int, parent: int) -> None:
     """The child: answer requests until the parent, a process's number, is gone."""
+    import torch  # noqa: F401 (before the first file's time begins)
+
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection = Connection(handle)
     reader = MediaReader()

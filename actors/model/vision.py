@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from shardrank.actors.lru import LRU
-from shardrank.actors.media.pixels import MERGE_SIZE, PATCH_SIZE, patchify
+from shardrank.actors.media.pixels import FACTOR, MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from shardrank.actors.model.architecture import VisionConfig
 from shardrank.actors.model.attention import VarlenKernel, cumulative, kernel_for
 from shardrank.actors.model.device import maybe_compiled, to_device
@@ -150,6 +150,23 @@ class VisionTower:
         entries = torch.stack([row * self._grid_side + column for row, column, _ in corners])
         shares = torch.stack([share.to(table.dtype) for *_, share in corners]).unsqueeze(-1)
         return (table[to_device(entries, self._device)] * to_device(shares, self._device)).sum(0)
+
+
+def patchify(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Patches of one visual: (T, H, W, 3) uint8, T 1 or 2, to (H / 16 * W / 16, 3 * 2 * 16 * 16).
+
+    Normalised by mean and deviation 0.5; an image stands for two equal frames; patches follow in
+    2 x 2 merge-block order, each as (channel, frame, row, column).
+    """
+    frames = (pixels.to(torch.float32) - 127.5) / 127.5
+    if len(frames) == 1:
+        frames = frames.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)
+    rows, columns = frames.shape[1] // FACTOR, frames.shape[2] // FACTOR
+    blocks = frames.reshape(
+        TEMPORAL_PATCH_SIZE, rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE, 3
+    )
+    patches = blocks.permute(1, 4, 2, 5, 7, 0, 3, 6)
+    return patches.reshape(rows * columns * MERGE_SIZE**2, -1).to(dtype)
 
 
 class _Positions(NamedTuple):

@@ -97,7 +97,7 @@ class TransformersModel:
         import numpy as np
         import torch
 
-        from shardrank.actors.media.pixels import patchify
+        from shardrank.actors.model.vision import patchify
 
         writable = torch.from_numpy(np.require(pixels, requirements="W"))
         return patchify(writable.to(self.device), self.dtype)

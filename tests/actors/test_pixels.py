@@ -12,10 +12,10 @@ from shardrank.actors.media.pixels import (
     frame_pairs,
     image_pixels,
     merged_grid,
-    patchify,
     smart_resize,
     video_file_pixels,
 )
+from shardrank.actors.model.vision import patchify
 
 torch.set_num_threads(1)
 

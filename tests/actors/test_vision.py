@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from shardrank.actors.media.pixels import patchify
 from shardrank.actors.model.architecture import own_name, read_architecture
-from shardrank.actors.model.vision import VisionTower, _by_size, _varlen
+from shardrank.actors.model.vision import VisionTower, _by_size, _varlen, patchify
 from tests.actors.test_attention import plain_varlen
 from tests.support.engine import TINY
 
