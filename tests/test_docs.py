@@ -18,6 +18,7 @@ GROUPS = {"rerank_error", "invalid_row", "media_error", "scoring_error", "failur
 """Codes of errors that are never raised themselves."""
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 _IS_PATH = re.compile(r"`((?:actors|bench|demo|jobs|serve|shardrank|tests)/[\w./*-]+)`")
+_IS_MODULE = re.compile(r"-m ((?:bench|demo|shardrank|tests)(?:\.\w+)*)")
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
@@ -28,7 +29,7 @@ def text_of(name: str) -> str:
 
 
 def code_lines(page: str) -> list[str]:
-    """Lines of indented and fenced code, without a prompt, those that go on joined."""
+    """Lines of indented and fenced code, without prompt and remark, continued ones joined."""
     fenced = "".join(re.findall(r"^```\w*\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
     indented = re.findall(r"^ {4,}(.*)", page, re.MULTILINE)
     lines = "\n".join([*fenced.split("\n"), *indented]).replace("\\\n", " ").split("\n")
@@ -36,7 +37,7 @@ def code_lines(page: str) -> list[str]:
 
 
 def options_of(command: str) -> set[str]:
-    """Of a subcommand of `shardrank`."""
+    """What a subcommand of `shardrank` takes."""
     parameters = typer.main.get_command(app).commands[command].params
     return {name for each in parameters for name in (*each.opts, *each.secondary_opts)}
 
@@ -57,10 +58,17 @@ def test_every_module_has_its_line_in_the_architecture():
     assert len(lines) == len(set(lines))
 
 
+def _path_of(module: str) -> str:
+    """What `python -m` runs of it: the file, or a package's __main__."""
+    path = module.replace(".", "/")
+    return f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_are_there(page):
-    named_paths = set(_IS_PATH.findall(page.read_text("utf-8")))
-    assert [path for path in named_paths if not list(ROOT.glob(path))] == []
+    text = page.read_text("utf-8")
+    paths = {*_IS_PATH.findall(text), *map(_path_of, _IS_MODULE.findall(text))}
+    assert [path for path in paths if not list(ROOT.glob(path))] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
