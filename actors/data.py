@@ -22,7 +22,7 @@ ImageSource = bytes | str | PILImage.Image
 _Bytes = bytes | bytearray | memoryview
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".svg"}
-"""By its first element's suffix the official scorer tells a list of frames from a list of files."""
+"""The suffixes by which the official scorer tells a list of frames from a list of files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Content:
 
     @classmethod
     def parse_query(cls, value: Any, field: str = "query") -> "Content":
-        """As `parse`; None and {} raise EmptyQuery (the official scorer returns no score)."""
+        """Read a query like `parse`; None and {} raise EmptyQuery (officially: no score)."""
         if value is None or (isinstance(value, Mapping) and not value):
             raise EmptyQuery(f"{field} is {'null' if value is None else 'empty'}")
         return cls.parse(value, field)

@@ -267,7 +267,7 @@ def attention_plan(batch: PackedBatch, gathers: bool = False) -> AttentionPlan:
 
 
 def last_token_plan(batch: PackedBatch, rows: np.ndarray, gathers: bool = False) -> AttentionPlan:
-    """As attention_plan, with only `rows` (sorted, distinct, each a segment's last) as queries."""
+    """An attention_plan with only `rows` (sorted, distinct, each a segment's last) as queries."""
 
     def queries(start: int, end: int) -> tuple[int, int]:
         first, last = np.searchsorted(rows, (start, end))

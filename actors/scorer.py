@@ -47,9 +47,9 @@ MAX_BATCH_TOKENS = 16_384
 while one runs.
 """
 _MEMORY_SHARE = 0.5
-"""Of the device memory free after loading, the share that one plan's activations may take."""
+"""The share of the device memory free after loading that one plan's activations may take."""
 _CACHE_SHARE = 0.2
-"""And the share of vision features, unless the config says how many bytes."""
+"""The share of it for vision features, unless the config says how many bytes."""
 _CPU_CACHE_BYTES = 1 << 30
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ class Scorer:
     def _logits(
         self, planned: PlannedSets, progressed: Callable[[int], None]
     ) -> list[float | RerankError]:
-        """Of all pairs in order. A plan's logits are read when the next one has been queued."""
+        """Logits of all pairs in order. A plan's are read when the next one has been queued."""
         pairs, plans, packed = planned.pairs, planned.plans, planned.first
         logits: list[float | RerankError] = []
         queued: list[Part] = []
@@ -285,7 +285,7 @@ class Scorer:
         return [features for features in found if features is not None]
 
     def _batch_tokens(self, free: int | None) -> int:
-        """free: bytes on the device; None: on a CPU."""
+        """Tokens of one plan. free: bytes on the device; None: on a CPU."""
         max_length = self.config.options.max_length
         assert max_length is not None
         configured = self.config.max_batch_tokens

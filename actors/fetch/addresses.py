@@ -93,6 +93,6 @@ def _addresses(host: str, resolve: Resolve) -> list[Address]:
 
 
 def resolve_host(host: str) -> list[str]:
-    """By the system's resolver, /etc/hosts included; in its order, without repetitions."""
+    """A host's addresses by the system's resolver (with /etc/hosts), in its order, each once."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 15.0
-"""Without a byte, in either direction."""
+"""A request may go so long without a byte, in either direction."""
 SDK_RETRIES = 5
-"""By the SDK itself, of each request: after 50, 100, ... 800 ms."""
+"""How often the SDK itself repeats a request: after 50, 100, ... 800 ms."""
 PATIENCE_S = 75.0
 """No new attempt at an operation begins after this. A server that accepts connections and never
 answers holds one for (SDK_RETRIES + 1) x REQUEST_TIMEOUT_S = 90 s, so that an operation fails after
@@ -56,7 +56,7 @@ class ShortRead(ReadError):
 
 
 def filesystem(uri: str) -> fs.FileSystem:
-    """Of a bucket's URI, with the query and the credentials that configure it.
+    """The filesystem of a bucket's URI, with the query and the credentials that configure it.
 
     The endpoint and the region of the usual AWS variables hold where the URI has none. Raises
     OSError or ValueError, in words that have none of the URI's credentials.

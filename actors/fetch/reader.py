@@ -24,7 +24,7 @@ from shardrank.actors.fetch.web import WebMedia, WebReader
 from shardrank.actors.fetch.web_url import shown
 
 MAX_BYTES = 2 << 30
-"""Of one file or object that is read into memory: local video files are not."""
+"""The most bytes of a file or object that is read into memory: local video files are not."""
 
 _SECRET = re.compile(
     r"((?:key|token|secret|password|signature|credential|\bsig)[\w-]{0,64}=)[^&/\s]*",

@@ -230,7 +230,7 @@ class _DeadlineStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        """With the shared context in the place of the connection's own."""
+        """TLS begins with the shared context in the place of the connection's own."""
         try:
             left_s = self._deadline.left_s()
         except TimeoutError:

@@ -36,8 +36,8 @@ Ghostscript), some take seconds for a few bytes (XPM, FITS), and TGA takes nearl
 _PROGRAMS = {"EPS", "WMF", "GRIB", "HDF5", "BUFR", "MPEG"}
 
 _GUARDED = "JPEG2000"
-"""Of 2 kB it takes 3.4 s and 1.2 GB where others of the same pixels take a second and 0.2 to 1 GB;
-and its decoder has a past.
+"""A Guard decodes it: 2 kB take 3.4 s and 1.2 GB where others of the same pixels take a second and
+0.2 to 1 GB; and its decoder has a past.
 """
 
 Permit = Callable[[], None]
@@ -90,7 +90,7 @@ def decode_image(
     permit: Permit = permit_all,
     guard: Guard | None = None,
 ) -> PILImage.Image:
-    """As load_image; messages say `name`."""
+    """Decode an image like load_image; messages say `name`."""
     permit()
     try:
         if isinstance(data, PILImage.Image):  # possibly opened only: its file is read from now on

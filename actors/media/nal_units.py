@@ -49,7 +49,7 @@ class _Count:
 
 
 _HEADER_BYTES = 64
-"""Of a slice: more than is read of its header."""
+"""The bytes that are taken of a slice: more than is read of its header."""
 
 
 def _units(data: memoryview, length_bytes: int) -> Iterator[memoryview]:

@@ -24,8 +24,8 @@ MIN_FRAME_LIST_PIXELS = 4 * (2 * FACTOR) ** 2
 MODEL_PIXELS = 0.9 * 128_000 * FACTOR**2
 """qwen_vl_utils 0.0.14: all frames of a file together, where total_pixels is not given."""
 MAX_RESIZED_PIXELS = 178_956_970
-"""Of one image, or of all frames of a video: more than any model reads. Only a query's own options
-can ask for so much.
+"""The most pixels of an image, or of all frames of a video: more than any model reads. Only a
+query's own options can ask for so much.
 """
 
 

@@ -36,11 +36,11 @@ from shardrank.actors.media.pixels import video_file_pixels
 from shardrank.actors.media.video import load_video
 
 TIMEOUT_S = 300.0
-"""For one file. Sampling 64 frames of an hour of video takes seconds."""
+"""The time for one file. Sampling 64 frames of an hour of video takes seconds."""
 SILENCE_S = 30.0
 """Without a packet or a frame a decoder hangs."""
 MAX_PROCESSES = 4
-"""Of one Preprocessor. One thread alone never starts a second."""
+"""The most processes of one Preprocessor. One thread alone never starts a second."""
 
 _MAX_LOST = 10_000
 """Files that one process keeps in mind of which a decoder died or hung."""
@@ -187,7 +187,7 @@ class VideoProcess:
         )
 
     def answer(self, request: _Request | _ImageRequest) -> Any:
-        """As `frames`, of an image its pixels."""
+        """What `frames` returns, or for an image its pixels."""
         with self._lock:
             reply = self._ask(request)
             if reply is None:  # killed by the file, or by somebody else: a second child tells
@@ -286,7 +286,7 @@ class VideoProcesses:
         max_seconds: float | None = None,
         max_tokens: float = math.inf,
     ) -> tuple[np.ndarray, list[float]]:
-        """As VideoProcess.frames; waits while all are busy. max_tokens: see video_file_pixels."""
+        """Frames by an idle VideoProcess, or the next to be. max_tokens: see video_file_pixels."""
         local = _local(video, reader)
         limits = max_pixels, max_seconds
         return self._answer(

@@ -23,10 +23,10 @@ from shardrank.actors.packing import AttentionBlock, AttentionPlan
 logger = logging.getLogger(__name__)
 
 VarlenKernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-"""As flash_varlen below."""
+"""A function such as flash_varlen below."""
 
 Merge = Callable[..., tuple[torch.Tensor, Any]]
-"""As merge_rows below, perhaps compiled."""
+"""A function such as merge_rows below, perhaps compiled."""
 
 _TILE = 128
 """Query rows of one of flash attention's thread blocks, of which it starts as many for every
@@ -148,8 +148,8 @@ def merge_rows(
     places: torch.Tensor | None,
     is_last: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As merge, where the part has only some of the queries' rows: in float32, or as the last in
-    the part's dtype and without a log-sum-exp.
+    """Merge a part that has only some of the queries' rows: in float32, or as the last in the
+    part's dtype and without a log-sum-exp.
 
     places: (Q,), the part's row for each query, -1 for those without; None where all in order.
     """
@@ -184,7 +184,7 @@ def _has_cpu_kernel() -> bool:
 def attend_plainly(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the formula has it: (heads, q, D), (kv_heads, k, D) to (q, heads, D) and (q, heads).
+    """Attention by its formula: (heads, q, D), (kv_heads, k, D) to (q, heads, D) and (q, heads).
 
     is_causal: the last query sees all keys, and each one before it one key less. For devices and
     dtypes without a kernel that also gives the log-sum-exp.

@@ -23,7 +23,7 @@ from shardrank.actors.model.rope import interleaved, rotate
 ROPE_THETA = 10_000.0
 LAYER_NORM_EPSILON = 1e-6
 POSITIONS_BYTES = 256 << 20
-"""Of grids seen before; one of 1,800 tokens takes 19 MB in the 8B."""
+"""The cache of grids seen before; one of 1,800 tokens takes 19 MB in the 8B."""
 
 
 class Affine(NamedTuple):

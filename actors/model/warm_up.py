@@ -7,7 +7,7 @@ import numpy as np
 from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
 
 BATCH_TOKENS = 256
-"""Of a plan: the pairs that share are then more than one, so that a prefix is kept."""
+"""The tokens of a plan: pairs that share need more than one then, so that a prefix is kept."""
 _SHARED, _OWN, _VISUAL = 40, 60, 20
 _SIZES = ((64, 64), (64, 96))
 """Height and width of images in pixels: two, so that their number and size are not compiled in."""

@@ -29,7 +29,7 @@ class Naming:
     price_per_million_tokens: float | None = None
 
     def cost(self, scored: Scored) -> dict[str, float]:
-        """{}: no price was set."""
+        """The cost of a request; {}: no price was set."""
         if self.price_per_million_tokens is None:
             return {}
         return {"cost": scored.num_tokens * self.price_per_million_tokens / 1e6}
@@ -53,7 +53,7 @@ def _is_below(pair: PairScore, request: RerankRequest) -> bool:
 
 
 def left_out(scored: Scored, request: RerankRequest) -> dict[str, int]:
-    """{}: no least score was set."""
+    """How many results are below the least score; {}: none was set."""
     if request.least_score is None:
         return {}
     return {"num_below_min_score": sum(_is_below(pair, request) for pair in scored.pairs)}
@@ -129,7 +129,7 @@ def nim(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any
 def infinity(
     scored: Scored, request: RerankRequest, naming: Naming, returns_documents: bool
 ) -> dict[str, Any]:
-    """As canonical, with documents as strings."""
+    """The canonical answer with documents as strings."""
     answer = canonical(scored, request, naming, returns_documents)
     answer["object"] = "rerank"
     for result in (*answer["results"], *answer["data"]):

@@ -54,7 +54,7 @@ def _in_lower_case(value: Any) -> Any:
 
 
 _End = Annotated[Literal["left", "right"], BeforeValidator(_in_lower_case)]
-"""In any case: two spellings of one name would be no enumeration to who generates a client."""
+"""A side, in any case: two spellings of one name would be no enumeration in a generated client."""
 
 
 class MediaOptions(BaseModel):
