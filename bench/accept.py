@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.checkpoints.presets import PRESETS
 from bench.machine import commit
-from bench.presets import NAMES
 
 _BUDGET_S = 240.0
 
@@ -85,7 +85,7 @@ def _write(file: Path, report: dict[str, Any]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.accept", description=__doc__)
     add = parser.add_argument
-    add("--preset", default="2b", choices=NAMES, help="shapes of the random model (default: 2b)")
+    add("--preset", default="2b", choices=PRESETS, help="shapes of the random model (default: 2b)")
     add("--device", default="cuda", help="cuda, or cpu to try the command itself (default: cuda)")
     add("--json", metavar="FILE", help="results of the steps (default: accept-PRESET.json)")
     add("--steps", help="comma-separated, in order (default: all)")

@@ -6,17 +6,22 @@ Runs the command that users run, and reads what it says in its manifest.
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from bench.peers.usage import descendants, status_bytes
-from bench.pool import PeerPool
-from bench.processes import ROOT, PeerFailed
+from bench.processes import ROOT, PeerFailed, Process
 from bench.progress import Progress
-from bench.settings import OURS, BenchSettings
+from bench.settings import CLASSES, OURS, BenchSettings
 from bench.workloads import Drawing, Workload, build_workload
 
 _SAMPLE_EVERY_S = 0.2
@@ -35,30 +40,27 @@ def measure_job(
     middle = len(workload.sets) // 2
     half = Workload("job-half", workload.sets[:middle], workload.places[:middle])
     rest = Workload("job-rest", workload.sets[middle:], workload.places[middle:])
-    directory = settings.workdir / "job"
-    rounds = []
-    with PeerPool(settings, str(checkpoint)) as pool:
-        for number in range(settings.rounds):
-            progress(f"job: the bare engine, round {number + 1} of {settings.rounds}")
-            engine = _ask(pool, rest, settings)
-            pool.close()
-            seconds = []
-            for part in (half, workload):
-                progress(f"job: {part.num_pairs} pairs, round {number + 1} of {settings.rounds}")
-                output = directory / f"{number}-{part.num_pairs}"
-                seconds.append(_run_job(part, output, settings, checkpoint)["seconds"])
-            rounds.append((engine, seconds[1] - seconds[0], seconds))
-            difference = _difference(output, rest, middle, engine["scores"])
-    engine_s = sorted(engine["seconds"] for engine, _, _ in rounds)[len(rounds) // 2]
-    job_s = sorted(slope for _, slope, _ in rounds)[len(rounds) // 2]
+    engine_s: list[float] = []
+    job_s: list[list[float]] = []
+    for number in range(settings.rounds):
+        progress(f"job: the bare engine, round {number + 1} of {settings.rounds}")
+        engine = _engine(rest, settings, checkpoint)
+        engine_s.append(engine["seconds"])
+        job_s.append([])
+        for part in (half, workload):
+            progress(f"job: {part.num_pairs} pairs, round {number + 1} of {settings.rounds}")
+            output = settings.workdir / "job" / f"{number}-{part.num_pairs}"
+            job_s[-1].append(_run_job(part, output, settings, checkpoint)["seconds"])
+    slope = statistics.median_high(whole - first for first, whole in job_s)
+    bare = statistics.median_high(engine_s)
     return {
         "pairs": rest.num_pairs,
-        "engine_pairs_per_s": rest.num_pairs / engine_s,
-        "job_pairs_per_s": rest.num_pairs / job_s,
-        "share_of_engine": engine_s / job_s,
-        "engine_seconds": [engine["seconds"] for engine, _, _ in rounds],
-        "job_seconds": [seconds for _, _, seconds in rounds],
-        "max_score_difference": difference,
+        "engine_pairs_per_s": rest.num_pairs / bare,
+        "job_pairs_per_s": rest.num_pairs / slope,
+        "share_of_engine": bare / slope,
+        "engine_seconds": engine_s,
+        "job_seconds": job_s,
+        "max_score_difference": _difference(output, middle, engine["result"]),
     }
 
 
@@ -66,22 +68,16 @@ def measure_memory(
     drawing: Drawing, settings: BenchSettings, checkpoint: Path, progress: Progress
 ) -> dict[str, Any]:
     """Peak memory of the driver and of the largest worker, at n and at ten times n pairs."""
-    sets: list[dict[str, Any]] = []
-    for number in range(_NUM_SEEDS):
-        own = Drawing(number, drawing.scale, drawing.page_tokens, drawing.media, drawing.count)
-        sets += build_workload("text", own).sets
+    parts = [build_workload("text", replace(drawing, seed=seed)).sets for seed in range(_NUM_SEEDS)]
     sizes = []
-    for count in (len(sets) // _NUM_SEEDS, len(sets)):
-        part = Workload("memory", sets[:count], [])
+    for sets in (parts[0], sum(parts, [])):
+        part = Workload("memory", sets, [])
         progress(f"memory: the job on {part.num_pairs} pairs")
         output = settings.workdir / "memory" / str(part.num_pairs)
         sizes.append({"pairs": part.num_pairs} | _run_job(part, output, settings, checkpoint))
-    return {
-        "sizes": sizes,
-        "growth": {
-            name: sizes[1][name] / sizes[0][name] for name in ("driver_bytes", "worker_bytes")
-        },
-    }
+    first, last = sizes
+    growth = {name: last[name] / first[name] for name in ("driver_bytes", "worker_bytes")}
+    return {"sizes": sizes, "growth": growth}
 
 
 def job_lines(figures: dict[str, Any]) -> str:
@@ -104,11 +100,12 @@ def memory_lines(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _ask(pool: PeerPool, workload: Workload, settings: BenchSettings) -> dict[str, Any]:
-    process = pool.get(OURS)
-    directory = settings.workdir / "workloads"
-    process.ask(workload.head(2, 4).save(directory), None, None)
-    return process.ask(workload.save(directory), None, None)
+def _engine(workload: Workload, settings: BenchSettings, checkpoint: Path) -> dict[str, Any]:
+    peer = settings.of_peer(OURS, checkpoint)
+    python = settings.peer_python.get(OURS, sys.executable)
+    with Process(CLASSES[OURS], peer, settings.log(OURS), python) as process:
+        process.ask("score", workload.head(2, 4).sets)
+        return process.ask("score", workload.sets)
 
 
 def _run_job(
@@ -148,25 +145,22 @@ def _watch(process: "subprocess.Popen[bytes]") -> dict[str, int]:
     driver, worker = 0, 0
     while process.poll() is None:
         driver = max(driver, status_bytes(process.pid, "VmHWM"))
-        for pid in descendants(process.pid):
-            if is_worker(pid):
-                worker = max(worker, status_bytes(pid, "VmHWM"))
+        worker = max(worker, *(status_bytes(pid, "VmHWM") for pid in workers(process.pid)), 0)
         time.sleep(_SAMPLE_EVERY_S)
     return {"driver_bytes": driver, "worker_bytes": worker}
 
 
-def is_worker(pid: int) -> bool:
+def workers(driver: int) -> list[int]:
     """Ray calls its workers `ray::` and what they do."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
-    except OSError:
-        return False
+    found = []
+    for pid in descendants(driver):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                found.append(pid)
+    return found
 
 
 def _write_parquet(workload: Workload, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [
         {
             "query_id": number,
@@ -181,12 +175,8 @@ def _write_parquet(workload: Workload, path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=max(1, len(rows) // 8))
 
 
-def _difference(
-    output: Path, workload: Workload, first_query: int, expected: list[list[float]]
-) -> float:
+def _difference(output: Path, first_query: int, expected: list[list[float]]) -> float:
     """The largest difference of a score; infinite where the job has none for a pair."""
-    import pyarrow.parquet as pq
-
     columns = ["query_id", "doc_id", "score"]
     table = pq.read_table(output / "scores", columns=columns).to_pylist()
     scores = {(row["query_id"], row["doc_id"]): row["score"] for row in table}

@@ -1,14 +1,17 @@
 """Pages a second of the CPU half alone: decode, resize, tokenise. One process, one thread."""
 
-import json
-import sys
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from bench.media import write_page
+from bench.peers.protocol import Peer, PeerSettings
 from bench.processes import run_once
 from bench.settings import BenchSettings
+from shardrank.actors import CandidateSet, RerankerConfig
+from shardrank.actors.prepared import PreparedPair
+from shardrank.actors.preprocessor import Preprocessor
 
 PAGE_TOKENS = 1_300
 NUM_PAGES = 40
@@ -18,20 +21,20 @@ _CORES = 8
 def measure_preprocessing(settings: BenchSettings, checkpoint: Path) -> dict[str, Any]:
     """By image format. Raises PeerFailed."""
     figures: dict[str, Any] = {}
+    folder = settings.workdir / "media" / f"pages-{PAGE_TOKENS}"
     for suffix in ("jpg", "png"):
         pages = [
             write_page(
-                settings.workdir / "media" / f"pages-{PAGE_TOKENS}" / f"{number:04}.{suffix}",
-                f"{settings.seed}:{suffix}:{number}",
-                PAGE_TOKENS,
+                folder / f"{number:04}.{suffix}", f"{settings.seed}:{suffix}:{number}", PAGE_TOKENS
             )
             for number in range(max(2, round(NUM_PAGES * settings.scale)))
         ]
         figures[suffix] = run_once(
-            "bench.preprocessing",
-            {"model": str(checkpoint), "pages": pages, "rounds": settings.rounds},
-            1,
-            settings.workdir / "logs" / "preprocessing.log",
+            "bench.preprocessing:Pages",
+            "measured",
+            {"pages": pages, "rounds": settings.rounds},
+            PeerSettings(str(checkpoint)),
+            settings.log("preprocessing"),
         )
     return figures
 
@@ -45,34 +48,24 @@ def preprocessing_lines(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _prepare_all(model: str, pages: list[str]) -> tuple[float, int]:
-    """Seconds, and visual tokens of a page, with nothing in any cache."""
-    from shardrank.actors import CandidateSet, RerankerConfig
-    from shardrank.actors.prepared import PreparedPair
-    from shardrank.actors.preprocessor import Preprocessor
+class Pages(Peer):
+    def __init__(self, settings: PeerSettings) -> None:
+        self._config = RerankerConfig(model=settings.model)
 
-    preprocessor = Preprocessor(RerankerConfig(model=model))
-    parsed = [CandidateSet.parse("which page?", [{"image": page}]) for page in pages]
-    before = time.perf_counter()
-    prepared = [preprocessor.prepare(one).pairs[0] for one in parsed]
-    seconds = time.perf_counter() - before
-    first = prepared[0]
-    assert isinstance(first, PreparedPair), first
-    return seconds, first.num_visual_tokens
+    def measured(self, argument: dict[str, Any]) -> dict[str, Any]:
+        pages, rounds = argument["pages"], argument["rounds"]
+        self._prepare(pages[:2])
+        runs = [self._prepare(pages) for _ in range(rounds)]
+        seconds = statistics.median_high(seconds for seconds, _ in runs)
+        return {"pages_per_s": len(pages) / seconds, "tokens": runs[0][1]}
 
-
-def main() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    settings = json.loads(sys.argv[1])
-    _prepare_all(settings["model"], settings["pages"][:2])
-    runs = sorted(
-        _prepare_all(settings["model"], settings["pages"]) for _ in range(settings["rounds"])
-    )
-    seconds, tokens = runs[len(runs) // 2]
-    print(json.dumps({"pages_per_s": len(settings["pages"]) / seconds, "tokens": tokens}))
-
-
-if __name__ == "__main__":
-    main()
+    def _prepare(self, pages: list[str]) -> tuple[float, int]:
+        """Seconds, and visual tokens of a page, with nothing in any cache."""
+        preprocessor = Preprocessor(self._config)
+        parsed = [CandidateSet.parse("which page?", [{"image": page}]) for page in pages]
+        before = time.perf_counter()
+        prepared = [preprocessor.prepare(one).pairs[0] for one in parsed]
+        seconds = time.perf_counter() - before
+        first = prepared[0]
+        assert isinstance(first, PreparedPair), first
+        return seconds, first.num_visual_tokens

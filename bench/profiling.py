@@ -3,18 +3,20 @@
 Linear layers are told by the weight that they multiply with, and compared with the matmul rate.
 """
 
-import json
 import math
-import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.flops import LinearShape
-from bench.matmul import MatmulRates
+import torch
+
+from bench.bound.flops import LinearShape
+from bench.bound.matmul import MatmulRates
+from bench.peers.ours import Ours
 from bench.processes import run_once
-from bench.settings import BenchSettings
-from bench.tables import aligned
+from bench.results import aligned
+from bench.settings import OURS, BenchSettings
 from bench.workloads import Workload
 
 _TOP = 15
@@ -30,52 +32,30 @@ whether that is stored as (outputs, inputs)."""
 
 def profile(workload: Workload, settings: BenchSettings, checkpoint: Path) -> dict[str, Any]:
     """Raises PeerFailed."""
-    argument = {
-        "workload": str(workload.save(settings.workdir / "workloads")),
-        "model": str(checkpoint),
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
-        "max_batch_tokens": settings.max_batch_tokens,
-        "extra": settings.engine,
-    }
-    log = settings.workdir / "logs" / "profile.log"
-    answer: dict[str, Any] = run_once("bench.profiling", argument, settings.threads, log)
+    peer, log = settings.of_peer(OURS, checkpoint), settings.log("profile")
+    answer: dict[str, Any] = run_once(
+        "bench.profiling:Profiled", "profiled", workload.sets, peer, log
+    )
     return answer
 
 
 def profile_table(name: str, profiled: dict[str, Any], rates: MatmulRates) -> str:
     """The top operators, then each linear shape's rate beside the measured one."""
     total = profiled["self_us"]
+
+    def spent(each: dict[str, Any]) -> list[str]:
+        return [f"{each['self_us'] / 1e3:,.1f}", f"{each['self_us'] / total:.0%}"]
+
     tops = sorted(profiled["operators"], key=lambda each: -each["self_us"])[:_TOP]
     operators = [["operator", "calls", "self ms", "share", ""]]
-    operators += [
-        [
-            each["name"],
-            f"{each['calls']:,}",
-            f"{each['self_us'] / 1e3:,.1f}",
-            f"{each['self_us'] / total:.0%}",
-            "",
-        ]
-        for each in tops
-    ]
+    operators += [[each["name"], f"{each['calls']:,}", *spent(each), ""] for each in tops]
     shapes = [["linear layer", "rows", "self ms", "share", "GFLOP/s", "measured", "reached", ""]]
     for each in profiled["linear"]:
-        measured = rates.rates.get((each["inputs"], each["outputs"]))
-        best = max(measured.values()) if measured else None
-        rate = each["flops"] / each["self_us"] * 1e6
-        shapes.append(
-            [
-                f"{each['inputs']} to {each['outputs']}",
-                f"{each['rows']:,}",
-                f"{each['self_us'] / 1e3:,.1f}",
-                f"{each['self_us'] / total:.0%}",
-                f"{rate / 1e9:,.1f}",
-                f"{best / 1e9:,.1f}" if best else "",
-                f"{rate / best:.0%}" if best else "",
-                "",
-            ]
-        )
+        rate, shape = each["flops"] / each["self_us"] * 1e6, (each["inputs"], each["outputs"])
+        best = rates.best(shape) if shape in rates.rates else None
+        compared = [f"{best / 1e9:,.1f}", f"{rate / best:.0%}"] if best else ["", ""]
+        layer = [f"{shape[0]} to {shape[1]}", f"{each['rows']:,}"]
+        shapes.append([*layer, *spent(each), f"{rate / 1e9:,.1f}", *compared, ""])
     linear = linear_summary(profiled, rates)
     return (
         f"profile of ours on {name}, {total / 1e6:,.2f} s in operators\n{aligned(operators)}\n\n"
@@ -98,56 +78,43 @@ def linear_summary(profiled: dict[str, Any], rates: MatmulRates) -> dict[str, fl
     }
 
 
-def main() -> None:
-    settings = json.loads(sys.argv[1])
-    sets = json.loads(Path(settings.pop("workload")).read_text(encoding="utf-8"))["sets"]
-    print(json.dumps(_profiled(settings, sets)))
+class Profiled(Ours):
+    def profiled(self, sets: list[dict[str, Any]]) -> dict[str, Any]:
+        from torch.profiler import ProfilerActivity
 
-
-def _profiled(settings: dict[str, Any], sets: list[dict[str, Any]]) -> dict[str, Any]:
-    import torch
-    from torch.profiler import ProfilerActivity
-
-    from bench.peers.ours import Ours
-    from bench.peers.protocol import PeerSettings
-
-    ours = Ours(PeerSettings(**settings))
-    ours.score([sets[0] | {"documents": sets[0]["documents"][:4]}])
-    ours.forget()
-    is_cuda = settings["device"].startswith("cuda")
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda
-    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
-        ours.score(sets)
-    time_of = "self_device_time_total" if is_cuda else "self_cpu_time_total"
-    events = profiler.key_averages(group_by_input_shape=True)
-    is_operator = torch.autograd.DeviceType.CPU  # kernels are listed beside the ones that ran them
-    return _summed([each for each in events if each.device_type == is_operator], time_of)
+        self.score([sets[0] | {"documents": sets[0]["documents"][:4]}])
+        self.forget()
+        is_cuda = self.reranker.scorer.device.type == "cuda"
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda
+        with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+            self.score(sets)
+        time_of = "self_device_time_total" if is_cuda else "self_cpu_time_total"
+        events = profiler.key_averages(group_by_input_shape=True)
+        is_operator = torch.autograd.DeviceType.CPU  # kernels stand beside those that ran them
+        return _summed([each for each in events if each.device_type == is_operator], time_of)
 
 
 def _summed(events: Any, time_of: str) -> dict[str, Any]:
-    operators: dict[str, dict[str, Any]] = {}
-    linear: dict[LinearShape, dict[str, Any]] = {}
+    operators: dict[str, Any] = defaultdict(Counter)
+    linear: dict[LinearShape, Any] = defaultdict(Counter)
     for event in events:
         self_us = float(getattr(event, time_of))
         if not self_us:
             continue
-        own = operators.setdefault(event.key, {"name": event.key, "calls": 0, "self_us": 0.0})
-        own["calls"] += event.count
-        own["self_us"] += self_us
+        operators[event.key]["calls"] += event.count
+        operators[event.key]["self_us"] += self_us
         product = _product(event.key, event.input_shapes)
         if product is not None:
             rows, inputs, outputs = product
-            one = linear.setdefault(
-                (inputs, outputs),
-                {"inputs": inputs, "outputs": outputs, "rows": 0, "self_us": 0.0, "flops": 0.0},
-            )
+            one = linear[inputs, outputs]
             one["rows"] += rows * event.count
             one["self_us"] += self_us
             one["flops"] += 2.0 * rows * inputs * outputs * event.count
+    products = [{"inputs": i, "outputs": o, **each} for (i, o), each in linear.items()]
     return {
         "self_us": sum(each["self_us"] for each in operators.values()),
-        "operators": list(operators.values()),
-        "linear": sorted(linear.values(), key=lambda each: -each["self_us"]),
+        "operators": [{"name": name, **each} for name, each in operators.items()],
+        "linear": sorted(products, key=lambda each: -each["self_us"]),
     }
 
 
@@ -160,7 +127,3 @@ def _product(name: str, shapes: Sequence[Sequence[int]]) -> tuple[int, int, int]
         weight = 2  # its second input is what the product is multiplied with or added to
     *rows, inputs = shapes[states]
     return math.prod(rows), inputs, shapes[weight][0 if is_transposed else 1]
-
-
-if __name__ == "__main__":
-    main()

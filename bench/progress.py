@@ -12,17 +12,17 @@ class Progress:
         self._started = time.monotonic()
 
     def __call__(self, step: str) -> None:
-        line = f"{time.monotonic() - self._started:6.0f} s  {step}"
-        if self._is_terminal:
-            print(f"\r\x1b[2K{line[:110]}", end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self._say(step[:100], "" if self._is_terminal else "\n")
 
     def lasting(self, figure: str) -> None:
-        """A line that stays: who waits sees the first figures long before the tables."""
-        self.clear()
-        print(f"{time.monotonic() - self._started:6.0f} s  {figure}", file=sys.stderr, flush=True)
+        """Say what stays: who waits sees the first figures long before the tables."""
+        self._say(figure, "\n")
 
     def clear(self) -> None:
         if self._is_terminal:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+    def _say(self, text: str, end: str) -> None:
+        self.clear()
+        line = f"{time.monotonic() - self._started:6.0f} s  {text}"
+        print(line, end=end, file=sys.stderr, flush=True)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.checkpoints import build
-from bench.presets import PRESETS
-from bench.random_weights import load_random
+from bench.checkpoints.build import build
+from bench.checkpoints.presets import PRESETS
+from bench.checkpoints.random_weights import load_random
 from bench.workloads import Drawing, Workload, build_workload
 from shardrank.actors import CandidateSet, Reranker
 from shardrank.actors.prepared import PreparedSet
@@ -51,19 +51,13 @@ class Device:
         return self._reranker
 
     def workload(self, name: str, scale: float) -> Workload:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.checkpoint / "tokenizer.json"))
-        return build_workload(
-            name,
-            Drawing(
-                seed=0,
-                scale=scale if self.is_cuda else 0.05,
-                page_tokens=PRESETS[self.preset].page_tokens,
-                media=self._directory / "media",
-                count=lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
-            ),
+        drawing = Drawing.of(
+            self.checkpoint,
+            self._directory / "media",
+            scale=scale if self.is_cuda else 0.05,
+            page_tokens=PRESETS[self.preset].page_tokens,
         )
+        return build_workload(name, drawing)
 
     def synchronize(self) -> None:
         if self.is_cuda:
@@ -88,9 +82,7 @@ class Device:
 
 def prepared_sets(reranker: Reranker, work: Workload) -> list[PreparedSet]:
     return [
-        reranker.preprocessor.prepare(
-            CandidateSet.parse(one["query"], one["documents"], one["instruction"])
-        )
+        reranker.preprocessor.prepare(CandidateSet.parse(one["query"], one["documents"]))
         for one in work.sets
     ]
 

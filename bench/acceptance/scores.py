@@ -1,6 +1,5 @@
 """Whether scores are right: the kernel, the official scores, the real shapes."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,16 +7,14 @@ import numpy as np
 import torch
 
 from bench.acceptance.device import Device, Figures, check, logits_of, prepared_sets
-from bench.kernel_cases import HEADS, MAX_LSE_ERROR, MAX_OUTPUT_ERROR, by_formula, errors
+from bench.acceptance.kernel import HEADS, MAX_LSE_ERROR, MAX_OUTPUT_ERROR, by_formula, errors
+from bench.peers.plain import PlainModel
 from bench.peers.protocol import PeerSettings
-from bench.peers.transformers_model import TransformersModel
-from bench.processes import ROOT
 from bench.workloads import Workload
-from shardrank.actors import CandidateSet, QueryOptions, Reranker
+from shardrank.actors import Reranker
 from shardrank.actors.model.attention import flash_varlen
 from shardrank.actors.model.linear import supports_fp8
-
-GOLDEN = ROOT / "tests" / "golden"
+from tests.support.engine import GOLDEN, TINY, candidate_set, golden_cases
 
 
 def kernel(device: Device) -> Figures:
@@ -41,10 +38,8 @@ def kernel(device: Device) -> Figures:
 
 def golden(device: Device) -> Figures:
     """The official scores of a tiny checkpoint, in every dtype, eager and compiled."""
-    lines = (GOLDEN / "cases.jsonl").read_text(encoding="utf-8").splitlines()
-    cases = [json.loads(line) for line in lines]
     # Without files of videos, whose readers are packages that a bare machine lacks.
-    cases = [case for case in cases if case["kind"] not in {"error", "vfile", "vmixed"}]
+    cases = [case for case in golden_cases() if case["kind"] not in {"error", "vfile", "vmixed"}]
     forms: dict[str, tuple[dict[str, Any], float, float]] = {  # largest and mean difference allowed
         "float32": ({"dtype": "float32", "compile": False}, 1e-4, 1e-4),
         "bfloat16": ({"dtype": "bfloat16", "compile": False}, 0.1, 0.02),
@@ -67,7 +62,7 @@ def _golden_differences(
     device: Device, cases: Sequence[dict[str, Any]], settings: dict[str, Any]
 ) -> list[float]:
     reranker = Reranker(
-        str(GOLDEN / "tiny"),
+        str(TINY),
         device=device.name,
         special_tokens="official",
         empty="official",
@@ -75,24 +70,15 @@ def _golden_differences(
         media_root=str(GOLDEN),
         **settings,
     )
-    names = ("fps", "max_frames", "max_length")
-    sets = [
-        CandidateSet.parse(
-            case["query"],
-            [case["document"]],
-            case.get("instruction"),
-            QueryOptions(**{name: case[name] for name in names if name in case}),
-        )
-        for case in cases
-    ]
-    scores = [pairs[0] for pairs in reranker.score_sets(sets)]
-    for pair in scores:
+    differences = []
+    for case, (pair,) in zip(
+        cases, reranker.score_sets(list(map(candidate_set, cases))), strict=True
+    ):
         if pair.error is not None:
             raise pair.error
-    return [
-        abs((pair.score or 0.0) - case["official"]["score"])
-        for pair, case in zip(scores, cases, strict=True)
-    ]
+        assert pair.score is not None
+        differences.append(abs(pair.score - case["official"]["score"]))
+    return differences
 
 
 def real_shapes(device: Device) -> Figures:
@@ -129,10 +115,8 @@ def real_shapes(device: Device) -> Figures:
 
 
 def _plain_logits(device: Device, part: Workload, dtype: str) -> np.ndarray:
-    model = TransformersModel(
-        PeerSettings(str(device.checkpoint), device.name, dtype, threads=None)
-    )
-    states = [model.last_state(one, document) for one in part.sets for document in one["documents"]]
+    model = PlainModel(PeerSettings(str(device.checkpoint), device.name, dtype, threads=None))
+    states = [state for one in part.sets for state in model.last_states(one)]
     logits = (torch.stack(states).float() @ model.head).cpu().numpy()
     del model
     device.empty()

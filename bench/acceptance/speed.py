@@ -1,6 +1,5 @@
 """How fast and how large: rates, memory, what the device waits for, plans that do not fit."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import torch
 
 from bench.acceptance.device import Device, Figures, check, logits_of, num_graphs, prepared_sets
+from bench.bound.flops import ModelShape
+from bench.bound.work import count, flops_of
 from shardrank.actors import Reranker
 from shardrank.actors.model.linear import supports_fp8
 from shardrank.actors.prepared import PreparedSet
@@ -43,13 +44,9 @@ def speed(device: Device) -> Figures:
 def _measure_speed(
     device: Device, reranker: Reranker, label: str, figures: Figures, with_pages: bool = True
 ) -> None:
-    from bench.counting import count
-    from bench.flops import ModelShape
-    from bench.work import flops_of
-
     scorer, configured = reranker.scorer, reranker.scorer.max_batch_tokens
     ceiling = device.done.get("ceilings", {}).get("flops_per_s")
-    shape = ModelShape.of(json.loads((device.checkpoint / "config.json").read_text("utf-8")))
+    shape = ModelShape.of(device.checkpoint)
     limits = (8_192, 16_384, 65_536) if device.is_cuda else (configured,)
     works = {"text": (device.workload("text", 0.7), limits)}
     if with_pages:

@@ -7,8 +7,8 @@ import sys
 import torch
 
 from bench.accept import main
+from bench.acceptance.kernel import MAX_OUTPUT_ERROR, by_formula, errors
 from bench.acceptance.steps import STEPS
-from bench.kernel_cases import MAX_OUTPUT_ERROR, by_formula, errors
 from bench.processes import ROOT
 
 PARTS = ("environment", "kernel", "start", "real-shapes", "speed", "out-of-memory")

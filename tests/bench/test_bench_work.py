@@ -1,6 +1,5 @@
 """FLOPs against PyTorch's own counter, and the work's counts against brute force."""
 
-import json
 import random
 from collections import Counter
 
@@ -9,13 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from bench.counting import count
-from bench.flops import DecoderShape, Flops, ModelShape, VisionShape
+from bench.bound.flops import DecoderShape, Flops, ModelShape, VisionShape
+from bench.bound.roofline import Gpu, model_seconds, roofline, roofline_line
+from bench.bound.work import Counted, count, flops_of
 from bench.peers.ours import Ours
+from bench.peers.plain import TransformersOne
 from bench.peers.protocol import PeerSettings
-from bench.peers.transformers_one import TransformersOne
-from bench.roofline import Gpu, model_seconds, roofline, roofline_line
-from bench.work import Counted, flops_of
 from bench.workloads import Workload
 from tests.support.engine import GOLDEN, TINY
 
@@ -25,12 +23,12 @@ CPU_ATTENTION = {
     )
 }
 """Which PyTorch 2.13 does not count yet."""
-SHAPE = ModelShape.of(json.loads((TINY / "config.json").read_text()))
+SHAPE = ModelShape.of(TINY)
 SMALL = ModelShape(DecoderShape(8, 2, 16, 2, 1, 4), VisionShape(8, 1, 16, 8, 4, 4, 1))
 
 
 def workload(query: dict, documents: list[dict]) -> Workload:
-    sets = [{"query": query, "instruction": None, "documents": documents}]
+    sets = [{"query": query, "documents": documents}]
     return Workload("test", sets, [[*range(len(documents))]])
 
 

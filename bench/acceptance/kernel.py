@@ -5,10 +5,12 @@ Causal is bottom-right: the last query sees the last key, also where there are m
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, starmap
 from typing import Any
 
 import torch
+
+from shardrank.actors.model.attention import attend_plainly
 
 HEADS = ((32, 8, 128), (16, 8, 128), (16, 16, 64), (16, 16, 72), (4, 2, 32))
 """Heads, heads of keys and values, and their size: 8B, 2B, both vision towers, a small one."""
@@ -77,23 +79,13 @@ def by_formula(
     max_seqlen_k: int,
     is_causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the kernel, sequence by sequence, in the inputs' dtype or at least float32."""
-    outputs, sums = [], []
-    groups = query.shape[1] // key.shape[1]
-    spans = zip(pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True)
-    for (first_q, last_q), (first_k, last_k) in spans:
-        q = query[first_q:last_q].transpose(0, 1)
-        k, v = (
-            each[first_k:last_k].transpose(0, 1).repeat_interleave(groups, 0)
-            for each in (key, value)
-        )
-        wide = torch.promote_types(q.dtype, torch.float32)
-        scores = (q.to(wide) @ k.to(wide).transpose(1, 2)) * q.shape[-1] ** -0.5
-        if is_causal:
-            future = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device)
-            future = future.triu(1 + k.shape[1] - q.shape[1])
-            scores = scores.masked_fill(future, -torch.inf)
-        lse = scores.logsumexp(-1)
-        outputs.append(((scores - lse[..., None]).exp() @ v.to(wide)).transpose(0, 1))
-        sums.append(lse.transpose(0, 1))
+    """What the kernel gives, sequence by sequence, in the inputs' dtype or at least float32."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    lengths_q, lengths_k = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
+    q, k, v = (
+        states.to(wide).transpose(0, 1).split(lengths, 1)
+        for states, lengths in ((query, lengths_q), (key, lengths_k), (value, lengths_k))
+    )
+    sequences = zip(q, k, v, [is_causal] * len(q), strict=True)
+    outputs, sums = zip(*starmap(attend_plainly, sequences), strict=True)
     return torch.cat(outputs).to(query.dtype), torch.cat(sums)

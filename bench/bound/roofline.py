@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bench.flops import Flops, LinearShape, ModelShape
+from bench.bound.flops import Flops, LinearShape, ModelShape
 from shardrank.actors.scorer import MAX_BATCH_TOKENS
 
 _BYTES_OF_A_VALUE = 2

@@ -1,20 +1,19 @@
-"""How fast this machine multiplies matrices of a model's shapes; its own process, one JSON line.
+"""How fast this machine multiplies matrices of a model's shapes, in a process of its own.
 
 What an implementation could reach at best: the same libraries, threads and dtype, nothing else to
 do. Of the products that torch offers, the faster: the plain one, or oneDNN's on packed weights.
 """
 
-import json
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from bench.flops import Flops, LinearShape
+from bench.bound.flops import Flops, LinearShape
+from bench.peers.protocol import Peer, PeerSettings
 from bench.processes import run_once
-from bench.settings import BenchSettings
 
 ROWS = (256, 1_024, 4_096)
 CUDA_ROWS = (*ROWS, 16_384)
@@ -54,48 +53,48 @@ class MatmulRates:
         return linear * (1 + flops.attention / total) if total else 0.0
 
 
-def rates_of_machine(shapes: list[LinearShape], settings: BenchSettings) -> MatmulRates:
-    """Measured in a process of its own, with as many threads as everybody. Raises PeerFailed."""
-    argument = {
-        "shapes": shapes,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
-    }
-    log = settings.workdir / "logs" / "matmul.log"
-    answer = run_once("bench.matmul", argument, settings.threads, log)
+def rates_of_machine(
+    shapes: Sequence[LinearShape], settings: PeerSettings, log: Path
+) -> MatmulRates:
+    """With as many threads as everybody. Raises PeerFailed."""
+    answer = run_once("bench.bound.matmul:Matmul", "rates", shapes, settings, log)
     return MatmulRates(
         {
-            (inputs, outputs): {int(rows): rate for rows, rate in by_rows.items()}
-            for inputs, outputs, by_rows in answer
+            shape: dict(zip(rows_of(settings), rates, strict=True))
+            for shape, rates in zip(shapes, answer, strict=True)
         }
     )
 
 
-def measure_rates(
-    shapes: list[LinearShape], device: str, dtype: str, threads: int | None
-) -> dict[LinearShape, dict[int, float]]:
-    import torch
+def rows_of(settings: PeerSettings) -> tuple[int, ...]:
+    return CUDA_ROWS if settings.device.startswith("cuda") else ROWS
 
-    from shardrank.actors.model.linear import linear, preparation
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    kind = getattr(torch, dtype)
-    all_rows = CUDA_ROWS if device.startswith("cuda") else ROWS
-    best = {shape: dict.fromkeys(all_rows, 0.0) for shape in shapes}
-    for _ in range(_NUM_PASSES):
-        for (inputs, outputs), by_rows in best.items():
-            weight = torch.randn(outputs, inputs, device=device).to(kind)
-            prepared = preparation(weight.device, kind)(weight)
-            for rows in all_rows:
-                states = torch.randn(rows, inputs, device=device).to(kind)
-                seconds = min(
-                    _best_seconds(partial(linear, states, form), weight.is_cuda)
-                    for form in (weight, prepared)
-                )
-                by_rows[rows] = max(by_rows[rows], 2 * rows * inputs * outputs / seconds)
-    return best
+class Matmul(Peer):
+    def __init__(self, settings: PeerSettings) -> None:
+        self._settings = settings
+
+    def rates(self, shapes: Sequence[LinearShape]) -> list[list[float]]:
+        """FLOPs a second of each shape at each number of rows."""
+        import torch
+
+        from shardrank.actors.model.linear import linear, preparation
+
+        device, kind = self._settings.device, getattr(torch, self._settings.dtype)
+        all_rows = rows_of(self._settings)
+        best = [[0.0] * len(all_rows) for _ in shapes]
+        for _ in range(_NUM_PASSES):
+            for (inputs, outputs), rates in zip(shapes, best, strict=True):
+                weight = torch.randn(outputs, inputs, device=device).to(kind)
+                prepared = preparation(weight.device, kind)(weight)
+                for index, rows in enumerate(all_rows):
+                    states = torch.randn(rows, inputs, device=device).to(kind)
+                    seconds = min(
+                        _best_seconds(partial(linear, states, form), weight.is_cuda)
+                        for form in (weight, prepared)
+                    )
+                    rates[index] = max(rates[index], 2 * rows * inputs * outputs / seconds)
+        return best
 
 
 def _best_seconds(multiply: Callable[[], Any], is_cuda: bool) -> float:
@@ -113,14 +112,3 @@ def _best_seconds(multiply: Callable[[], Any], is_cuda: bool) -> float:
             best = min(best, (time.perf_counter() - before) / calls)
             repeats += 1
     return best
-
-
-def main() -> None:
-    settings = json.loads(sys.argv[1])
-    shapes = [(inputs, outputs) for inputs, outputs in settings["shapes"]]
-    rates = measure_rates(shapes, settings["device"], settings["dtype"], settings["threads"])
-    print(json.dumps([[*shape, by_rows] for shape, by_rows in rates.items()]))
-
-
-if __name__ == "__main__":
-    main()
