@@ -5,14 +5,16 @@ argparse, because a bare machine with a GPU has torch and transformers, and noth
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.checkpoints.presets import PRESETS
-from bench.settings import CLASSES, OTHERS, PEERS, SCORED, BenchSettings
+from bench.settings import CLASSES, OTHERS, PEERS, SCORED, BenchSettings, names_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,25 +49,16 @@ def _settings(options: dict[str, Any], temporary: str) -> BenchSettings:
     return BenchSettings(**chosen)
 
 
-def _names(*known: str) -> Callable[[str], tuple[str, ...]]:
-    def names(text: str) -> tuple[str, ...]:
-        if text in ("all", "none"):
-            return known if text == "all" else ()
-        for name in text.split(","):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"unknown {name!r}; known: {', '.join(known)}")
-        return tuple(text.split(","))
-
-    return names
-
-
-def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        if kind(text) <= 0:
-            raise argparse.ArgumentTypeError(f"must be above zero, got {text}")
+def _checked(kind: Callable[[str], Any], holds: Callable[[Any], bool], rule: str) -> Any:
+    def value(text: str) -> Any:
+        if not holds(kind(text)):
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
         return kind(text)
 
-    return number
+    return value
+
+
+_above_zero = partial(_checked, holds=lambda number: number > 0, rule="above zero")
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -81,14 +74,8 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def _peer_python(text: str) -> tuple[str, str]:
     name, python = _pair(text)
-    _names(*CLASSES)(name)
+    names_of(*CLASSES)(name)
     return name, python
-
-
-def _directory(text: str) -> str:
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"must be a local checkpoint directory, got {text}")
-    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,16 +88,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--preset", default="mid", choices=PRESETS, help="shapes of the checkpoint (default: mid)")
-    add("--model", type=_directory, help="a local checkpoint in place of the preset's random one")
+    add(
+        "--model",
+        type=_checked(str, os.path.isdir, "a local checkpoint directory"),
+        help="a local checkpoint in place of the preset's random one",
+    )
     add(
         "--workloads",
-        type=_names(*SCORED, *OTHERS),
+        type=names_of(*SCORED, *OTHERS),
         default=",".join((*SCORED, "job")),
         help=f"comma-separated: {', '.join((*SCORED, *OTHERS))}; or all (default: %(default)s)",
     )
     add(
         "--peers",
-        type=_names(*PEERS),
+        type=names_of(*PEERS),
         default="all",
         help=f"comma-separated: {', '.join(PEERS)}; all, or none (default: all)",
     )

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.processes import END_TIMEOUT_S, PeerFailed, Process
-from bench.progress import Progress
+from bench.progress import progress
 from bench.settings import CLASSES, FROM_FILES, OURS, OURS_ONE, BenchSettings
 from bench.workloads import Workload
 
-_WARM_UP = (2, 4)
-"""Queries and documents of each."""
-_FEW_PAIRS = 16
-"""Enough to tell about how long a pair takes."""
-_TRIAL_PAIRS = 64
-"""Two batches of the largest size tried; fewer where the trials would take too long."""
-_TRIALS_SHARE = 0.5
-"""What a contender's trials may take of its budget."""
+_WARM_UP = (2, 4)  # queries and documents of each
+_FEW_PAIRS = 16  # enough to tell about how long a pair takes
+_TRIAL_PAIRS = 64  # two batches of the largest size tried; fewer where that would take too long
+_TRIALS_SHARE = 0.5  # what a contender's trials may take of its budget
 _ALONE = ("one_by_one", "padded", "sorted_padded")
 """Work in which pairs or batches have nothing to do with one another: fewer are not slower each."""
 _PATIENCE, _PATIENCE_S = 5.0, 300.0
@@ -194,7 +190,7 @@ class Contender:
 
 
 def measure(
-    workloads: Sequence[Workload], settings: BenchSettings, checkpoint: Path, progress: Progress
+    workloads: Sequence[Workload], settings: BenchSettings, checkpoint: Path
 ) -> list[Contender]:
     """Every implementation on every workload, each prepared at its first round."""
     names = [OURS, OURS_ONE, *settings.peers]
@@ -211,7 +207,7 @@ def measure(
                 contender.run(peers)
                 if contender.runs and number == 0:
                     rate = contender.timed.num_pairs / contender.seconds
-                    progress.lasting(f"{name}: {contender.label}: {rate:,.1f} pairs/s at first")
+                    progress(f"{name}: {contender.label}: {rate:,.1f} pairs/s at first")
     return contenders
 
 

@@ -18,10 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.contenders import Contender, Peers
 from bench.peers.usage import descendants, status_bytes
-from bench.processes import ROOT, PeerFailed, Process
-from bench.progress import Progress
-from bench.settings import CLASSES, OURS, BenchSettings
+from bench.processes import ROOT, PeerFailed, last_line
+from bench.progress import progress
+from bench.results import Part
+from bench.settings import MAX_SCORE_DIFFERENCE, OURS, BenchSettings
 from bench.workloads import Drawing, Workload, build_workload
 
 _SAMPLE_EVERY_S = 0.2
@@ -29,14 +31,13 @@ _NUM_SEEDS = 10
 """The larger job of the memory measurement has so many times the pairs of the smaller one."""
 
 
-def measure_job(
-    workload: Workload, settings: BenchSettings, checkpoint: Path, progress: Progress
-) -> dict[str, Any]:
+def measure_job(drawing: Drawing, settings: BenchSettings, checkpoint: Path) -> Part:
     """Pairs a second of the job and of the bare engine on the second half of a text workload.
 
     The job runs on the first half and on the whole: the difference of the two times is free of
     Ray's and the model's start. Raises PeerFailed.
     """
+    workload = build_workload("text", drawing)
     middle = len(workload.sets) // 2
     half = Workload("job-half", workload.sets[:middle], workload.places[:middle])
     rest = Workload("job-rest", workload.sets[middle:], workload.places[middle:])
@@ -44,8 +45,12 @@ def measure_job(
     job_s: list[list[float]] = []
     for number in range(settings.rounds):
         progress(f"job: the bare engine, round {number + 1} of {settings.rounds}")
-        engine = _engine(rest, settings, checkpoint)
-        engine_s.append(engine["seconds"])
+        with Peers(settings, checkpoint) as peers:
+            engine = Contender(OURS, rest)
+            engine.run(peers)
+        if engine.failure is not None:
+            raise PeerFailed(engine.failure)
+        engine_s.append(engine.seconds)
         job_s.append([])
         for part in (half, workload):
             progress(f"job: {part.num_pairs} pairs, round {number + 1} of {settings.rounds}")
@@ -53,20 +58,29 @@ def measure_job(
             job_s[-1].append(_run_job(part, output, settings, checkpoint)["seconds"])
     slope = statistics.median_high(whole - first for first, whole in job_s)
     bare = statistics.median_high(engine_s)
-    return {
+    difference = _difference(output, middle, engine.runs[0]["result"])
+    figures = {
         "pairs": rest.num_pairs,
         "engine_pairs_per_s": rest.num_pairs / bare,
         "job_pairs_per_s": rest.num_pairs / slope,
         "share_of_engine": bare / slope,
         "engine_seconds": engine_s,
         "job_seconds": job_s,
-        "max_score_difference": _difference(output, middle, engine["result"]),
+        "max_score_difference": difference,
     }
+    text = "job: too short to tell its speed from its start, raise --scale\n"
+    if slope > 0:
+        text = (
+            f"job: {rest.num_pairs:,} pairs, {figures['job_pairs_per_s']:,.2f} pairs/s through "
+            f"Ray, {figures['engine_pairs_per_s']:,.2f} pairs/s by the bare engine: "
+            f"{bare / slope:.0%} (start not counted), score diff {difference:.0e}\n"
+        )
+    is_wrong = settings.dtype == "float32" and not difference <= MAX_SCORE_DIFFERENCE
+    wrong = [f"job: scores are {difference:.1e} off the bare engine's"] if is_wrong else []
+    return figures, text, wrong
 
 
-def measure_memory(
-    drawing: Drawing, settings: BenchSettings, checkpoint: Path, progress: Progress
-) -> dict[str, Any]:
+def measure_memory(drawing: Drawing, settings: BenchSettings, checkpoint: Path) -> Part:
     """Peak memory of the driver and of the largest worker, at n and at ten times n pairs."""
     parts = [build_workload("text", replace(drawing, seed=seed)).sets for seed in range(_NUM_SEEDS)]
     sizes = []
@@ -77,35 +91,12 @@ def measure_memory(
         sizes.append({"pairs": part.num_pairs} | _run_job(part, output, settings, checkpoint))
     first, last = sizes
     growth = {name: last[name] / first[name] for name in ("driver_bytes", "worker_bytes")}
-    return {"sizes": sizes, "growth": growth}
-
-
-def job_lines(figures: dict[str, Any]) -> str:
-    if figures["job_pairs_per_s"] <= 0:
-        return "job: too short to tell its speed from its start, raise --scale\n"
-    return (
-        f"job: {figures['pairs']:,} pairs, {figures['job_pairs_per_s']:,.2f} pairs/s through Ray, "
-        f"{figures['engine_pairs_per_s']:,.2f} pairs/s by the bare engine: "
-        f"{figures['share_of_engine']:.0%} (start not counted), "
-        f"score diff {figures['max_score_difference']:.0e}\n"
-    )
-
-
-def memory_lines(figures: dict[str, Any]) -> str:
     lines = [
         f"memory: {size['pairs']:,} pairs: driver {size['driver_bytes'] / 2**20:,.0f} MB, "
-        f"largest worker {size['worker_bytes'] / 2**20:,.0f} MB"
-        for size in figures["sizes"]
+        f"largest worker {size['worker_bytes'] / 2**20:,.0f} MB\n"
+        for size in sizes
     ]
-    return "\n".join(lines) + "\n"
-
-
-def _engine(workload: Workload, settings: BenchSettings, checkpoint: Path) -> dict[str, Any]:
-    peer = settings.of_peer(OURS, checkpoint)
-    python = settings.peer_python.get(OURS, sys.executable)
-    with Process(CLASSES[OURS], peer, settings.log(OURS), python) as process:
-        process.ask("score", workload.head(2, 4).sets)
-        return process.ask("score", workload.sets)
+    return {"sizes": sizes, "growth": growth}, "".join(lines), []
 
 
 def _run_job(
@@ -116,13 +107,16 @@ def _run_job(
     output.parent.mkdir(parents=True, exist_ok=True)
     parquet = output.with_suffix(".parquet")
     _write_parquet(workload, parquet)
-    command = [sys.executable, "-m", "shardrank.cli", "rerank", str(parquet)]
-    command += ["--output", str(output), "--model", str(checkpoint)]
-    command += ["--device", settings.device, "--dtype", settings.dtype]
-    if settings.threads is not None:
-        command += ["--threads", str(settings.threads)]
-    if settings.max_batch_tokens is not None:
-        command += ["--max-batch-tokens", str(settings.max_batch_tokens)]
+    options = {
+        "output": output,
+        "model": checkpoint,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "threads": settings.threads,
+        "max-batch-tokens": settings.max_batch_tokens,
+    }
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    command = [sys.executable, "-m", "shardrank.cli", "rerank", str(parquet), *given]
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     log = output.with_suffix(".log")
     with log.open("wb") as stream:
@@ -130,12 +124,10 @@ def _run_job(
         try:
             memory = _watch(process)
         finally:
-            if process.poll() is None:  # interrupted: Ray is stopped by its driver
-                process.terminate()
-                process.wait()
-    if process.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no message"]
-        raise PeerFailed(f"the job ended with code {process.returncode}: {lines[-1]}")
+            process.terminate()  # where it is interrupted: Ray is stopped by its driver
+            code = process.wait()
+    if code != 0:
+        raise PeerFailed(f"the job ended with code {code}: {last_line(log)}")
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     return {"seconds": manifest["seconds"]} | memory
 

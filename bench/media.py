@@ -38,24 +38,18 @@ def write_page(path: Path, seed: str, num_tokens: int) -> str:
 
 
 def write_frames(directory: Path, seed: str, num_frames: int) -> list[str]:
-    """The frames of a video in which some shapes move over a still background."""
+    """The frames of a video in which a shape moves over a still background."""
     rng = random.Random(seed)
     width, height = (side * _TOKEN_SIDE for side in _FRAME_GRID)
-    background = Image.new("RGB", (width, height), _colour(rng))
-    _draw_figure(background, rng)
-    shapes = [
-        (_colour(rng), rng.randrange(width), rng.randrange(height), rng.uniform(-12, 12))
-        for _ in range(6)
-    ]
+    background, shape = (tuple(rng.randbytes(3)) for _ in range(2))
+    still = Image.new("RGB", (width, height), background)
+    _draw_figure(still, rng)
     paths = [directory / f"{index:04}.jpg" for index in range(num_frames)]
     for index, path in enumerate(paths):
-        if path.exists():
-            continue
-        frame = background.copy()
-        for colour, x, y, speed in shapes:
-            left = (x + speed * index) % width
-            ImageDraw.Draw(frame).ellipse((left, y, left + 60, y + 60), fill=colour)
-        _save(frame, path)
+        if not path.exists():
+            frame, left = still.copy(), 12 * index
+            ImageDraw.Draw(frame).ellipse((left, left, left + 60, left + 60), fill=shape)
+            _save(frame, path)
     return [str(path) for path in paths]
 
 
@@ -65,10 +59,6 @@ def _draw_figure(image: Image.Image, rng: random.Random) -> None:
     noise = Image.frombytes("RGB", (16, 16), rng.randbytes(16 * 16 * 3))
     place = rng.randrange(image.width - side), rng.randrange(image.height - side)
     image.paste(noise.resize((side, side), Image.Resampling.BICUBIC), place)
-
-
-def _colour(rng: random.Random) -> tuple[int, int, int]:
-    return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -98,16 +98,18 @@ class Process:
             raise PeerFailed(f"no answer within {timeout_s:.0f} s")
         line = self._answers.readline()
         if not line:
-            raise PeerFailed(f"its process ended with code {self._process.wait()}: {self._said()}")
+            raise PeerFailed(
+                f"its process ended with code {self._process.wait()}: {last_line(self._log)}"
+            )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerFailed(answer["error"])
         return answer
 
-    def _said(self) -> str:
-        """The last line of its log."""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no message")
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no message")
 
 
 def run_once(peer: str, call: str, argument: Any, settings: PeerSettings, log: Path) -> Any:

@@ -12,6 +12,8 @@ from bench.contenders import Contender
 from bench.settings import MAX_SCORE_DIFFERENCE, OURS, OURS_ONE, REFERENCE
 
 Figures = dict[str, Any]
+Part = tuple[Figures | None, str, list[str]]
+"""What a part of the benchmark gives: figures for the JSON object, text, and what is wrong."""
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("pairs/s", "pairs_per_s", lambda v: f"{v:,.2f}"),

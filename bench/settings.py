@@ -1,5 +1,7 @@
 """What the benchmark is asked for, and the names that it knows."""
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,10 +66,6 @@ class BenchSettings:
         """Whether the weights are files, which other libraries and the job read."""
         return self.model is not None or PRESETS[self.preset].is_written
 
-    @property
-    def scored(self) -> tuple[str, ...]:
-        return tuple(name for name in self.workloads if name in SCORED)
-
     def of_peer(self, name: str, checkpoint: Path) -> PeerSettings:
         extra = self.engine if name in (OURS, OURS_ONE) else {}
         if name == "official" and self.official:
@@ -78,3 +76,17 @@ class BenchSettings:
 
     def log(self, name: str) -> Path:
         return self.workdir / "logs" / f"{name}.log"
+
+
+def names_of(*known: str) -> Callable[[str], tuple[str, ...]]:
+    """The type of an option that is a comma-separated list, all or none."""
+
+    def names(text: str) -> tuple[str, ...]:
+        if text in ("all", "none"):
+            return known if text == "all" else ()
+        for name in text.split(","):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"unknown {name!r}; known: {', '.join(known)}")
+        return tuple(text.split(","))
+
+    return names

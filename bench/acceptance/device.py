@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ class Device:
         self.device = torch.device(name)
         self.is_cuda = self.device.type == "cuda"
         self._directory = directory
-        self._reranker: Reranker | None = None
         self.done = done
 
     @property
@@ -42,13 +42,12 @@ class Device:
             str(self.checkpoint), load=load_random, device=self.name, dtype=dtype, **settings
         )
 
-    @property
+    @cached_property
     def warm(self) -> Reranker:
         """In bfloat16, compiled where that is the default; one for all steps."""
-        if self._reranker is None:
-            self._reranker = self.reranker()
-            self._reranker.scorer.warm_up()
-        return self._reranker
+        reranker = self.reranker()
+        reranker.scorer.warm_up()
+        return reranker
 
     def workload(self, name: str, scale: float) -> Workload:
         drawing = Drawing.of(
@@ -65,8 +64,7 @@ class Device:
 
     def empty(self) -> None:
         gc.collect()
-        if self.is_cuda:
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where there is none
 
     def seconds(self, run: Callable[[], Any], repeats: int = 3, warm_ups: int = 1) -> float:
         """Of one call, the mean."""

@@ -57,34 +57,27 @@ def _measure_speed(
         needed = flops_of("needed", counted, shape).total
         for size in sizes:
             scorer.max_batch_tokens = size
-            base = _reset_peak(device)
+            if device.is_cuda:
+                torch.cuda.reset_peak_memory_stats()
+            base = torch.cuda.memory_allocated()
 
             def run(prepared: list[PreparedSet] = prepared) -> None:
                 scorer.vision_cache = scorer.vision_cache.emptied()
                 logits_of(reranker, prepared)
 
             seconds = device.seconds(run, 2, 1)
+            peak = torch.cuda.max_memory_allocated() - base
+            num_tokens = min(size, counted.num_distinct_tokens)
             figures[f"{label} {name}, plans of {size}"] = {
                 "pairs_per_s": work.num_pairs / seconds,
                 "ms": 1e3 * seconds,
                 "mfu": ceiling and needed / seconds / ceiling,
-                "peak_bytes_per_token": _peak(device, base, min(size, counted.num_distinct_tokens)),
+                "peak_bytes_per_token": peak // num_tokens if device.is_cuda else None,
                 "budgeted_bytes_per_token": scorer._model.bytes_per_token,
             }
         scorer.max_batch_tokens = configured
         if device.is_cuda:
             figures[f"{label} {name}, profile"] = _profiled(device, run)
-
-
-def _reset_peak(device: Device) -> int:
-    if not device.is_cuda:
-        return 0
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def _peak(device: Device, base: int, num_tokens: int) -> int | None:
-    return (torch.cuda.max_memory_allocated() - base) // num_tokens if device.is_cuda else None
 
 
 def _profiled(device: Device, run: Callable[[], None]) -> Figures:

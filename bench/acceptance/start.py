@@ -19,7 +19,6 @@ from bench.checkpoints.random_weights import SEED_FILE, random_model
 from bench.machine import versions
 from bench.processes import ROOT
 from shardrank.actors import Reranker
-from tests.support.engine import TINY
 
 PROBE_S = 20.0
 """What the endpoint's health probe waits for; no first request of its kind may take longer."""
@@ -75,10 +74,11 @@ def start(device: Device) -> Figures:
 
 def no_compiler(device: Device) -> Figures:
     """Without a C compiler the warm-up says so, and what follows runs as it is."""
+    model = str(ROOT / "tests" / "golden" / "tiny")
     code = (
         "import logging, sys; logging.basicConfig(level='WARNING', stream=sys.stdout)\n"
         "from shardrank.actors import Reranker\n"
-        f"reranker = Reranker({str(TINY)!r}, device={device.name!r}, compile=True)\n"
+        f"reranker = Reranker({model!r}, device={device.name!r}, compile=True)\n"
         "reranker.scorer.warm_up()\n"
         "print(reranker.scorer.is_compiled, reranker.score('red', ['a red planet']))\n"
     )

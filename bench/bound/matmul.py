@@ -4,24 +4,22 @@ What an implementation could reach at best: the same libraries, threads and dtyp
 do. Of the products that torch offers, the faster: the plain one, or oneDNN's on packed weights.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.bound.flops import Flops, LinearShape
+from bench.bound.flops import Flops, LinearShape, ModelShape
+from bench.bound.work import Counted, flops_of
 from bench.peers.protocol import Peer, PeerSettings
 from bench.processes import run_once
+from bench.progress import progress
+from bench.settings import OURS, BenchSettings
 
 ROWS = (256, 1_024, 4_096)
 CUDA_ROWS = (*ROWS, 16_384)
-_CUDA_CALLS = 10
-"""Between two synchronisations, which would otherwise be part of a short product's time."""
 _SECONDS_OF_A_PASS = 0.03
-_NUM_PASSES = 4
-"""Apart in time, so that a moment in which something else runs does not count."""
+_NUM_PASSES = 4  # apart in time, so that a moment in which something else runs does not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +52,18 @@ class MatmulRates:
 
 
 def rates_of_machine(
-    shapes: Sequence[LinearShape], settings: PeerSettings, log: Path
+    shape: ModelShape, counted: Sequence[Counted], settings: BenchSettings, checkpoint: Path
 ) -> MatmulRates:
-    """With as many threads as everybody. Raises PeerFailed."""
-    answer = run_once("bench.bound.matmul:Matmul", "rates", shapes, settings, log)
-    return MatmulRates(
-        {
-            shape: dict(zip(rows_of(settings), rates, strict=True))
-            for shape, rates in zip(shapes, answer, strict=True)
-        }
-    )
+    """The rates of all shapes that the workloads need, with as many threads as everybody.
+
+    Raises PeerFailed.
+    """
+    progress("measuring the matmul rate")
+    shapes = sorted({each for one in counted for each in flops_of("needed", one, shape).linear})
+    peer, log = settings.of_peer(OURS, checkpoint), settings.log("matmul")
+    answer = run_once("bench.bound.matmul:Matmul", "rates", shapes, peer, log)
+    rates = (dict(zip(rows_of(peer), each, strict=True)) for each in answer)
+    return MatmulRates(dict(zip(shapes, rates, strict=True)))
 
 
 def rows_of(settings: PeerSettings) -> tuple[int, ...]:
@@ -76,39 +76,31 @@ class Matmul(Peer):
 
     def rates(self, shapes: Sequence[LinearShape]) -> list[list[float]]:
         """FLOPs a second of each shape at each number of rows."""
-        import torch
-
-        from shardrank.actors.model.linear import linear, preparation
-
-        device, kind = self._settings.device, getattr(torch, self._settings.dtype)
         all_rows = rows_of(self._settings)
         best = [[0.0] * len(all_rows) for _ in shapes]
         for _ in range(_NUM_PASSES):
-            for (inputs, outputs), rates in zip(shapes, best, strict=True):
-                weight = torch.randn(outputs, inputs, device=device).to(kind)
-                prepared = preparation(weight.device, kind)(weight)
+            for shape, rates in zip(shapes, best, strict=True):
                 for index, rows in enumerate(all_rows):
-                    states = torch.randn(rows, inputs, device=device).to(kind)
-                    seconds = min(
-                        _best_seconds(partial(linear, states, form), weight.is_cuda)
-                        for form in (weight, prepared)
-                    )
-                    rates[index] = max(rates[index], 2 * rows * inputs * outputs / seconds)
+                    rates[index] = max(rates[index], self._rate(rows, *shape))
         return best
 
+    def _rate(self, rows: int, inputs: int, outputs: int) -> float:
+        import torch
+        from torch.utils.benchmark import Timer
 
-def _best_seconds(multiply: Callable[[], Any], is_cuda: bool) -> float:
-    import torch
+        from shardrank.actors.model.linear import linear, preparation
 
-    calls = _CUDA_CALLS if is_cuda else 1
-    best, started, repeats = float("inf"), time.perf_counter(), 0
-    with torch.inference_mode():
-        while repeats < 2 or time.perf_counter() - started < _SECONDS_OF_A_PASS:
-            before = time.perf_counter()
-            for _ in range(calls):
-                multiply()
-            if is_cuda:
-                torch.cuda.synchronize()
-            best = min(best, (time.perf_counter() - before) / calls)
-            repeats += 1
-    return best
+        device, dtype = self._settings.device, getattr(torch, self._settings.dtype)
+        weight, states = (
+            torch.randn(shape, device=device).to(dtype)
+            for shape in ((outputs, inputs), (rows, inputs))
+        )
+        seconds = []
+        for form in (weight, preparation(weight.device, dtype)(weight)):
+            named = {"linear": linear, "states": states, "form": form}
+            timer = Timer(
+                "linear(states, form)", globals=named, num_threads=torch.get_num_threads()
+            )
+            with torch.inference_mode():
+                seconds += timer.blocked_autorange(min_run_time=_SECONDS_OF_A_PASS).times
+        return 2 * rows * inputs * outputs / min(seconds)

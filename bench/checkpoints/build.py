@@ -9,9 +9,10 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from bench.checkpoints.presets import FILES, PRESETS, config_of
-from bench.checkpoints.random_weights import ROWS_FILE, SEED_FILE, write_rows, yes_no_ids
+from bench.checkpoints.random_weights import ROWS_FILE, SEED_FILE, yes_no_ids
 from bench.peers.plain import PlainModel
 from bench.peers.protocol import PeerSettings
 from bench.workloads import Drawing, build_workload
@@ -73,4 +74,4 @@ def _centre_scores(model: PlainModel, directory: Path) -> None:
         direction = direction - common * (direction @ common) / (common @ common)
         direction = direction * (_LOGIT_DEVIATION / (states @ direction).std())
         head[ids] = torch.stack((direction / 2, -direction / 2)).to(head.dtype)
-    write_rows(directory, head[ids])
+    save_file({"yes_no": head[ids].cpu()}, directory / ROWS_FILE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from shardrank.actors.model.model import RerankerModel, reranker_model
@@ -22,11 +22,6 @@ _QUERY_SHARPNESS = 2.5
 
 def is_random(directory: Path) -> bool:
     return (directory / SEED_FILE).is_file()
-
-
-def write_rows(directory: Path, values: torch.Tensor) -> None:
-    """The rows of the head for yes and no, which are also those of tied embeddings."""
-    save_file({"yes_no": values.cpu().contiguous()}, directory / ROWS_FILE)
 
 
 def yes_no_ids(directory: Path) -> list[int]:

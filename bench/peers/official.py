@@ -53,8 +53,6 @@ def _load(path: str | None) -> Any:
         raise Unavailable("give the path of your copy of qwen3_vl_reranker.py by --official")
     if not Path(path).is_file():
         raise Unavailable(f"there is no official script at {path}")
-    if importlib.util.find_spec("qwen_vl_utils") is None:
-        raise Unavailable("the official script needs qwen-vl-utils, which is not installed here")
     spec = importlib.util.spec_from_file_location("official_qwen3_vl_reranker", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -39,16 +39,18 @@ class Ours(Peer):
         self.reranker.preprocessor = Preprocessor(self.reranker.config)
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
-        parsed = [Parsed.parse(one["query"], one["documents"]) for one in sets]
-        scores: list[list[float]] = []
-        for pairs in self.reranker.score_sets(parsed):
-            scores.append([])
-            for pair in pairs:
-                if pair.error is not None:  # no workload has bad data
-                    raise pair.error
-                assert pair.score is not None
-                scores[-1].append(pair.score)
-        return scores
+        return scores_of(
+            self.reranker, [Parsed.parse(one["query"], one["documents"]) for one in sets]
+        )
+
+
+def scores_of(reranker: Reranker, sets: list[Parsed]) -> list[list[float]]:
+    """Raises a pair's error: there is none to expect."""
+    results = reranker.score_sets(sets)
+    errors = [pair.error for pairs in results for pair in pairs if pair.error is not None]
+    if errors:
+        raise errors[0]
+    return [[pair.score for pair in pairs if pair.score is not None] for pairs in results]
 
 
 class OursOne(Ours):

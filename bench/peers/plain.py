@@ -88,14 +88,15 @@ class PlainModel(Peer):
             runs = _runs(pair, pair.input_ids == token)
             visuals = [prepared.visuals[index].pixels for index in runs]
             if visuals:
-                inputs[names[0]] = torch.cat([self._patches(pixels) for pixels in visuals])
+                writable = (np.require(pixels, requirements="W") for pixels in visuals)
+                patches = [
+                    patchify(torch.from_numpy(pixels).to(self.device), self.dtype)
+                    for pixels in writable
+                ]
+                inputs[names[0]] = torch.cat(patches)
                 grids = [[1, v.shape[1] // 16, v.shape[2] // 16] for v in visuals]
                 inputs[names[1]] = torch.tensor(grids, device=self.device)
         return inputs
-
-    def _patches(self, pixels: Any) -> torch.Tensor:
-        writable = torch.from_numpy(np.require(pixels, requirements="W"))
-        return patchify(writable.to(self.device), self.dtype)
 
 
 def _runs(pair: PreparedPair, is_kind: Any) -> list[int]:

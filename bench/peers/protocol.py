@@ -107,6 +107,8 @@ def main() -> None:
 def _tried(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return run()
+    except ModuleNotFoundError as error:
+        return {"error": f"{error.name} is not installed here"}
     except Unavailable as error:
         return {"error": str(error)}
     except Exception as error:  # any library's; the process stays for the next workload

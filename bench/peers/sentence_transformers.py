@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from bench.peers.protocol import CandidateSet, Content, Peer, PeerSettings, Unavailable
@@ -15,8 +14,6 @@ class SentenceTransformers(Peer):
     batch_sizes = (1, 8, 32)
 
     def __init__(self, settings: PeerSettings) -> None:
-        if importlib.util.find_spec("sentence_transformers") is None:
-            raise Unavailable("sentence-transformers is not installed here")
         import sentence_transformers
         import torch
 

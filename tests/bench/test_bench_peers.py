@@ -132,8 +132,8 @@ def test_the_files_say_what_the_tokenizer_and_the_official_script_say():
     [
         ("official", {}, "give the path of your copy of qwen3_vl_reranker.py by --official"),
         ("official", {"official": "/nowhere.py"}, "there is no official script at /nowhere.py"),
-        ("sentence_transformers", {}, "sentence-transformers is not installed here"),
-        ("vllm", {}, "vLLM is not installed here"),
+        ("sentence_transformers", {}, "sentence_transformers is not installed here"),
+        ("vllm", {}, "vllm is not installed here"),
     ],
 )
 def test_a_peer_says_what_it_lacks(peer, extra, sentence):
