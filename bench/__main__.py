@@ -29,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _settings(options: dict[str, Any], temporary: str) -> BenchSettings:
-    """With the defaults that go by the device and the preset."""
     if options["device"] == "auto":
         import torch
 

@@ -21,6 +21,7 @@ from bench.checkpoints.presets import PRESETS
 from bench.machine import commit
 from bench.settings import names_of
 
+# The modules of acceptance/ in which the steps are; what is soon wrong first, what takes long last.
 STEPS = {
     "environment": "start",
     "ceilings": "speed",
@@ -33,8 +34,6 @@ STEPS = {
     "no-compiler": "start",
     "loading": "start",
 }
-"""The modules of acceptance/ in which the steps are; what is soon wrong first, what takes long
-last."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

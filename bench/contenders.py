@@ -16,10 +16,10 @@ _WARM_UP = (2, 4)  # queries and documents of each
 _FEW_PAIRS = 16  # enough to tell about how long a pair takes
 _TRIAL_PAIRS = 64  # two batches of the largest size tried; fewer where that would take too long
 _TRIALS_SHARE = 0.5  # what a contender's trials may take of its budget
+# Work in which pairs or batches have nothing to do with one another: fewer are not slower each.
 _ALONE = ("one_by_one", "padded", "sorted_padded")
-"""Work in which pairs or batches have nothing to do with one another: fewer are not slower each."""
+# With a time limit, an answer may take so many times the whole budget, and some more.
 _PATIENCE, _PATIENCE_S = 5.0, 300.0
-"""With a time limit, an answer may take so many times the whole budget, and some more."""
 
 
 class Peers:
@@ -33,20 +33,16 @@ class Peers:
 
     def get(self, name: str) -> Process:
         """A live process of the peer. Raises PeerFailed, the same again for one that cannot run."""
-        process = self._processes.get(name)
-        if process is not None and process.is_alive:
-            return process
-        if process is not None:
-            process.close()
         if name in self._failures:
             raise self._failures[name]
-        if self._settings.alone:
-            self.close()
-        try:
-            self._processes[name] = self._start(name)
-        except PeerFailed as failure:
-            self._failures[name] = failure
-            raise
+        if name not in self._processes or not self._processes[name].is_alive:
+            if self._settings.alone:
+                self.close()
+            try:
+                self._processes[name] = self._started(name)
+            except PeerFailed as failure:
+                self._failures[name] = failure
+                raise
         return self._processes[name]
 
     def close(self, patience_s: float = END_TIMEOUT_S) -> None:
@@ -61,7 +57,7 @@ class Peers:
         """An interrupted one does not wait for what its peers are computing."""
         self.close(0 if error else END_TIMEOUT_S)
 
-    def _start(self, name: str) -> Process:
+    def _started(self, name: str) -> Process:
         settings = self._settings
         if name in FROM_FILES and not settings.has_files:
             raise PeerFailed(f"it reads weights from files: give --model, not {settings.preset}")
@@ -103,11 +99,9 @@ class Contender:
     @property
     def is_done(self) -> bool:
         """Failed, or another round would go over the budget; one round is always made."""
-        if self.failure is not None:
-            return True
-        if self.budget_s is None or not self.runs:
-            return False
-        return sum(run["seconds"] for run in self.runs) + self.seconds > self.budget_s
+        spent = sum(run["seconds"] for run in self.runs)
+        is_over = self.budget_s and self.runs and spent + self.seconds > self.budget_s
+        return self.failure is not None or bool(is_over)
 
     def prepare(self, peers: Peers, rounds: int) -> None:
         """Start and warm up; choose the batch size, and how much of the workload there is time
@@ -120,9 +114,7 @@ class Contender:
             self.versions, sizes = introduction["versions"], introduction["batch_sizes"]
             can_shorten = self.budget_s is not None and self.work.startswith(_ALONE)
             if sizes or can_shorten:
-                seconds_of_a_pair = self._trials(process, sizes)
-                if can_shorten:
-                    self._shorten(seconds_of_a_pair * rounds)
+                self._choose(process, sizes, rounds if can_shorten else None)
         except PeerFailed as failure:
             self.failure = str(failure)
 
@@ -150,21 +142,25 @@ class Contender:
             self._warmed = process
         return process
 
-    def _trials(self, process: Process, sizes: Sequence[int]) -> float:
-        """Seconds of a pair on a part of the workload, with the best batch size, which is kept."""
+    def _choose(self, process: Process, sizes: Sequence[int], rounds: int | None) -> None:
+        """The best batch size on a part of the workload; with rounds as many pairs as fit the
+        budget, but never fewer than a batch or a few.
+        """
         part = self.workload.part(self._trial_pairs(process, sizes) if sizes else _FEW_PAIRS)
         seconds: dict[int | None, float] = {}
         for size in (*sizes,) or (None,):
             self.batch_size = size
-            seconds[size] = self._ask(process, part)["seconds"]
+            seconds[size] = self._ask(process, part)["seconds"] / part.num_pairs
         self.batch_size = min(seconds, key=lambda size: seconds[size])
         if sizes:
             self.work = f"{self.work}:{self.batch_size}"
             self.label = f"{self.label} of {self.batch_size}"
-        return seconds[self.batch_size] / part.num_pairs
+        if rounds is not None and self.budget_s is not None:
+            fitting = int(self.budget_s / (seconds[self.batch_size] * rounds))
+            fewest = min(max(_FEW_PAIRS, self.batch_size or 0), self.workload.num_pairs)
+            self.timed = self.workload.part(max(fitting, fewest))
 
     def _trial_pairs(self, process: Process, sizes: Sequence[int]) -> int:
-        """How many pairs each batch size is tried on."""
         if self.budget_s is None:
             return _TRIAL_PAIRS
         self.batch_size = min(sizes)
@@ -172,13 +168,6 @@ class Contender:
         seconds_of_a_pair = self._ask(process, few)["seconds"] / few.num_pairs
         fitting = int(_TRIALS_SHARE * self.budget_s / seconds_of_a_pair / len(sizes))
         return max(_FEW_PAIRS, min(fitting, _TRIAL_PAIRS))
-
-    def _shorten(self, seconds_of_a_pair: float) -> None:
-        """As many pairs as fit the budget, but never fewer than a batch or a few."""
-        assert self.budget_s is not None
-        fewest = max(_FEW_PAIRS, self.batch_size or 0)
-        fitting = int(self.budget_s / seconds_of_a_pair)
-        self.timed = self.workload.part(max(fitting, min(fewest, self.workload.num_pairs)))
 
     def _ask(self, process: Process, workload: Workload) -> dict[str, Any]:
         timeout_s = None if self.budget_s is None else _PATIENCE * self.budget_s + _PATIENCE_S

@@ -26,9 +26,7 @@ from bench.results import Part
 from bench.settings import MAX_SCORE_DIFFERENCE, OURS, BenchSettings
 from bench.workloads import Drawing, Workload, build_workload
 
-_SAMPLE_EVERY_S = 0.2
-_NUM_SEEDS = 10
-"""The larger job of the memory measurement has so many times the pairs of the smaller one."""
+_NUM_SEEDS = 10  # the larger of the two memory jobs has so many times the pairs
 
 
 def measure_job(drawing: Drawing, settings: BenchSettings, checkpoint: Path) -> Part:
@@ -39,8 +37,10 @@ def measure_job(drawing: Drawing, settings: BenchSettings, checkpoint: Path) -> 
     """
     workload = build_workload("text", drawing)
     middle = len(workload.sets) // 2
-    half = Workload("job-half", workload.sets[:middle], workload.places[:middle])
-    rest = Workload("job-rest", workload.sets[middle:], workload.places[middle:])
+    half, rest = (
+        replace(workload, sets=workload.sets[part], places=workload.places[part])
+        for part in (slice(middle), slice(middle, None))
+    )
     engine_s: list[float] = []
     job_s: list[list[float]] = []
     for number in range(settings.rounds):
@@ -138,7 +138,7 @@ def _watch(process: "subprocess.Popen[bytes]") -> dict[str, int]:
     while process.poll() is None:
         driver = max(driver, status_bytes(process.pid, "VmHWM"))
         worker = max(worker, *(status_bytes(pid, "VmHWM") for pid in workers(process.pid)), 0)
-        time.sleep(_SAMPLE_EVERY_S)
+        time.sleep(0.2)
     return {"driver_bytes": driver, "worker_bytes": worker}
 
 

@@ -5,11 +5,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-_TOKEN_SIDE = 32
-"""Pixels: a visual token covers 32 x 32."""
+_TOKEN_SIDE = 32  # pixels: a visual token covers 32 x 32
 _PAGE_RATIO = 2**0.5
-_FRAME_GRID = (12, 12)
-"""Visual tokens of a frame pair, over the official floor of 128."""
+_FRAME_GRID = (12, 12)  # visual tokens of a frame pair, over the official floor of 128
 _LETTERS = "etaoinshrdlu" + 3 * " "
 
 

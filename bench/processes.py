@@ -98,9 +98,9 @@ class Process:
             raise PeerFailed(f"no answer within {timeout_s:.0f} s")
         line = self._answers.readline()
         if not line:
-            raise PeerFailed(
-                f"its process ended with code {self._process.wait()}: {last_line(self._log)}"
-            )
+            self.close()
+            code = self._process.returncode
+            raise PeerFailed(f"its process ended with code {code}: {last_line(self._log)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerFailed(answer["error"])

@@ -24,19 +24,17 @@ from bench.results import Part, aligned
 from bench.settings import OURS, BenchSettings
 from bench.workloads import Workload
 from shardrank.actors import CandidateSet, RerankerConfig
-from shardrank.actors.prepared import PreparedPair
 from shardrank.actors.preprocessor import Preprocessor
 
-_TOP = 15
 _PAGE_TOKENS, _NUM_PAGES, _CORES = 1_300, 40, 8
+# Operators that linear layers end in: which of their inputs are the states and the weight, and
+# whether that is stored as (outputs, inputs).
 _LINEAR = {
     "aten::mm": (0, 1, False),
     "aten::addmm": (1, 2, False),
     "aten::_addmm_activation": (1, 2, False),
     "mkldnn::_linear_pointwise": (0, 1, True),
 }
-"""Operators that linear layers end in: which of their inputs are the states and the weight, and
-whether that is stored as (outputs, inputs)."""
 
 
 def measure_profile(
@@ -88,7 +86,7 @@ class Profiled(Ours):
                 for rows, inputs, outputs in _products(event.key, event.input_shapes):
                     linear[inputs, outputs][0] += rows * event.count
                     linear[inputs, outputs][1] += self_us
-        table = profiler.key_averages().table(time_of, _TOP, max_name_column_width=50)
+        table = profiler.key_averages().table(time_of, row_limit=15, max_name_column_width=50)
         layers = [(shape, *each) for shape, each in linear.items()]
         return {"self_us": total, "table": table, "linear": layers}
 
@@ -146,8 +144,5 @@ class Pages(Peer):
         preprocessor = Preprocessor(self._config)
         parsed = [CandidateSet.parse("which page?", [{"image": page}]) for page in pages]
         before = time.perf_counter()
-        prepared = [preprocessor.prepare(one).pairs[0] for one in parsed]
-        seconds = time.perf_counter() - before
-        first = prepared[0]
-        assert isinstance(first, PreparedPair), first
-        return seconds, first.num_visual_tokens
+        prepared = [preprocessor.prepare(one) for one in parsed]
+        return time.perf_counter() - before, prepared[0].visuals[0].num_tokens

@@ -9,11 +9,11 @@ from bench.bound.matmul import MatmulRates
 from bench.bound.roofline import roofline, roofline_line
 from bench.bound.work import Counted, flops_of
 from bench.contenders import Contender
-from bench.settings import MAX_SCORE_DIFFERENCE, OURS, OURS_ONE, REFERENCE
+from bench.settings import MAX_SCORE_DIFFERENCE, OURS_ONE, REFERENCE
 
 Figures = dict[str, Any]
+# What a part of the benchmark gives: figures for the JSON object, text, and what is wrong.
 Part = tuple[Figures | None, str, list[str]]
-"""What a part of the benchmark gives: figures for the JSON object, text, and what is wrong."""
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("pairs/s", "pairs_per_s", lambda v: f"{v:,.2f}"),
@@ -39,7 +39,7 @@ score diff   the largest, to plain transformers pair by pair"""
 def workload_figures(
     contenders: Sequence[Contender], counted: Counted, shape: ModelShape, rates: MatmulRates
 ) -> Figures:
-    """One workload's figures, with a list of `implementations`, ours first."""
+    """One workload's figures, with a list of `implementations`, our two first."""
     needed = flops_of("needed", counted, shape)
     reference = next((each for each in contenders if each.name == REFERENCE), None)
     rows = [
@@ -76,9 +76,7 @@ def score_faults(figures: Figures, dtype: str) -> list[str]:
     """Sentences on scores of ours that are wrong, and on ours having failed."""
     faults = []
     for name, workload in figures.items():
-        for row in workload["implementations"]:
-            if row["name"] not in (OURS, OURS_ONE):
-                continue
+        for row in workload["implementations"][:2]:
             difference = row["max_score_difference"]
             if row["failure"] is not None:
                 faults.append(f"{name}: {row['label']} failed: {row['failure']}")

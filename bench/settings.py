@@ -22,12 +22,10 @@ CLASSES = {
     "transformers_padded": "bench.peers.plain:TransformersPadded",
 }
 PEERS = tuple(CLASSES)[2:]
-FROM_FILES = ("official", "sentence_transformers", "vllm")
-"""Those that need files of a random checkpoint's weights."""
+FROM_FILES = ("official", "sentence_transformers", "vllm")  # which read weights
 SCORED = ("text", "long-query", "image-query", "pages", "mixed", "video")
 OTHERS = ("job", "memory", "preprocess")
-MAX_SCORE_DIFFERENCE = 1e-4
-"""In float32, to plain transformers one pair at a time."""
+MAX_SCORE_DIFFERENCE = 1e-4  # in float32, to plain transformers one pair at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +65,14 @@ class BenchSettings:
         return self.model is not None or PRESETS[self.preset].is_written
 
     def of_peer(self, name: str, checkpoint: Path) -> PeerSettings:
-        extra = self.engine if name in (OURS, OURS_ONE) else {}
-        if name == "official" and self.official:
-            extra = {"official": self.official}
+        own = {OURS: self.engine, OURS_ONE: self.engine, "official": {"official": self.official}}
         return PeerSettings(
-            str(checkpoint), self.device, self.dtype, self.threads, self.max_batch_tokens, extra
+            str(checkpoint),
+            self.device,
+            self.dtype,
+            self.threads,
+            self.max_batch_tokens,
+            own.get(name, {}),
         )
 
     def log(self, name: str) -> Path:

@@ -18,8 +18,7 @@ SHORTEST, LONGEST = 10, 4_000
 NUM_FRAMES = 16
 
 Content = dict[str, Any]
-Sets = list[dict[str, Any]]
-"""Candidate sets as peers/protocol.py has them."""
+Sets = list[dict[str, Any]]  # as peers/protocol.py has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +86,11 @@ class Drawing:
 
     @classmethod
     def of(cls, checkpoint: Path, media: Path = Path("media"), **sizes: Any) -> "Drawing":
-        """With words of the checkpoint's tokenizer."""
         return cls(words_of(str(checkpoint / "tokenizer.json")), media, **sizes)
 
     def text(self, shortest: int, longest: int | None = None) -> Content:
         num_tokens = self.rng.randint(shortest, longest or shortest)
         return {"text": " ".join(self.rng.choices(self.words, k=num_tokens))}
-
-    def query(self) -> Content:
-        return self.text(8, 20)
 
     def texts(self, number: int, shortest: int, longest: int) -> list[Content]:
         return [self.text(shortest, longest) for _ in range(self.sized(number))]
@@ -127,8 +122,7 @@ class Drawing:
         return max(2, round(number * self.scale))
 
 
-Side = Callable[[Drawing, int], Any]
-"""Draws the query of that number, or its documents."""
+Side = Callable[[Drawing, int], Any]  # draws the query of that number, or its documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +134,23 @@ class Kind:
 
 KINDS = {
     # 20 queries x 50 passages of 80 to 120 tokens
-    "text": Kind(lambda d: d.sized(20), lambda d, _: d.query(), lambda d, _: d.texts(50, 80, 120)),
+    "text": Kind(
+        lambda d: d.sized(20), lambda d, _: d.text(8, 20), lambda d, _: d.texts(50, 80, 120)
+    ),
     # 2 queries of 600 tokens x 100 short documents
     "long-query": Kind(lambda d: 2, lambda d, _: d.text(600), lambda d, _: d.texts(100, 10, 30)),
     # 2 page images as queries x 100 short documents
     "image-query": Kind(lambda d: 2, lambda d, n: d.page(n), lambda d, _: d.texts(100, 10, 30)),
     # 40 queries x 20 candidates out of 60 pages, so that a page serves about 13 queries
     "pages": Kind(
-        lambda d: d.sized(40), lambda d, _: d.query(), lambda d, _: d.some(d.page, 20, 60)
+        lambda d: d.sized(40), lambda d, _: d.text(8, 20), lambda d, _: d.some(d.page, 20, 60)
     ),
     # 8 queries x 16 documents of 10 to 4,000 tokens
-    "mixed": Kind(lambda d: d.sized(8), lambda d, _: d.query(), lambda d, _: d.mixed(16)),
+    "mixed": Kind(lambda d: d.sized(8), lambda d, _: d.text(8, 20), lambda d, _: d.mixed(16)),
     # 4 queries x 5 candidates out of 8 videos of 16 frames
-    "video": Kind(lambda d: d.sized(4), lambda d, _: d.query(), lambda d, _: d.some(d.video, 5, 8)),
+    "video": Kind(
+        lambda d: d.sized(4), lambda d, _: d.text(8, 20), lambda d, _: d.some(d.video, 5, 8)
+    ),
 }
 
 

@@ -87,13 +87,11 @@ def prepared_sets(reranker: Reranker, work: Workload) -> list[PreparedSet]:
 
 def logits_of(reranker: Reranker, prepared: list[PreparedSet]) -> np.ndarray:
     """Raises a pair's error: there is none to expect."""
-    logits: list[float] = []
-    for pair in sum(reranker.scorer.score(prepared), []):
+    pairs = sum(reranker.scorer.score(prepared), [])
+    for pair in pairs:
         if pair.error is not None:
             raise pair.error
-        assert pair.logit is not None
-        logits.append(pair.logit)
-    return np.array(logits)
+    return np.array([pair.logit for pair in pairs])
 
 
 def num_graphs() -> int:

@@ -11,10 +11,10 @@ import torch
 
 from shardrank.actors.model.attention import attend_plainly, cumulative
 
+# Heads, heads of keys and values, and their size: 8B, 2B, both vision towers, a small one.
 HEADS = ((32, 8, 128), (16, 8, 128), (16, 16, 64), (16, 16, 72), (4, 2, 32))
-"""Heads, heads of keys and values, and their size: 8B, 2B, both vision towers, a small one."""
+# Relative of the output in bfloat16, absolute of the log-sum-exp, which is float32.
 MAX_OUTPUT_ERROR, MAX_LSE_ERROR = 6e-3, 2e-3
-"""Relative of the output in bfloat16, absolute of the log-sum-exp, which is float32."""
 
 
 def cases(heads: int) -> dict[str, tuple[Sequence[int], Sequence[int], bool]]:

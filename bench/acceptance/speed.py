@@ -67,12 +67,13 @@ def _measure_speed(
 
             seconds = device.seconds(run, 2, 1)
             peak = torch.cuda.max_memory_allocated() - base
-            num_tokens = min(size, counted.num_distinct_tokens)
             figures[f"{label} {name}, plans of {size}"] = {
                 "pairs_per_s": work.num_pairs / seconds,
                 "ms": 1e3 * seconds,
                 "mfu": ceiling and needed / seconds / ceiling,
-                "peak_bytes_per_token": peak // num_tokens if device.is_cuda else None,
+                "peak_bytes_per_token": (
+                    peak // min(size, counted.num_distinct_tokens) if device.is_cuda else None
+                ),
                 "budgeted_bytes_per_token": scorer._model.bytes_per_token,
             }
         scorer.max_batch_tokens = configured

@@ -20,8 +20,7 @@ from bench.machine import versions
 from bench.processes import ROOT
 from shardrank.actors import Reranker
 
-PROBE_S = 20.0
-"""What the endpoint's health probe waits for; no first request of its kind may take longer."""
+PROBE_S = 20.0  # what the endpoint's health probe waits for: no first request may take longer
 
 
 def environment(device: Device) -> Figures:

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LinearShape = tuple[int, int]
-"""(inputs, outputs) of a weight."""
+LinearShape = tuple[int, int]  # (inputs, outputs) of a weight
 
 
 @dataclass(slots=True)
@@ -95,7 +94,6 @@ class ModelShape:
 
     @classmethod
     def of(cls, checkpoint: Path) -> "ModelShape":
-        """As config.json has it."""
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         text, vision = config["text_config"], config["vision_config"]
         decoder = DecoderShape(

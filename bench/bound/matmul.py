@@ -32,7 +32,6 @@ class MatmulRates:
         return max(self.rates[shape].values())
 
     def described(self) -> list[dict[str, Any]]:
-        """For the JSON object."""
         return [
             {
                 "inputs": inputs,

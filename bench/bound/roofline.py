@@ -24,8 +24,8 @@ class Gpu:
     bytes_per_s: float
 
 
+# The SXM forms, from NVIDIA's data sheets of the H100 and H200.
 GPUS = (Gpu("H100", 989e12, 3.35e12), Gpu("H200", 989e12, 4.8e12))
-"""The SXM forms, from NVIDIA's data sheets of the H100 and H200."""
 
 
 def model_seconds(needed: Flops, shape: ModelShape, num_tokens: int, gpu: Gpu) -> float:

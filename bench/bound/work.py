@@ -17,11 +17,10 @@ from shardrank.actors import CandidateSet, RerankerConfig
 from shardrank.actors.packing import common_prefix_length, sharing_keys
 from shardrank.actors.preprocessor import Preprocessor
 
+# (L,) int64: token ids; a visual's tokens hold -1 - its number in the whole workload instead.
 Tokens = np.ndarray
-"""(L,) int64: token ids; a visual's tokens hold -1 - its number in the whole workload instead."""
 
-CACHE_BLOCK = 16
-"""Tokens of a block of vLLM's prefix cache, where a peer does not say its own."""
+CACHE_BLOCK = 16  # tokens of a block of vLLM's prefix cache, where a peer does not say its own
 
 
 @dataclass(frozen=True, slots=True)

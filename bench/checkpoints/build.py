@@ -20,8 +20,7 @@ from bench.workloads import Drawing, build_workload
 _TOKENIZER = Path(__file__).parents[2] / "demo" / "model" / "tokenizer.json"
 _FINISHED = ".finished"
 _LOGIT_DEVIATION = 2.0
-_PASSES = 2
-"""The two rows of tied embeddings are read in the prompt too, so one pass is not exact."""
+_PASSES = 2  # the two rows of tied embeddings are read in the prompt too: one is not exact
 
 
 def build(

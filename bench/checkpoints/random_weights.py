@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from shardrank.actors.model.model import RerankerModel, reranker_model
 
 SEED_FILE, ROWS_FILE = "random.json", "head.rows"
+# The scale of q_norm: attention picks few tokens, so that the last one depends on the document.
 _QUERY_SHARPNESS = 2.5
-"""The scale of q_norm: attention picks few tokens, so that the last one depends on the document."""
 
 
 def is_random(directory: Path) -> bool:
@@ -57,7 +57,6 @@ def random_model(directory: Path, device: torch.device, dtype: torch.dtype) -> A
 def load_random(
     checkpoint: Path, device: torch.device, dtype: torch.dtype, **options: bool
 ) -> RerankerModel:
-    """What load_model gives, for a directory without weights."""
     return reranker_model(random_model(checkpoint, device, dtype), checkpoint, **options)
 
 

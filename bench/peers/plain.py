@@ -41,7 +41,6 @@ class PlainModel(Peer):
         self.forget()
 
     def forget(self) -> None:
-        """Drop decoded pixels and tokenised texts."""
         self._preprocessor = Preprocessor(self._config)
 
     @property
@@ -108,7 +107,6 @@ def _runs(pair: PreparedPair, is_kind: Any) -> list[int]:
 
 class TransformersOne(PlainModel):
     label = "transformers, pair by pair"
-    work = "one_by_one"
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
         return [self.scores(torch.stack(self.last_states(one))) for one in sets]

@@ -25,10 +25,10 @@ from typing import Any
 
 from bench.peers.usage import cpu_seconds, peak_rss_bytes
 
+# {"text": str}, {"image": path}, or {"video": {"frames": paths, "fps": float}}
 Content = dict[str, Any]
-"""{"text": str}, {"image": path}, or {"video": {"frames": paths, "fps": float}}"""
+# {"query": Content, "documents": [Content, ...]}, for the default instruction
 CandidateSet = dict[str, Any]
-"""{"query": Content, "documents": [Content, ...]}, for the default instruction."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def cpu_seconds() -> float:
 def peak_rss_bytes() -> int:
     """The most that each process of the tree ever held in memory, added up."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
-    return own * unit + sum(status_bytes(pid, "VmHWM") for pid in descendants(os.getpid()))
+    own = own if sys.platform == "darwin" else 1024 * own
+    return own + sum(status_bytes(pid, "VmHWM") for pid in descendants(os.getpid()))
 
 
 def descendants(root: int) -> set[int]:

@@ -12,12 +12,12 @@ from bench.peers.protocol import CandidateSet, Content, Peer, PeerSettings, Unav
 _BLOCK_SIZE = 32  # the smallest that its CPU attention takes
 _MAX_BATCH_TOKENS = 2_048  # 16,384 were a third slower under glibc, no faster under tcmalloc
 
+# Without them, and without the chat template, vLLM's scores of this model mean nothing.
 _OVERRIDES = {
     "architectures": ["Qwen3VLForSequenceClassification"],
     "classifier_from_token": ["no", "yes"],
     "is_original_qwen3_reranker": True,
 }
-"""Without them, and without the chat template, vLLM's scores of this model mean nothing."""
 
 
 class Vllm(Peer):
@@ -28,7 +28,16 @@ class Vllm(Peer):
     def __init__(self, settings: PeerSettings) -> None:
         if settings.device != "cpu":
             raise Unavailable(f"of vLLM only the CPU build is measured, not {settings.device}")
-        _set_environment(settings)
+        # For its worker process, which has threads and an allocator of its own: "nobind" keeps
+        # OMP_NUM_THREADS and leaves the choice of cores to the system, and tcmalloc is what its
+        # installation guide asks for.
+        if settings.threads is not None:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        allocator = find_library("tcmalloc_minimal")
+        if allocator is not None:
+            preloaded = [allocator, *os.environ.get("LD_PRELOAD", "").split()]
+            os.environ["LD_PRELOAD"] = " ".join(preloaded)
+        os.environ |= {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
         from vllm import LLM
 
         self._template = (Path(settings.model) / "chat_template.jinja").read_text("utf-8")
@@ -68,21 +77,6 @@ class Vllm(Peer):
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
         assert self._llm.reset_prefix_cache(), "vLLM kept its prefix cache"
-
-
-def _set_environment(settings: PeerSettings) -> None:
-    """For its worker process, which has threads and an allocator of its own.
-
-    "nobind" keeps OMP_NUM_THREADS and leaves the choice of cores to the system; tcmalloc is what
-    vLLM's installation guide asks for.
-    """
-    if settings.threads is not None:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    allocator = find_library("tcmalloc_minimal")
-    if allocator is not None:
-        preloaded = [allocator, *os.environ.get("LD_PRELOAD", "").split()]
-        os.environ["LD_PRELOAD"] = " ".join(preloaded)
-    os.environ |= {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def _content(content: Content) -> Any:
