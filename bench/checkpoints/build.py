@@ -40,7 +40,7 @@ def build(
     write_outline(preset, directory, seed)
     dtype = PRESETS[preset].dtype if device != "cpu" else "float32"
     model = PlainModel(PeerSettings(str(directory), device, dtype, threads=None))
-    _centre_scores(model, directory)
+    _centre_scores(model, directory, num_documents=6 if PRESETS[preset].is_written else 2)
     if PRESETS[preset].is_written if has_weights is None else has_weights:
         model.whole.to(getattr(torch, PRESETS[preset].dtype)).save_pretrained(directory)
         write_outline(preset, directory)  # the library's own config.json has the form of 5.x alone
@@ -59,14 +59,14 @@ def write_outline(preset: str, directory: Path, seed: int = 0) -> None:
     (directory / "config.json").write_text(config, encoding="utf-8")
 
 
-def _centre_scores(model: PlainModel, directory: Path) -> None:
+def _centre_scores(model: PlainModel, directory: Path, num_documents: int) -> None:
     """Turn and scale the yes and no rows on pairs of texts, so that scores spread over (0, 1).
 
     A random row of the head gives every pair about the same logit, because the states of last
     tokens have much in common. The rows are turned away from that common part.
     """
     head, ids = model.whole.lm_head.weight, yes_no_ids(directory)
-    sets = build_workload("text", Drawing.of(directory, scale=0.2)).head(4, 6).sets
+    sets = build_workload("text", Drawing.of(directory, scale=0.2)).head(4, num_documents).sets
     for _ in range(_PASSES):
         states = torch.stack([state for one in sets for state in model.last_states(one)]).float()
         direction, common = model.head, states.mean(0)
