@@ -14,9 +14,6 @@ class StandInPeer(Peer):
         self._behaviour = os.path.basename(settings.model)
         if self._behaviour == "unavailable":
             raise Unavailable("stand-in is not installed here")
-        if self._behaviour == "sizes":
-            self.batch_sizes = (8, 32)
-            self.work = "padded"
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
         print("a library's own words")
