@@ -47,7 +47,7 @@ def errors(
             )
             value = values[:, 2]  # strided, as a fused layer's is
             cu_seqlens = (cumulative(lengths, device) for lengths in (queries, keys))
-            layout = (*cu_seqlens, max(queries), max(keys), is_causal)
+            layout: Any = (*cu_seqlens, max(queries), max(keys), is_causal)
             output, lse = kernel(query, key, value, *layout)
             exact, exact_lse = by_formula(query.double(), key.double(), value.double(), *layout)
             assert lse.shape == exact_lse.shape, (name, lse.shape)
