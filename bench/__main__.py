@@ -5,86 +5,76 @@ argparse, because a bare machine with a GPU has torch and transformers, and noth
 
 import argparse
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.presets import NAMES, PRESETS
-from bench.settings import OTHERS, PEERS, SCORED, BenchSettings
+from bench.checkpoints.presets import PRESETS
+from bench.settings import CLASSES, OTHERS, PEERS, SCORED, BenchSettings, names_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0; 1 where our scores differ from plain transformers'; 2 for a wrong command."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
     with tempfile.TemporaryDirectory(prefix="shardrank-bench-") as temporary:
-        try:
-            settings = _settings(options, Path(options.workdir or temporary).resolve())
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        settings = _settings(options, temporary)
         from bench.run import run_bench  # torch: seconds, which --help does not need
 
         return run_bench(settings, ["shardrank", "bench", *arguments])
 
 
-def _settings(options: argparse.Namespace, workdir: Path) -> BenchSettings:
-    device = _device(options.device)
-    default_dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    threads = options.threads or (None if device.startswith("cuda") else 1)
-    return BenchSettings(
-        workdir=workdir,
-        preset=options.preset,
-        model=options.model,
-        workloads=_names(options.workloads, (*SCORED, *OTHERS)),
-        peers=_names(options.peers, PEERS),
-        peer_pythons=dict(map(_pair, options.peer_python)),
-        official=options.official,
-        device=device,
-        dtype=options.dtype or default_dtype,
-        threads=threads,
-        max_batch_tokens=options.max_batch_tokens,
-        engine={name: _value(text) for name, text in map(_pair, options.engine)},
-        rounds=options.rounds,
-        scale=options.scale,
-        page_tokens=options.page_tokens or PRESETS[options.preset].page_tokens,
-        seed=options.seed,
-        time_limit_s=options.time_limit_s,
-        alone=device.startswith("cuda") if options.alone is None else options.alone,
-        profile=options.profile,
-        json_file=options.json,
-    )
+def _settings(options: dict[str, Any], temporary: str) -> BenchSettings:
+    if options["device"] == "auto":
+        import torch
+
+        options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    is_cuda = options["device"].startswith("cuda")
+    defaults = {
+        "workdir": temporary,
+        "dtype": "bfloat16" if is_cuda else "float32",
+        "threads": None if is_cuda else 1,
+        "page_tokens": PRESETS[options["preset"]].page_tokens,
+        "alone": is_cuda,
+    }
+    chosen = defaults | {name: value for name, value in options.items() if value is not None}
+    for name in ("engine", "peer_python"):
+        chosen[name] = dict(chosen[name])
+    chosen["workdir"] = Path(chosen["workdir"]).resolve()
+    return BenchSettings(**chosen)
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
+def _checked(kind: Callable[[str], Any], holds: Callable[[Any], bool], rule: str) -> Any:
+    def value(text: str) -> Any:
+        if not holds(kind(text)):
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+        return kind(text)
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    if text == "all":
-        return known
-    return tuple(name for name in text.split(",") if name and name != "none")
+    return value
 
 
-def _pair(text: str) -> tuple[str, str]:
+_above_zero = partial(_checked, holds=lambda number: number > 0, rule="above zero")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; a value that is not JSON is a string."""
     name, _, value = text.partition("=")
     if not value:
-        raise ValueError(f"--peer-python and --engine must be NAME=VALUE, got {text!r}")
-    return name, value
-
-
-def _value(text: str) -> Any:
-    """A number, true, false or null as JSON has them; anything else is a string."""
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
     try:
-        return json.loads(text)
+        return name, json.loads(value)
     except ValueError:
-        return text
+        return name, value
+
+
+def _peer_python(text: str) -> tuple[str, str]:
+    name, python = _pair(text)
+    names_of(*CLASSES)(name)
+    return name, python
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,15 +86,21 @@ def _parser() -> argparse.ArgumentParser:
         "exit code 1 where ours are more than 1e-4 off plain transformers in float32.",
     )
     add = parser.add_argument
-    add("--preset", default="mid", choices=NAMES, help="shapes of the checkpoint (default: mid)")
-    add("--model", help="a local checkpoint in place of the preset's random one")
+    add("--preset", default="mid", choices=PRESETS, help="shapes of the checkpoint (default: mid)")
+    add(
+        "--model",
+        type=_checked(str, os.path.isdir, "a local checkpoint directory"),
+        help="a local checkpoint in place of the preset's random one",
+    )
     add(
         "--workloads",
+        type=names_of(*SCORED, *OTHERS),
         default=",".join((*SCORED, "job")),
         help=f"comma-separated: {', '.join((*SCORED, *OTHERS))}; or all (default: %(default)s)",
     )
     add(
         "--peers",
+        type=names_of(*PEERS),
         default="all",
         help=f"comma-separated: {', '.join(PEERS)}; all, or none (default: all)",
     )
@@ -116,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--peer-python",
         metavar="PEER=PYTHON",
+        type=_peer_python,
         action="append",
         default=[],
         help="an interpreter of its own for a peer, such as vllm=/opt/vllm/bin/python",
@@ -127,18 +124,23 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engine",
         metavar="NAME=VALUE",
+        type=_pair,
         action="append",
         default=[],
         help="another setting of our engine, a field of RerankerConfig",
     )
     add(
         "--rounds",
-        type=int,
+        type=_above_zero(int),
         default=3,
         help="timed rounds, of which the median counts (default: 3)",
     )
-    add("--scale", type=float, default=1.0, help="size of the workloads (default: 1)")
-    add("--page-tokens", type=int, help="visual tokens of a page (default: the preset's)")
+    add("--scale", type=_above_zero(float), default=1.0, help="size of the workloads (default: 1)")
+    add(
+        "--page-tokens",
+        type=_above_zero(int),
+        help="visual tokens of a page (default: the preset's)",
+    )
     add("--seed", type=int, default=0, help="of weights, texts and images (default: 0)")
     add(
         "--time-limit-s",
@@ -151,7 +153,12 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="one implementation in memory at a time (default: on CUDA)",
     )
-    add("--profile", metavar="WORKLOAD", help="also profile our engine on one workload")
+    add(
+        "--profile",
+        metavar="WORKLOAD",
+        choices=SCORED,
+        help="also profile our engine on one workload",
+    )
     add("--workdir", help="keeps checkpoints, images and logs for the next time (default: none)")
     add("--json", metavar="FILE", help="write the JSON object here too")
     return parser

@@ -13,67 +13,69 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bench.checkpoints.presets import PRESETS
 from bench.machine import commit
-from bench.presets import NAMES
+from bench.settings import names_of
 
-_BUDGET_S = 240.0
+# The modules of acceptance/ in which the steps are; what is soon wrong first, what takes long last.
+STEPS = {
+    "environment": "start",
+    "ceilings": "speed",
+    "kernel": "scores",
+    "start": "start",
+    "real-shapes": "scores",
+    "speed": "speed",
+    "golden": "scores",
+    "out-of-memory": "speed",
+    "no-compiler": "start",
+    "loading": "start",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     from bench.acceptance.device import Device  # torch: seconds, which --help does not need
-    from bench.acceptance.steps import STEPS
 
-    wanted = options.steps.split(",") if options.steps else list(STEPS)
-    unknown = [name for name in wanted if name not in STEPS]
-    if unknown:
-        print(f"error: --steps: unknown {unknown[0]!r}; known: {', '.join(STEPS)}", file=sys.stderr)
-        return 2
     file = Path(options.json or f"accept-{options.preset}.json")
     command = {"preset": options.preset, "device": options.device, "commit": commit()}
-    report = _resumed(file, command) or {**command, "steps": {}}
-    started = time.monotonic()
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    report = before if command.items() <= before.items() else {**command, "steps": {}}
+    steps, started = report["steps"], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="shardrank-accept-") as temporary:
-        device = Device(options.preset, options.device, Path(temporary), report["steps"])
-        for name in wanted:
-            if "failed" not in report["steps"].get(name, {"failed": "not done"}):
+        device = Device(options.preset, options.device, Path(temporary), steps)
+        for name in options.steps:
+            if "failed" not in steps.get(name, {"failed": "not done"}):
                 print(f"{name}: done before", flush=True)
             elif time.monotonic() - started > options.budget_s:
                 print(f"{name}: left for the next run", flush=True)
             else:
-                report["steps"][name] = _done(STEPS[name], device)
+                steps[name] = _done(name, device)
                 _write(file, report)
                 passed = time.monotonic() - started
-                print(f"{passed:6.1f} s  {name}: {json.dumps(report['steps'][name])}", flush=True)
+                print(f"{passed:6.1f} s  {name}: {json.dumps(steps[name])}", flush=True)
             gc.collect()
-    report["left"] = [name for name in wanted if name not in report["steps"]]
-    report["failed"] = [name for name, each in report["steps"].items() if "failed" in each]
+    report["left"] = [name for name in options.steps if name not in steps]
+    report["failed"] = [name for name, each in steps.items() if "failed" in each]
     report["is_accepted"] = not report["left"] and not report["failed"]
     _write(file, report)
     print(json.dumps(report), flush=True)
     return 0 if report["is_accepted"] else 1
 
 
-def _done(step: Any, device: Any) -> dict[str, Any]:
+def _done(name: str, device: Any) -> dict[str, Any]:
     """Its figures; of a step that fails, the reason."""
     started = time.monotonic()
     try:
-        figures: dict[str, Any] = step(device)
+        module = import_module(f"bench.acceptance.{STEPS[name]}")
+        figures: dict[str, Any] = getattr(module, name.replace("-", "_"))(device)
     except Exception as error:  # any library's; the other steps are of use without this one
         traceback.print_exc()
         figures = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
     return figures | {"step_seconds": round(time.monotonic() - started, 1)}
-
-
-def _resumed(file: Path, command: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run of the same command has found."""
-    if not file.is_file():
-        return None
-    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return report if command.items() <= report.items() else None
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
@@ -85,15 +87,20 @@ def _write(file: Path, report: dict[str, Any]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.accept", description=__doc__)
     add = parser.add_argument
-    add("--preset", default="2b", choices=NAMES, help="shapes of the random model (default: 2b)")
+    add("--preset", default="2b", choices=PRESETS, help="shapes of the random model (default: 2b)")
     add("--device", default="cuda", help="cuda, or cpu to try the command itself (default: cuda)")
     add("--json", metavar="FILE", help="results of the steps (default: accept-PRESET.json)")
-    add("--steps", help="comma-separated, in order (default: all)")
+    add(
+        "--steps",
+        type=names_of(*STEPS),
+        default="all",
+        help="comma-separated, in order (default: all)",
+    )
     add(
         "--budget-s",
         type=float,
-        default=_BUDGET_S,
-        help=f"after so many seconds no further step begins (default: {_BUDGET_S:.0f})",
+        default=240.0,
+        help="after so many seconds no further step begins (default: 240)",
     )
     return parser
 

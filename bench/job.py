@@ -6,109 +6,97 @@ Runs the command that users run, and reads what it says in its manifest.
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.contenders import Contender, Peers
 from bench.peers.usage import descendants, status_bytes
-from bench.pool import PeerPool
-from bench.processes import ROOT, PeerFailed
-from bench.progress import Progress
-from bench.settings import OURS, BenchSettings
+from bench.processes import ROOT, PeerFailed, last_line
+from bench.progress import progress
+from bench.results import Part
+from bench.settings import MAX_SCORE_DIFFERENCE, OURS, BenchSettings
 from bench.workloads import Drawing, Workload, build_workload
 
-_SAMPLE_EVERY_S = 0.2
-_NUM_SEEDS = 10
-"""The larger job of the memory measurement has so many times the pairs of the smaller one."""
+_NUM_SEEDS = 10  # the larger of the two memory jobs has so many times the pairs
 
 
-def measure_job(
-    workload: Workload, settings: BenchSettings, checkpoint: Path, progress: Progress
-) -> dict[str, Any]:
+def measure_job(drawing: Drawing, settings: BenchSettings, checkpoint: Path) -> Part:
     """Pairs a second of the job and of the bare engine on the second half of a text workload.
 
     The job runs on the first half and on the whole: the difference of the two times is free of
     Ray's and the model's start. Raises PeerFailed.
     """
+    workload = build_workload("text", drawing)
     middle = len(workload.sets) // 2
-    half = Workload("job-half", workload.sets[:middle], workload.places[:middle])
-    rest = Workload("job-rest", workload.sets[middle:], workload.places[middle:])
-    directory = settings.workdir / "job"
-    rounds = []
-    with PeerPool(settings, str(checkpoint)) as pool:
-        for number in range(settings.rounds):
-            progress(f"job: the bare engine, round {number + 1} of {settings.rounds}")
-            engine = _ask(pool, rest, settings)
-            pool.close()
-            seconds = []
-            for part in (half, workload):
-                progress(f"job: {part.num_pairs} pairs, round {number + 1} of {settings.rounds}")
-                output = directory / f"{number}-{part.num_pairs}"
-                seconds.append(_run_job(part, output, settings, checkpoint)["seconds"])
-            rounds.append((engine, seconds[1] - seconds[0], seconds))
-            difference = _difference(output, rest, middle, engine["scores"])
-    engine_s = sorted(engine["seconds"] for engine, _, _ in rounds)[len(rounds) // 2]
-    job_s = sorted(slope for _, slope, _ in rounds)[len(rounds) // 2]
-    return {
+    half, rest = (
+        replace(workload, sets=workload.sets[part], places=workload.places[part])
+        for part in (slice(middle), slice(middle, None))
+    )
+    engine_s: list[float] = []
+    job_s: list[list[float]] = []
+    for number in range(settings.rounds):
+        progress(f"job: the bare engine, round {number + 1} of {settings.rounds}")
+        with Peers(settings, checkpoint) as peers:
+            engine = Contender(OURS, rest)
+            engine.run(peers)
+        if engine.failure is not None:
+            raise PeerFailed(engine.failure)
+        engine_s.append(engine.seconds)
+        job_s.append([])
+        for part in (half, workload):
+            progress(f"job: {part.num_pairs} pairs, round {number + 1} of {settings.rounds}")
+            output = settings.workdir / "job" / f"{number}-{part.num_pairs}"
+            job_s[-1].append(_run_job(part, output, settings, checkpoint)["seconds"])
+    slope = statistics.median_high(whole - first for first, whole in job_s)
+    bare = statistics.median_high(engine_s)
+    difference = _difference(output, middle, engine.runs[0]["result"])
+    figures = {
         "pairs": rest.num_pairs,
-        "engine_pairs_per_s": rest.num_pairs / engine_s,
-        "job_pairs_per_s": rest.num_pairs / job_s,
-        "share_of_engine": engine_s / job_s,
-        "engine_seconds": [engine["seconds"] for engine, _, _ in rounds],
-        "job_seconds": [seconds for _, _, seconds in rounds],
+        "engine_pairs_per_s": rest.num_pairs / bare,
+        "job_pairs_per_s": rest.num_pairs / slope,
+        "share_of_engine": bare / slope,
+        "engine_seconds": engine_s,
+        "job_seconds": job_s,
         "max_score_difference": difference,
     }
+    text = "job: too short to tell its speed from its start, raise --scale\n"
+    if slope > 0:
+        text = (
+            f"job: {rest.num_pairs:,} pairs, {figures['job_pairs_per_s']:,.2f} pairs/s through "
+            f"Ray, {figures['engine_pairs_per_s']:,.2f} pairs/s by the bare engine: "
+            f"{bare / slope:.0%} (start not counted), score diff {difference:.0e}\n"
+        )
+    is_wrong = settings.dtype == "float32" and not difference <= MAX_SCORE_DIFFERENCE
+    wrong = [f"job: scores are {difference:.1e} off the bare engine's"] if is_wrong else []
+    return figures, text, wrong
 
 
-def measure_memory(
-    drawing: Drawing, settings: BenchSettings, checkpoint: Path, progress: Progress
-) -> dict[str, Any]:
+def measure_memory(drawing: Drawing, settings: BenchSettings, checkpoint: Path) -> Part:
     """Peak memory of the driver and of the largest worker, at n and at ten times n pairs."""
-    sets: list[dict[str, Any]] = []
-    for number in range(_NUM_SEEDS):
-        own = Drawing(number, drawing.scale, drawing.page_tokens, drawing.media, drawing.count)
-        sets += build_workload("text", own).sets
+    parts = [build_workload("text", replace(drawing, seed=seed)).sets for seed in range(_NUM_SEEDS)]
     sizes = []
-    for count in (len(sets) // _NUM_SEEDS, len(sets)):
-        part = Workload("memory", sets[:count], [])
+    for sets in (parts[0], sum(parts, [])):
+        part = Workload("memory", sets, [])
         progress(f"memory: the job on {part.num_pairs} pairs")
         output = settings.workdir / "memory" / str(part.num_pairs)
         sizes.append({"pairs": part.num_pairs} | _run_job(part, output, settings, checkpoint))
-    return {
-        "sizes": sizes,
-        "growth": {
-            name: sizes[1][name] / sizes[0][name] for name in ("driver_bytes", "worker_bytes")
-        },
-    }
-
-
-def job_lines(figures: dict[str, Any]) -> str:
-    if figures["job_pairs_per_s"] <= 0:
-        return "job: too short to tell its speed from its start, raise --scale\n"
-    return (
-        f"job: {figures['pairs']:,} pairs, {figures['job_pairs_per_s']:,.2f} pairs/s through Ray, "
-        f"{figures['engine_pairs_per_s']:,.2f} pairs/s by the bare engine: "
-        f"{figures['share_of_engine']:.0%} (start not counted), "
-        f"score diff {figures['max_score_difference']:.0e}\n"
-    )
-
-
-def memory_lines(figures: dict[str, Any]) -> str:
+    first, last = sizes
+    growth = {name: last[name] / first[name] for name in ("driver_bytes", "worker_bytes")}
     lines = [
         f"memory: {size['pairs']:,} pairs: driver {size['driver_bytes'] / 2**20:,.0f} MB, "
-        f"largest worker {size['worker_bytes'] / 2**20:,.0f} MB"
-        for size in figures["sizes"]
+        f"largest worker {size['worker_bytes'] / 2**20:,.0f} MB\n"
+        for size in sizes
     ]
-    return "\n".join(lines) + "\n"
-
-
-def _ask(pool: PeerPool, workload: Workload, settings: BenchSettings) -> dict[str, Any]:
-    process = pool.get(OURS)
-    directory = settings.workdir / "workloads"
-    process.ask(workload.head(2, 4).save(directory), None, None)
-    return process.ask(workload.save(directory), None, None)
+    return {"sizes": sizes, "growth": growth}, "".join(lines), []
 
 
 def _run_job(
@@ -119,13 +107,16 @@ def _run_job(
     output.parent.mkdir(parents=True, exist_ok=True)
     parquet = output.with_suffix(".parquet")
     _write_parquet(workload, parquet)
-    command = [sys.executable, "-m", "shardrank.cli", "rerank", str(parquet)]
-    command += ["--output", str(output), "--model", str(checkpoint)]
-    command += ["--device", settings.device, "--dtype", settings.dtype]
-    if settings.threads is not None:
-        command += ["--threads", str(settings.threads)]
-    if settings.max_batch_tokens is not None:
-        command += ["--max-batch-tokens", str(settings.max_batch_tokens)]
+    options = {
+        "output": output,
+        "model": checkpoint,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "threads": settings.threads,
+        "max-batch-tokens": settings.max_batch_tokens,
+    }
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    command = [sys.executable, "-m", "shardrank.cli", "rerank", str(parquet), *given]
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     log = output.with_suffix(".log")
     with log.open("wb") as stream:
@@ -133,12 +124,10 @@ def _run_job(
         try:
             memory = _watch(process)
         finally:
-            if process.poll() is None:  # interrupted: Ray is stopped by its driver
-                process.terminate()
-                process.wait()
-    if process.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no message"]
-        raise PeerFailed(f"the job ended with code {process.returncode}: {lines[-1]}")
+            process.terminate()  # where it is interrupted: Ray is stopped by its driver
+            code = process.wait()
+    if code != 0:
+        raise PeerFailed(f"the job ended with code {code}: {last_line(log)}")
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     return {"seconds": manifest["seconds"]} | memory
 
@@ -148,25 +137,22 @@ def _watch(process: "subprocess.Popen[bytes]") -> dict[str, int]:
     driver, worker = 0, 0
     while process.poll() is None:
         driver = max(driver, status_bytes(process.pid, "VmHWM"))
-        for pid in descendants(process.pid):
-            if is_worker(pid):
-                worker = max(worker, status_bytes(pid, "VmHWM"))
-        time.sleep(_SAMPLE_EVERY_S)
+        worker = max(worker, *(status_bytes(pid, "VmHWM") for pid in workers(process.pid)), 0)
+        time.sleep(0.2)
     return {"driver_bytes": driver, "worker_bytes": worker}
 
 
-def is_worker(pid: int) -> bool:
+def workers(driver: int) -> list[int]:
     """Ray calls its workers `ray::` and what they do."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
-    except OSError:
-        return False
+    found = []
+    for pid in descendants(driver):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                found.append(pid)
+    return found
 
 
 def _write_parquet(workload: Workload, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [
         {
             "query_id": number,
@@ -181,12 +167,8 @@ def _write_parquet(workload: Workload, path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=max(1, len(rows) // 8))
 
 
-def _difference(
-    output: Path, workload: Workload, first_query: int, expected: list[list[float]]
-) -> float:
+def _difference(output: Path, first_query: int, expected: list[list[float]]) -> float:
     """The largest difference of a score; infinite where the job has none for a pair."""
-    import pyarrow.parquet as pq
-
     columns = ["query_id", "doc_id", "score"]
     table = pq.read_table(output / "scores", columns=columns).to_pylist()
     scores = {(row["query_id"], row["doc_id"]): row["score"] for row in table}

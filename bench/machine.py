@@ -3,22 +3,28 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from bench.processes import ROOT
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pillow")
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def describe_machine(device: str) -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text("utf-8")) if info.exists() else None
     described: dict[str, Any] = {
-        "cpu": _cpu_model(),
+        "cpu": model[1] if model else platform.processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions(),
         "commit": commit(),
     }
     if device.startswith("cuda"):
@@ -29,24 +35,14 @@ def describe_machine(device: str) -> dict[str, Any]:
     return described
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def commit() -> str | None:
     """The commit that runs, with a + where files differ from it; None outside a repository."""
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
-        )
+        return subprocess.check_output(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes else "")

@@ -5,12 +5,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-_TOKEN_SIDE = 32
-"""Pixels: a visual token covers 32 x 32."""
+_TOKEN_SIDE = 32  # pixels: a visual token covers 32 x 32
 _PAGE_RATIO = 2**0.5
-_INK = ((20, 20, 20), (60, 60, 70), (30, 30, 90))
-_FRAME_GRID = (12, 12)
-"""Visual tokens of a frame pair, over the official floor of 128."""
+_FRAME_GRID = (12, 12)  # visual tokens of a frame pair, over the official floor of 128
+_LETTERS = "etaoinshrdlu" + 3 * " "
 
 
 def page_size(num_tokens: int) -> tuple[int, int]:
@@ -28,49 +26,29 @@ def write_page(path: Path, seed: str, num_tokens: int) -> str:
         rng = random.Random(seed)
         width, height = (side + rng.randint(-12, 12) for side in page_size(num_tokens))
         image = Image.new("RGB", (width, height), (250, 250, 246))
-        _draw_lines(ImageDraw.Draw(image), rng, width, height)
+        margin = width // 12
+        lines = ["".join(rng.choices(_LETTERS, k=width // 8)) for _ in range(height // 14)]
+        ink = ImageDraw.Draw(image)
+        ink.multiline_text((margin, margin), "\n".join(lines), fill=(20, 20, 40))
         _draw_figure(image, rng)
         _save(image, path)
     return str(path)
 
 
 def write_frames(directory: Path, seed: str, num_frames: int) -> list[str]:
-    """The frames of a video in which some shapes move over a still background."""
+    """The frames of a video in which a shape moves over a still background."""
     rng = random.Random(seed)
     width, height = (side * _TOKEN_SIDE for side in _FRAME_GRID)
-    background = Image.new("RGB", (width, height), _colour(rng))
-    _draw_figure(background, rng)
-    shapes = [
-        (_colour(rng), rng.randrange(width), rng.randrange(height), rng.uniform(-12, 12))
-        for _ in range(6)
-    ]
+    background, shape = (tuple(rng.randbytes(3)) for _ in range(2))
+    still = Image.new("RGB", (width, height), background)
+    _draw_figure(still, rng)
     paths = [directory / f"{index:04}.jpg" for index in range(num_frames)]
     for index, path in enumerate(paths):
-        if path.exists():
-            continue
-        frame = background.copy()
-        draw = ImageDraw.Draw(frame)
-        for colour, x, y, speed in shapes:
-            left = (x + speed * index) % width
-            draw.ellipse((left, y, left + 60, y + 60), fill=colour)
-        _save(frame, path)
+        if not path.exists():
+            frame, left = still.copy(), 12 * index
+            ImageDraw.Draw(frame).ellipse((left, left, left + 60, left + 60), fill=shape)
+            _save(frame, path)
     return [str(path) for path in paths]
-
-
-def _draw_lines(draw: ImageDraw.ImageDraw, rng: random.Random, width: int, height: int) -> None:
-    """Words as little bars of letters, in lines, in paragraphs."""
-    margin, line_height = width // 12, 14
-    for top in range(margin, height - margin, line_height):
-        if rng.random() < 0.08:
-            continue
-        x, ink = margin, rng.choice(_INK)
-        end = width - margin if rng.random() < 0.8 else rng.randint(width // 3, width - margin)
-        while x < end:
-            for _ in range(rng.randint(2, 9)):
-                draw.line((x, top + rng.randint(0, 3), x, top + 8), fill=ink)
-                draw.line((x, top + 4, x + 2, top + rng.randint(2, 8)), fill=ink)
-                x += 4
-            x += 5
 
 
 def _draw_figure(image: Image.Image, rng: random.Random) -> None:
@@ -79,10 +57,6 @@ def _draw_figure(image: Image.Image, rng: random.Random) -> None:
     noise = Image.frombytes("RGB", (16, 16), rng.randbytes(16 * 16 * 3))
     place = rng.randrange(image.width - side), rng.randrange(image.height - side)
     image.paste(noise.resize((side, side), Image.Resampling.BICUBIC), place)
-
-
-def _colour(rng: random.Random) -> tuple[int, int, int]:
-    return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
 
 def _save(image: Image.Image, path: Path) -> None:

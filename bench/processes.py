@@ -2,150 +2,117 @@
 
 import json
 import os
-import selectors
+import select
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from bench.peers.protocol import PeerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S = 900.0
-_END_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 900.0
+END_TIMEOUT_S = 20.0
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class PeerFailed(Exception):
     """A peer is not there, or failed; the message is for the table."""
 
 
-class PeerProcess:
-    """Running from the constructor on. Raises PeerFailed when it cannot run here."""
+class Process:
+    """Running from the constructor on. Raises PeerFailed when it cannot run here.
 
-    def __init__(self, module: str, settings: PeerSettings, python: str, log: Path) -> None:
-        self.name = module.rpartition(".")[2]
-        self.warmed: set[str] = set()
+    peer: MODULE:CLASS. It leads a session of its own, so that it can be ended with all that it
+    starts.
+    """
+
+    def __init__(
+        self, peer: str, settings: PeerSettings, log: Path, python: str = sys.executable
+    ) -> None:
         self._log = log
+        environment = dict(os.environ, PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
+        if settings.threads is not None:
+            environment |= dict.fromkeys(_THREADS, str(settings.threads))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
-            self._process = start(module, asdict(settings), python, settings.threads, errors)
+            self._process = subprocess.Popen(
+                [python, "-m", "bench.peers", peer, json.dumps(asdict(settings))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         try:
-            self.introduction = self._read(START_TIMEOUT_S)
+            self.introduction = self._answer(_START_TIMEOUT_S)
         except PeerFailed:
             self.close()
             raise
-        if not self.introduction.get("ready"):
-            self.close()
-            raise PeerFailed(self.introduction.get("unavailable", "it says nothing"))
 
     def ask(
-        self, workload: Path, batch_size: int | None, timeout_s: float | None
+        self,
+        call: str,
+        argument: Any,
+        batch_size: int | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """The answer to one workload. Raises PeerFailed, and is not usable after a crash."""
-        assert self._process.stdin is not None
-        request = {"workload": str(workload), "batch_size": batch_size}
+        """The answer to one call. Raises PeerFailed, and is not usable after a crash."""
+        request = {"call": call, "argument": argument, "batch_size": batch_size}
         with suppress(OSError):  # it has ended: reading says how
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        answer = self._read(timeout_s)
-        if "error" in answer:
-            raise PeerFailed(answer["error"])
-        return answer
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
+        return self._answer(timeout_s)
 
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def close(self) -> None:
+    def close(self, patience_s: float = END_TIMEOUT_S) -> None:
         """Closing stdin ends it; what does not end is killed, with whatever it started."""
-        assert self._process.stdin is not None
         with suppress(OSError):
-            self._process.stdin.close()
+            self._requests.close()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_TIMEOUT_S)
-        self.kill()
-
-    def kill(self) -> None:
-        """At once, the whole process group."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+            self._process.wait(patience_s)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        with suppress(OSError):
-            self._process.stdin.close()
-        self._process.stdout.close()
+        self._answers.close()
 
-    def __enter__(self) -> "PeerProcess":
+    def __enter__(self) -> "Process":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close() if error is None else self.kill()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """An interrupted one is not waited for."""
+        self.close(0 if error else END_TIMEOUT_S)
 
-    def _read(self, timeout_s: float | None) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout_s):
-                self.kill()
-                raise PeerFailed(f"no answer within {timeout_s:.0f} s")
-        line = self._process.stdout.readline()
+    def _answer(self, timeout_s: float | None) -> dict[str, Any]:
+        if not select.select([self._answers], [], [], timeout_s)[0]:
+            self.close(0)
+            raise PeerFailed(f"no answer within {timeout_s:.0f} s")
+        line = self._answers.readline()
         if not line:
-            code = self._process.wait()
-            raise PeerFailed(f"its process ended with code {code}: {_last_line(self._log)}")
+            self.close()
+            code = self._process.returncode
+            raise PeerFailed(f"its process ended with code {code}: {last_line(self._log)}")
         answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerFailed(answer["error"])
         return answer
 
 
-def start(
-    module: str,
-    argument: dict[str, Any],
-    python: str,
-    threads: int | None,
-    errors: Any,
-) -> "subprocess.Popen[bytes]":
-    """`python -m module JSON` with our packages on its path and its threads limited.
-
-    It leads a process group of its own, so that it can be ended with all that it starts.
-    """
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
-    if threads is not None:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = str(threads)
-    return subprocess.Popen(
-        [python, "-m", module, json.dumps(argument)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env=environment,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-
-
-def run_once(module: str, argument: dict[str, Any], threads: int | None, log: Path) -> Any:
-    """What a module of ours prints as one line of JSON. Raises PeerFailed."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as errors:
-        process = start(module, argument, sys.executable, threads, errors)
-        try:
-            output, _ = process.communicate()
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode != 0:
-        raise PeerFailed(f"{module} ended with code {process.returncode}: {_last_line(log)}")
-    return json.loads(output.splitlines()[-1])
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no message")
+
+
+def run_once(peer: str, call: str, argument: Any, settings: PeerSettings, log: Path) -> Any:
+    """One result of a process of ours, which then ends. Raises PeerFailed."""
+    with Process(peer, settings, log) as process:
+        return process.ask(call, argument)["result"]

@@ -1,35 +1,64 @@
-"""Measurements to figures: rates, ratios, bounds, shares, differences of scores. Plain data out."""
+"""Measurements to figures and tables: rates, ratios, bounds, shares, differences of scores."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench.bound.flops import ModelShape
+from bench.bound.matmul import MatmulRates
+from bench.bound.roofline import roofline, roofline_line
+from bench.bound.work import Counted, flops_of
 from bench.contenders import Contender
-from bench.flops import ModelShape
-from bench.matmul import MatmulRates
-from bench.roofline import roofline
-from bench.settings import MAX_SCORE_DIFFERENCE, OURS, OURS_ONE, REFERENCE
-from bench.work import Counted, flops_of
+from bench.settings import MAX_SCORE_DIFFERENCE, OURS_ONE, REFERENCE
 
 Figures = dict[str, Any]
+# What a part of the benchmark gives: figures for the JSON object, text, and what is wrong.
+Part = tuple[Figures | None, str, list[str]]
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("pairs/s", "pairs_per_s", lambda v: f"{v:,.2f}"),
+    ("tokens/s", "tokens_per_s", lambda v: f"{v:,.0f}"),
+    ("ours is", "ratio", lambda v: f"{v:.2f} x"),
+    ("bound", "bound", lambda v: f"{v:.2f} x"),
+    ("reached", "share_of_bound", lambda v: f"{v:.0%}"),
+    ("matmul rate", "share_of_matmul_rate", lambda v: f"{v:.0%}"),
+    ("CPU", "cpu_share", lambda v: f"{v:.2f}"),
+    ("memory", "peak_rss_bytes", lambda v: f"{v / 2**20:,.0f} MB"),
+    ("device", "peak_device_bytes", lambda v: f"{v / 2**30:,.1f} GB"),
+    ("score diff", "max_score_difference", lambda v: f"{v:.0e}"),
+)
+LEGEND = """\
+ours is      our pairs/s over this one's
+bound        this one's FLOPs over those that the work needs; reached: ours is / bound
+matmul rate  the time of the needed FLOPs at this machine's matmul rate, over the time taken
+CPU          cores kept busy
+memory       peak of its processes; device: peak of its allocator
+score diff   the largest, to plain transformers pair by pair"""
 
 
 def workload_figures(
     contenders: Sequence[Contender], counted: Counted, shape: ModelShape, rates: MatmulRates
 ) -> Figures:
-    """One workload's figures, with a list of `implementations`, ours first."""
+    """One workload's figures, with a list of `implementations`, our two first."""
     needed = flops_of("needed", counted, shape)
-    by_name = {contender.name: contender for contender in contenders}
-    reference = by_name.get(REFERENCE)
+    reference = next((each for each in contenders if each.name == REFERENCE), None)
     rows = [
-        _figures(contender, counted, shape)
+        _alone(contender, counted, shape)
         | {"max_score_difference": _difference(contender, reference)}
         for contender in contenders
     ]
+    ours, *others = rows
     for row in rows:
         if row["seconds"]:
             row["share_of_matmul_rate"] = rates.seconds(needed) / row["seconds"]
-    _compare(rows, needed.total)
-    best = _best_peer(rows)
+    for row in others:
+        if row["seconds"]:
+            row["bound"] = row["flops"] / needed.total
+            if ours["seconds"]:
+                row["ratio"] = row["seconds"] / ours["seconds"]
+                row["share_of_bound"] = row["ratio"] / row["bound"]
+    peers = [row for row in others if row["name"] != OURS_ONE and "ratio" in row]
+    best = min(peers, key=lambda row: row["seconds"], default={"name": None, "ratio": None})
     return {
         "pairs": len(counted.pairs),
         "tokens": counted.num_tokens,
@@ -37,8 +66,8 @@ def workload_figures(
         "visuals": len(counted.patches),
         "needed_flops": needed.total,
         "roofline": roofline(needed, shape, counted.num_distinct_tokens, len(counted.pairs)),
-        "best_peer": best["name"] if best else None,
-        "ratio_to_best_peer": best["ratio"] if best else None,
+        "best_peer": best["name"],
+        "ratio_to_best_peer": best["ratio"],
         "implementations": rows,
     }
 
@@ -47,9 +76,7 @@ def score_faults(figures: Figures, dtype: str) -> list[str]:
     """Sentences on scores of ours that are wrong, and on ours having failed."""
     faults = []
     for name, workload in figures.items():
-        for row in workload["implementations"]:
-            if row["name"] not in (OURS, OURS_ONE):
-                continue
+        for row in workload["implementations"][:2]:
             difference = row["max_score_difference"]
             if row["failure"] is not None:
                 faults.append(f"{name}: {row['label']} failed: {row['failure']}")
@@ -61,55 +88,30 @@ def score_faults(figures: Figures, dtype: str) -> list[str]:
     return faults
 
 
-def _figures(contender: Contender, counted: Counted, shape: ModelShape) -> Figures:
-    """Of one implementation alone. Seconds are those of the whole workload: of a part, in
-    proportion to the FLOPs."""
-    figures: Figures = {
-        "name": contender.name,
-        "label": contender.label,
-        "versions": contender.versions,
-        "work": contender.work,
-        "failure": contender.failure,
-        "seconds": None,
-    }
-    if contender.failure is not None or not contender.runs:
+def _alone(contender: Contender, counted: Counted, shape: ModelShape) -> Figures:
+    """One implementation's own figures. Seconds are those of the whole workload: those of a part
+    in proportion to the FLOPs.
+    """
+    names = ("name", "label", "versions", "work", "failure")
+    figures: Figures = {name: getattr(contender, name) for name in names} | {"seconds": None}
+    runs = contender.runs
+    if contender.failure is not None or not runs:
         return figures
     flops = flops_of(contender.work, counted, shape).total
     part = flops_of(contender.work, counted.part(contender.timed.places), shape).total
     seconds = contender.seconds * flops / part
     return figures | {
         "seconds": seconds,
-        "run_seconds": [run["seconds"] for run in contender.runs],
-        "run_cpu_seconds": [run["cpu_seconds"] for run in contender.runs],
+        "run_seconds": [run["seconds"] for run in runs],
+        "run_cpu_seconds": [run["cpu_seconds"] for run in runs],
         "timed_pairs": contender.timed.num_pairs,
         "pairs_per_s": len(counted.pairs) / seconds,
         "tokens_per_s": counted.num_tokens / seconds,
         "flops": flops,
-        "cpu_share": _median_ratio(contender, "cpu_seconds"),
-        "peak_rss_bytes": max(run["peak_rss_bytes"] for run in contender.runs),
-        "peak_device_bytes": contender.runs[-1]["peak_device_bytes"],
+        "cpu_share": statistics.median_high(run["cpu_seconds"] / run["seconds"] for run in runs),
+        "peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs),
+        "peak_device_bytes": runs[-1]["peak_device_bytes"],
     }
-
-
-def _median_ratio(contender: Contender, name: str) -> float:
-    ratios = sorted(run[name] / run["seconds"] for run in contender.runs)
-    return float(ratios[len(ratios) // 2])
-
-
-def _compare(rows: list[Figures], needed: float) -> None:
-    """Of every other implementation: how many times faster ours is, could be, and the share."""
-    ours = rows[0]
-    for row in rows[1:]:
-        if row["seconds"]:
-            row["bound"] = row["flops"] / needed
-            if ours["seconds"]:
-                row["ratio"] = row["seconds"] / ours["seconds"]
-                row["share_of_bound"] = row["ratio"] / row["bound"]
-
-
-def _best_peer(rows: list[Figures]) -> Figures | None:
-    peers = [row for row in rows if row["name"] not in (OURS, OURS_ONE) and "ratio" in row]
-    return min(peers, key=lambda row: row["seconds"], default=None)
 
 
 def _difference(contender: Contender, reference: Contender | None) -> float | None:
@@ -126,3 +128,41 @@ def _difference(contender: Contender, reference: Contender | None) -> float | No
         ),
         default=None,
     )
+
+
+def workload_table(name: str, figures: Figures) -> str:
+    """Aligned plain text: no package needed, and it survives a log file."""
+    rows = figures["implementations"]
+    shown = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in rows)]
+    cells = [["", *(heading for heading, _, _ in shown), ""]]
+    for row in rows:
+        values = ((form, row.get(key)) for _, key, form in shown)
+        texts = ["" if value is None else form(value) for form, value in values]
+        cells.append([row["label"], *texts, _note(row, figures)])
+    return (
+        f"{name}: {figures['pairs']:,} pairs, {figures['tokens']:,} tokens "
+        f"({figures['distinct_tokens']:,} distinct), {figures['visuals']:,} images or frame pairs\n"
+        f"{aligned(cells)}\n{roofline_line(figures['roofline'])}"
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart, the first and the last to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in (0, last) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _note(row: Figures, figures: Figures) -> str:
+    if row["failure"] is not None:
+        return f"not measured: {row['failure']}"
+    notes = ["best peer"] if row["name"] == figures["best_peer"] else []
+    if row.get("timed_pairs", figures["pairs"]) < figures["pairs"]:
+        notes.append(f"timed on {row['timed_pairs']:,} pairs")
+    return ", ".join(notes)

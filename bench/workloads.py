@@ -3,45 +3,36 @@
 Scale 1 has the sizes that the comments say. Media are files; a workload names them by path.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from bench.media import write_frames, write_page
-from bench.words import WordSource
 
 SHORTEST, LONGEST = 10, 4_000
 NUM_FRAMES = 16
 
+Content = dict[str, Any]
+Sets = list[dict[str, Any]]  # as peers/protocol.py has them
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """sets as the protocol has them. places[s][d] is that document's place in the whole workload,
-    which is itself unless this is a part of another one."""
+    """places[s][d] is that document's place in the whole workload, which is itself unless this is
+    a part of another one."""
 
     name: str
-    sets: list[dict[str, Any]]
+    sets: Sets
     places: list[list[int]]
 
     @property
     def num_pairs(self) -> int:
         return sum(len(one["documents"]) for one in self.sets)
-
-    @property
-    def has_media(self) -> bool:
-        return any(
-            set(content) - {"text"}
-            for one in self.sets
-            for content in (one["query"], *one["documents"])
-        )
-
-    def save(self, directory: Path) -> Path:
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.name}-{self.num_pairs}.json"
-        path.write_text(json.dumps({"name": self.name, "sets": self.sets}), encoding="utf-8")
-        return path
 
     def part(self, num_pairs: int) -> "Workload":
         """At most num_pairs of the pairs, evenly spread, in order; queries keep their documents."""
@@ -65,129 +56,110 @@ class Workload:
         return Workload(self.name, sets, [row[:num_documents] for row in self.places[:num_sets]])
 
 
+@cache
+def words_of(tokenizer_file: str) -> tuple[str, ...]:
+    """Words that are one token each, alone and behind a space, which a pre-tokenizer like Qwen's
+    splits at: a text has as many tokens as words.
+    """
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    letters = (w for w in tokenizer.get_vocab() if w.isascii() and w.isalpha() and w.islower())
+    return tuple(
+        word
+        for word in sorted(letters)
+        if all(
+            len(tokenizer.encode(form, add_special_tokens=False)) == 1
+            for form in (word, f" {word}")
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What workloads are drawn with. count: tokens of a string, by the checkpoint's tokenizer."""
+    """What workloads are drawn with, and of what size."""
 
-    seed: int
-    scale: float
-    page_tokens: int
+    words: tuple[str, ...]
     media: Path
-    count: Callable[[str], int]
+    seed: int = 0
+    scale: float = 1.0
+    page_tokens: int = 300
+    rng: random.Random = field(default_factory=random.Random)
 
-    def words(self, name: str) -> WordSource:
-        return WordSource(f"{self.seed}:{name}", self.count)
+    @classmethod
+    def of(cls, checkpoint: Path, media: Path = Path("media"), **sizes: Any) -> "Drawing":
+        return cls(words_of(str(checkpoint / "tokenizer.json")), media, **sizes)
+
+    def text(self, shortest: int, longest: int | None = None) -> Content:
+        num_tokens = self.rng.randint(shortest, longest or shortest)
+        return {"text": " ".join(self.rng.choices(self.words, k=num_tokens))}
+
+    def texts(self, number: int, shortest: int, longest: int) -> list[Content]:
+        return [self.text(shortest, longest) for _ in range(self.sized(number))]
+
+    def mixed(self, number: int) -> list[Content]:
+        """As many short texts as long ones (log-uniform)."""
+        ratio = LONGEST / SHORTEST
+        lengths = (round(SHORTEST * ratio ** self.rng.random()) for _ in range(self.sized(number)))
+        return [self.text(length) for length in lengths]
+
+    def page(self, number: int) -> Content:
+        folder = self.media / f"pages-{self.seed}-{self.page_tokens}"
+        path = folder / f"{number:04}.{'png' if number % 2 else 'jpg'}"
+        return {"image": write_page(path, f"{self.seed}:page:{number}", self.page_tokens)}
+
+    def video(self, number: int) -> Content:
+        folder = self.media / f"video-{self.seed}-{number:03}"
+        frames = write_frames(folder, f"{self.seed}:video:{number}", NUM_FRAMES)
+        return {"video": {"frames": frames, "fps": 2.0}}
+
+    def some(self, content: Callable[[int], Content], number: int, pool: int) -> list[Content]:
+        """So many candidates out of a pool that all queries share."""
+        num_candidates = self.sized(number)
+        numbers = range(max(self.sized(pool), num_candidates))
+        return [content(chosen) for chosen in self.rng.sample(numbers, num_candidates)]
 
     def sized(self, number: int) -> int:
         """At least two, so that there always is something to share and to rank."""
         return max(2, round(number * self.scale))
 
-    def page(self, number: int) -> str:
-        folder = self.media / f"pages-{self.seed}-{self.page_tokens}"
-        path = folder / f"{number:04}.{'png' if number % 2 else 'jpg'}"
-        return write_page(path, f"{self.seed}:page:{number}", self.page_tokens)
 
-    def video(self, number: int) -> list[str]:
-        folder = self.media / f"video-{self.seed}-{number:03}"
-        return write_frames(folder, f"{self.seed}:video:{number}", NUM_FRAMES)
+Side = Callable[[Drawing, int], Any]  # draws the query of that number, or its documents
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    num_queries: Callable[[Drawing], int]
+    query: Side
+    documents: Side
+
+
+KINDS = {
+    # 20 queries x 50 passages of 80 to 120 tokens
+    "text": Kind(
+        lambda d: d.sized(20), lambda d, _: d.text(8, 20), lambda d, _: d.texts(50, 80, 120)
+    ),
+    # 2 queries of 600 tokens x 100 short documents
+    "long-query": Kind(lambda d: 2, lambda d, _: d.text(600), lambda d, _: d.texts(100, 10, 30)),
+    # 2 page images as queries x 100 short documents
+    "image-query": Kind(lambda d: 2, lambda d, n: d.page(n), lambda d, _: d.texts(100, 10, 30)),
+    # 40 queries x 20 candidates out of 60 pages, so that a page serves about 13 queries
+    "pages": Kind(
+        lambda d: d.sized(40), lambda d, _: d.text(8, 20), lambda d, _: d.some(d.page, 20, 60)
+    ),
+    # 8 queries x 16 documents of 10 to 4,000 tokens
+    "mixed": Kind(lambda d: d.sized(8), lambda d, _: d.text(8, 20), lambda d, _: d.mixed(16)),
+    # 4 queries x 5 candidates out of 8 videos of 16 frames
+    "video": Kind(
+        lambda d: d.sized(4), lambda d, _: d.text(8, 20), lambda d, _: d.some(d.video, 5, 8)
+    ),
+}
 
 
 def build_workload(name: str, drawing: Drawing) -> Workload:
-    sets = BUILDERS[name](drawing)
-    places: list[list[int]] = []
-    for one in sets:
-        start = places[-1][-1] + 1 if places else 0
-        places.append([*range(start, start + len(one["documents"]))])
-    return Workload(name, sets, places)
-
-
-def _text(drawing: Drawing) -> list[dict[str, Any]]:
-    """20 queries x 50 passages of 80 to 120 tokens."""
-    words = drawing.words("text")
-    return [
-        _set(
-            {"text": words.text(words.rng.randint(8, 20))},
-            [{"text": words.text(words.rng.randint(80, 120))} for _ in range(drawing.sized(50))],
-        )
-        for _ in range(drawing.sized(20))
+    kind = KINDS[name]
+    drawing = replace(drawing, rng=random.Random(f"{drawing.seed}:{name}"))
+    sets = [
+        {"query": kind.query(drawing, number), "documents": kind.documents(drawing, number)}
+        for number in range(kind.num_queries(drawing))
     ]
-
-
-def _long_query(drawing: Drawing) -> list[dict[str, Any]]:
-    """2 queries of 600 tokens x 100 short documents."""
-    words = drawing.words("long-query")
-    return [_set({"text": words.text(600)}, _short_documents(words, drawing)) for _ in range(2)]
-
-
-def _image_query(drawing: Drawing) -> list[dict[str, Any]]:
-    """2 page images as queries x 100 short documents."""
-    words = drawing.words("image-query")
-    return [
-        _set({"image": drawing.page(number)}, _short_documents(words, drawing))
-        for number in range(2)
-    ]
-
-
-def _short_documents(words: WordSource, drawing: Drawing) -> list[dict[str, Any]]:
-    return [{"text": words.text(words.rng.randint(10, 30))} for _ in range(drawing.sized(100))]
-
-
-def _pages(drawing: Drawing) -> list[dict[str, Any]]:
-    """40 queries x 20 candidates out of 60 pages, so that a page serves about 13 queries."""
-    words = drawing.words("pages")
-    num_candidates = drawing.sized(20)
-    pool = range(max(drawing.sized(60), num_candidates))
-    return [
-        _set(
-            {"text": words.text(words.rng.randint(8, 20))},
-            [{"image": drawing.page(page)} for page in words.rng.sample(pool, num_candidates)],
-        )
-        for _ in range(drawing.sized(40))
-    ]
-
-
-def _mixed(drawing: Drawing) -> list[dict[str, Any]]:
-    """8 queries x 16 documents of 10 to 4,000 tokens, as many short as long (log-uniform)."""
-    words = drawing.words("mixed")
-
-    def length() -> int:
-        return round(SHORTEST * (LONGEST / SHORTEST) ** words.rng.random())
-
-    return [
-        _set(
-            {"text": words.text(words.rng.randint(8, 20))},
-            [{"text": words.text(length())} for _ in range(drawing.sized(16))],
-        )
-        for _ in range(drawing.sized(8))
-    ]
-
-
-def _video(drawing: Drawing) -> list[dict[str, Any]]:
-    """4 queries x 5 candidates out of 8 videos of 16 frames."""
-    words = drawing.words("video")
-    num_candidates = drawing.sized(5)
-    pool = range(max(drawing.sized(8), num_candidates))
-    return [
-        _set(
-            {"text": words.text(words.rng.randint(8, 20))},
-            [
-                {"video": {"frames": drawing.video(number), "fps": 2.0}}
-                for number in words.rng.sample(pool, num_candidates)
-            ],
-        )
-        for _ in range(drawing.sized(4))
-    ]
-
-
-def _set(query: dict[str, Any], documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {"query": query, "instruction": None, "documents": list(documents)}
-
-
-BUILDERS: dict[str, Callable[[Drawing], list[dict[str, Any]]]] = {
-    "text": _text,
-    "long-query": _long_query,
-    "image-query": _image_query,
-    "pages": _pages,
-    "mixed": _mixed,
-    "video": _video,
-}
+    places = iter(range(sum(len(one["documents"]) for one in sets)))
+    return Workload(name, sets, [[next(places) for _ in one["documents"]] for one in sets])

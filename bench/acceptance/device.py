@@ -3,15 +3,16 @@
 import gc
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.checkpoints import build
-from bench.presets import PRESETS
-from bench.random_weights import load_random
+from bench.checkpoints.build import build
+from bench.checkpoints.presets import PRESETS
+from bench.checkpoints.random_weights import load_random
 from bench.workloads import Drawing, Workload, build_workload
 from shardrank.actors import CandidateSet, Reranker
 from shardrank.actors.prepared import PreparedSet
@@ -30,7 +31,6 @@ class Device:
         self.device = torch.device(name)
         self.is_cuda = self.device.type == "cuda"
         self._directory = directory
-        self._reranker: Reranker | None = None
         self.done = done
 
     @property
@@ -42,28 +42,21 @@ class Device:
             str(self.checkpoint), load=load_random, device=self.name, dtype=dtype, **settings
         )
 
-    @property
+    @cached_property
     def warm(self) -> Reranker:
         """In bfloat16, compiled where that is the default; one for all steps."""
-        if self._reranker is None:
-            self._reranker = self.reranker()
-            self._reranker.scorer.warm_up()
-        return self._reranker
+        reranker = self.reranker()
+        reranker.scorer.warm_up()
+        return reranker
 
     def workload(self, name: str, scale: float) -> Workload:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.checkpoint / "tokenizer.json"))
-        return build_workload(
-            name,
-            Drawing(
-                seed=0,
-                scale=scale if self.is_cuda else 0.05,
-                page_tokens=PRESETS[self.preset].page_tokens,
-                media=self._directory / "media",
-                count=lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
-            ),
+        drawing = Drawing.of(
+            self.checkpoint,
+            self._directory / "media",
+            scale=scale if self.is_cuda else 0.05,
+            page_tokens=PRESETS[self.preset].page_tokens,
         )
+        return build_workload(name, drawing)
 
     def synchronize(self) -> None:
         if self.is_cuda:
@@ -71,8 +64,7 @@ class Device:
 
     def empty(self) -> None:
         gc.collect()
-        if self.is_cuda:
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where there is none
 
     def seconds(self, run: Callable[[], Any], repeats: int = 3, warm_ups: int = 1) -> float:
         """Of one call, the mean."""
@@ -88,22 +80,18 @@ class Device:
 
 def prepared_sets(reranker: Reranker, work: Workload) -> list[PreparedSet]:
     return [
-        reranker.preprocessor.prepare(
-            CandidateSet.parse(one["query"], one["documents"], one["instruction"])
-        )
+        reranker.preprocessor.prepare(CandidateSet.parse(one["query"], one["documents"]))
         for one in work.sets
     ]
 
 
 def logits_of(reranker: Reranker, prepared: list[PreparedSet]) -> np.ndarray:
     """Raises a pair's error: there is none to expect."""
-    logits: list[float] = []
-    for pair in sum(reranker.scorer.score(prepared), []):
+    pairs = sum(reranker.scorer.score(prepared), [])
+    for pair in pairs:
         if pair.error is not None:
             raise pair.error
-        assert pair.logit is not None
-        logits.append(pair.logit)
-    return np.array(logits)
+    return np.array([pair.logit for pair in pairs])
 
 
 def num_graphs() -> int:

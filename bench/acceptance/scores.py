@@ -1,31 +1,25 @@
 """Whether scores are right: the kernel, the official scores, the real shapes."""
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from bench.acceptance.device import Device, Figures, check, logits_of, prepared_sets
-from bench.kernel_cases import HEADS, MAX_LSE_ERROR, MAX_OUTPUT_ERROR, by_formula, errors
+from bench.acceptance.kernel import HEADS, MAX_LSE_ERROR, MAX_OUTPUT_ERROR, by_formula, errors
+from bench.peers.ours import scores_of
+from bench.peers.plain import PlainModel
 from bench.peers.protocol import PeerSettings
-from bench.peers.transformers_model import TransformersModel
-from bench.processes import ROOT
 from bench.workloads import Workload
-from shardrank.actors import CandidateSet, QueryOptions, Reranker
+from shardrank.actors import Reranker
 from shardrank.actors.model.attention import flash_varlen
 from shardrank.actors.model.linear import supports_fp8
-
-GOLDEN = ROOT / "tests" / "golden"
 
 
 def kernel(device: Device) -> Figures:
     """The attention kernel's output and log-sum-exp against float64."""
-    if device.is_cuda:
-        found = list(errors(flash_varlen, device.device, HEADS))
-    else:  # a stand-in, which is slow
-        found = list(errors(by_formula, device.device, HEADS[-1:]))
+    tried = (flash_varlen, HEADS) if device.is_cuda else (by_formula, HEADS[-1:])  # a slow stand-in
+    found = list(errors(tried[0], device.device, tried[1]))
     wrong = [
         f"{name}: output {output:.1e}, lse {lse:.1e}"
         for name, output, lse in found
@@ -41,10 +35,6 @@ def kernel(device: Device) -> Figures:
 
 def golden(device: Device) -> Figures:
     """The official scores of a tiny checkpoint, in every dtype, eager and compiled."""
-    lines = (GOLDEN / "cases.jsonl").read_text(encoding="utf-8").splitlines()
-    cases = [json.loads(line) for line in lines]
-    # Without files of videos, whose readers are packages that a bare machine lacks.
-    cases = [case for case in cases if case["kind"] not in {"error", "vfile", "vmixed"}]
     forms: dict[str, tuple[dict[str, Any], float, float]] = {  # largest and mean difference allowed
         "float32": ({"dtype": "float32", "compile": False}, 1e-4, 1e-4),
         "bfloat16": ({"dtype": "bfloat16", "compile": False}, 0.1, 0.02),
@@ -54,20 +44,22 @@ def golden(device: Device) -> Figures:
         if supports_fp8(device.device):
             fp8 = {"dtype": "bfloat16", "quantization": "fp8", "compile": False}
             forms["fp8"] = (fp8, 1.0, 0.15)
-    figures: Figures = {"cases": len(cases)}
+    figures: Figures = {}
     for name, (settings, largest, mean) in forms.items():
-        differences = _golden_differences(device, cases, settings)
+        differences = _golden_differences(device, settings)
         average = sum(differences) / len(differences)
-        figures[name] = {"max": max(differences), "mean": average}
+        figures |= {"cases": len(differences), name: {"max": max(differences), "mean": average}}
         check(max(differences) <= largest and average <= mean, f"{name}: {figures[name]}")
     return figures
 
 
-def _golden_differences(
-    device: Device, cases: Sequence[dict[str, Any]], settings: dict[str, Any]
-) -> list[float]:
+def _golden_differences(device: Device, settings: dict[str, Any]) -> list[float]:
+    from tests.support.engine import GOLDEN, TINY, candidate_set, golden_cases
+
+    # Without files of videos, whose readers are packages that a bare machine lacks.
+    cases = [case for case in golden_cases() if case["kind"] not in {"error", "vfile", "vmixed"}]
     reranker = Reranker(
-        str(GOLDEN / "tiny"),
+        str(TINY),
         device=device.name,
         special_tokens="official",
         empty="official",
@@ -75,24 +67,8 @@ def _golden_differences(
         media_root=str(GOLDEN),
         **settings,
     )
-    names = ("fps", "max_frames", "max_length")
-    sets = [
-        CandidateSet.parse(
-            case["query"],
-            [case["document"]],
-            case.get("instruction"),
-            QueryOptions(**{name: case[name] for name in names if name in case}),
-        )
-        for case in cases
-    ]
-    scores = [pairs[0] for pairs in reranker.score_sets(sets)]
-    for pair in scores:
-        if pair.error is not None:
-            raise pair.error
-    return [
-        abs((pair.score or 0.0) - case["official"]["score"])
-        for pair, case in zip(scores, cases, strict=True)
-    ]
+    scores = scores_of(reranker, list(map(candidate_set, cases)))
+    return [abs(s - c["official"]["score"]) for (s,), c in zip(scores, cases, strict=True)]
 
 
 def real_shapes(device: Device) -> Figures:
@@ -129,10 +105,8 @@ def real_shapes(device: Device) -> Figures:
 
 
 def _plain_logits(device: Device, part: Workload, dtype: str) -> np.ndarray:
-    model = TransformersModel(
-        PeerSettings(str(device.checkpoint), device.name, dtype, threads=None)
-    )
-    states = [model.last_state(one, document) for one in part.sets for document in one["documents"]]
+    model = PlainModel(PeerSettings(str(device.checkpoint), device.name, dtype, threads=None))
+    states = [state for one in part.sets for state in model.last_states(one)]
     logits = (torch.stack(states).float() @ model.head).cpu().numpy()
     del model
     device.empty()

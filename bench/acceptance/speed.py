@@ -1,6 +1,5 @@
 """How fast and how large: rates, memory, what the device waits for, plans that do not fit."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import torch
 
 from bench.acceptance.device import Device, Figures, check, logits_of, num_graphs, prepared_sets
+from bench.bound.flops import ModelShape
+from bench.bound.work import count, flops_of
 from shardrank.actors import Reranker
 from shardrank.actors.model.linear import supports_fp8
 from shardrank.actors.prepared import PreparedSet
@@ -43,13 +44,9 @@ def speed(device: Device) -> Figures:
 def _measure_speed(
     device: Device, reranker: Reranker, label: str, figures: Figures, with_pages: bool = True
 ) -> None:
-    from bench.counting import count
-    from bench.flops import ModelShape
-    from bench.work import flops_of
-
     scorer, configured = reranker.scorer, reranker.scorer.max_batch_tokens
     ceiling = device.done.get("ceilings", {}).get("flops_per_s")
-    shape = ModelShape.of(json.loads((device.checkpoint / "config.json").read_text("utf-8")))
+    shape = ModelShape.of(device.checkpoint)
     limits = (8_192, 16_384, 65_536) if device.is_cuda else (configured,)
     works = {"text": (device.workload("text", 0.7), limits)}
     if with_pages:
@@ -60,34 +57,28 @@ def _measure_speed(
         needed = flops_of("needed", counted, shape).total
         for size in sizes:
             scorer.max_batch_tokens = size
-            base = _reset_peak(device)
+            if device.is_cuda:
+                torch.cuda.reset_peak_memory_stats()
+            base = torch.cuda.memory_allocated()
 
             def run(prepared: list[PreparedSet] = prepared) -> None:
                 scorer.vision_cache = scorer.vision_cache.emptied()
                 logits_of(reranker, prepared)
 
             seconds = device.seconds(run, 2, 1)
+            peak = torch.cuda.max_memory_allocated() - base
             figures[f"{label} {name}, plans of {size}"] = {
                 "pairs_per_s": work.num_pairs / seconds,
                 "ms": 1e3 * seconds,
                 "mfu": ceiling and needed / seconds / ceiling,
-                "peak_bytes_per_token": _peak(device, base, min(size, counted.num_distinct_tokens)),
+                "peak_bytes_per_token": (
+                    peak // min(size, counted.num_distinct_tokens) if device.is_cuda else None
+                ),
                 "budgeted_bytes_per_token": scorer._model.bytes_per_token,
             }
         scorer.max_batch_tokens = configured
         if device.is_cuda:
             figures[f"{label} {name}, profile"] = _profiled(device, run)
-
-
-def _reset_peak(device: Device) -> int:
-    if not device.is_cuda:
-        return 0
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def _peak(device: Device, base: int, num_tokens: int) -> int | None:
-    return (torch.cuda.max_memory_allocated() - base) // num_tokens if device.is_cuda else None
 
 
 def _profiled(device: Device, run: Callable[[], None]) -> Figures:

@@ -1,6 +1,5 @@
 """What the machine has, and how a scorer starts on it."""
 
-import importlib.metadata
 import inspect
 import os
 import platform
@@ -15,14 +14,13 @@ from pathlib import Path
 import torch
 
 from bench.acceptance.device import Device, Figures, check, logits_of, num_graphs, prepared_sets
-from bench.acceptance.scores import GOLDEN
-from bench.presets import PRESETS
+from bench.checkpoints.presets import PRESETS
+from bench.checkpoints.random_weights import SEED_FILE, random_model
+from bench.machine import versions
 from bench.processes import ROOT
-from bench.random_weights import random_model
 from shardrank.actors import Reranker
 
-PROBE_S = 20.0
-"""What the endpoint's health probe waits for; no first request of its kind may take longer."""
+PROBE_S = 20.0  # what the endpoint's health probe waits for: no first request may take longer
 
 
 def environment(device: Device) -> Figures:
@@ -31,10 +29,7 @@ def environment(device: Device) -> Figures:
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     figures: Figures = {
         "python": platform.python_version(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("torch", "transformers", "tokenizers", "numpy", "pillow")
-        },
+        "versions": versions(),
         "c_compiler": shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc"),
         "has_python_h": header.is_file(),
         "varlen_attn": list(inspect.signature(varlen_attn).parameters),
@@ -78,10 +73,11 @@ def start(device: Device) -> Figures:
 
 def no_compiler(device: Device) -> Figures:
     """Without a C compiler the warm-up says so, and what follows runs as it is."""
+    model = str(ROOT / "tests" / "golden" / "tiny")
     code = (
         "import logging, sys; logging.basicConfig(level='WARNING', stream=sys.stdout)\n"
         "from shardrank.actors import Reranker\n"
-        f"reranker = Reranker({str(GOLDEN / 'tiny')!r}, device={device.name!r}, compile=True)\n"
+        f"reranker = Reranker({model!r}, device={device.name!r}, compile=True)\n"
         "reranker.scorer.warm_up()\n"
         "print(reranker.scorer.is_compiled, reranker.score('red', ['a red planet']))\n"
     )
@@ -113,15 +109,12 @@ def loading(device: Device) -> Figures:
     with tempfile.TemporaryDirectory() as temporary:
         if shutil.disk_usage(temporary).free < 3 * size or size > 8e9:
             return {"skipped": f"{size / 1e9:.0f} GB are not written here"}
-        copy = Path(temporary) / "model"
-        shutil.copytree(device.checkpoint, copy)
-        model.save_pretrained(copy)
-        (copy / "random.json").unlink()
-        for name in ("config.json", "generation_config.json"):
-            shutil.copy(device.checkpoint / name, copy / name)
+        model.save_pretrained(temporary)
+        shutil.copytree(device.checkpoint, temporary, dirs_exist_ok=True)
+        Path(temporary, SEED_FILE).unlink()
         del model
         device.empty()
         started = time.perf_counter()
-        Reranker(str(copy), device=device.name, dtype="bfloat16", compile=False)
+        Reranker(temporary, device=device.name, dtype="bfloat16", compile=False)
         device.synchronize()
         return {"bytes": size, "seconds": time.perf_counter() - started}

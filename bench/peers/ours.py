@@ -1,77 +1,68 @@
-"""This project's engine: candidate sets whole, packed, prefixes and images shared."""
+"""This project's engine: candidate sets whole, packed, prefixes and images shared; or pair by pair,
+with nothing packed and nothing shared.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.peers.protocol import CandidateSet, PeerSettings, serve
+from bench.checkpoints.random_weights import is_random, load_random
+from bench.peers.protocol import CandidateSet, Peer, PeerSettings
+from shardrank.actors import CandidateSet as Parsed
+from shardrank.actors import Reranker
+from shardrank.actors.model.model import load_model
+from shardrank.actors.preprocessor import Preprocessor
 
-if TYPE_CHECKING:
-    from shardrank.actors import PairScore, Reranker
 
-
-class Ours:
+class Ours(Peer):
     label = "ours"
     work = "needed"
 
-    def __init__(self, settings: PeerSettings) -> None:
-        self.reranker = make_reranker(settings)
-        self.versions = versions()
+    def __init__(self, settings: PeerSettings, **others: Any) -> None:
+        self.reranker = Reranker(
+            settings.model,
+            load=load_random if is_random(Path(settings.model)) else load_model,
+            device=settings.device,
+            dtype=settings.dtype,
+            num_threads=settings.threads,
+            max_batch_tokens=settings.max_batch_tokens,
+            **settings.extra,
+            **others,
+        )
+        self.reranker.scorer.warm_up()
 
     def forget(self) -> None:
-        """Drops vision features, decoded pixels and tokenised texts."""
+        """Drop vision features, decoded pixels and tokenised texts."""
         scorer = self.reranker.scorer
         scorer.vision_cache = scorer.vision_cache.emptied()
-        forget_inputs(self.reranker)
+        self.reranker.preprocessor = Preprocessor(self.reranker.config)
 
     def score(self, sets: list[CandidateSet]) -> list[list[float]]:
-        from shardrank.actors import CandidateSet as Parsed
-
-        parsed = [Parsed.parse(one["query"], one["documents"], one["instruction"]) for one in sets]
-        return [[score_of(pair) for pair in pairs] for pairs in self.reranker.score_sets(parsed)]
-
-
-def make_reranker(settings: PeerSettings, **others: Any) -> Reranker:
-    from bench.random_weights import is_random, load_random
-    from shardrank.actors import Reranker
-    from shardrank.actors.model.model import load_model
-
-    reranker = Reranker(
-        settings.model,
-        load=load_random if is_random(Path(settings.model)) else load_model,
-        device=settings.device,
-        dtype=settings.dtype,
-        num_threads=settings.threads,
-        max_batch_tokens=settings.max_batch_tokens,
-        **settings.extra,
-        **others,
-    )
-    reranker.scorer.warm_up()
-    return reranker
+        return scores_of(
+            self.reranker, [Parsed.parse(one["query"], one["documents"]) for one in sets]
+        )
 
 
-def forget_inputs(reranker: Reranker) -> None:
-    """Gives the reranker a preprocessor that has seen nothing."""
-    from shardrank.actors.preprocessor import Preprocessor
-
-    reranker.preprocessor = Preprocessor(reranker.config)
-
-
-def score_of(pair: PairScore) -> float:
-    """A benchmark has no bad data, so a failed pair is a failed benchmark."""
-    if pair.error is not None:
-        raise pair.error
-    assert pair.score is not None
-    return pair.score
+def scores_of(reranker: Reranker, sets: list[Parsed]) -> list[list[float]]:
+    """Raises a pair's error: there is none to expect."""
+    results = reranker.score_sets(sets)
+    errors = [pair.error for pairs in results for pair in pairs if pair.error is not None]
+    if errors:
+        raise errors[0]
+    return [[pair.score for pair in pairs if pair.score is not None] for pairs in results]
 
 
-def versions() -> dict[str, str]:
-    import torch
-    import transformers
+class OursOne(Ours):
+    label = "ours, pair by pair"
+    work = "one_by_one"
 
-    return {"torch": torch.__version__, "transformers": transformers.__version__}
+    def __init__(self, settings: PeerSettings) -> None:
+        super().__init__(settings, feature_cache_bytes=0)
 
-
-if __name__ == "__main__":
-    serve(Ours)
+    def score(self, sets: list[CandidateSet]) -> list[list[float]]:
+        scored = super().score
+        return [
+            [scored([one | {"documents": [document]}])[0][0] for document in one["documents"]]
+            for one in sets
+        ]

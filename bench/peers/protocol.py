@@ -1,22 +1,17 @@
 """What a measured implementation and the benchmark say to each other, in lines of JSON.
 
-A peer is a file of this package, started as `python -m bench.peers.NAME SETTINGS` with an
+A peer is a class of this package, started as `python -m bench.peers MODULE:CLASS SETTINGS` with an
 interpreter that may have nothing of ours installed: standard library only, here and at the top of
-every peer that is not ours. It ends with
-
-    if __name__ == "__main__":
-        serve(make_peer)
-
-where `make_peer(settings)` imports what it needs, loads the checkpoint and returns a Peer, or
-raises Unavailable. It says, once, {"ready": true, "label", "versions", "work", "batch_sizes"} or
-{"unavailable": sentence}; then for every line {"workload": path, "batch_size": int | null} it
-answers {"seconds", "cpu_seconds", "scores", "peak_rss_bytes", "peak_device_bytes"} or
-{"error": sentence}, and stays for the next. The end of stdin ends it.
+every peer that is not ours. It says, once, {"label", "versions", "work", "batch_sizes"}; then for
+every line {"call": method, "argument", "batch_size"} it answers {"result", "seconds",
+"cpu_seconds", "peak_rss_bytes", "peak_device_bytes"}, and stays for the next. What goes wrong is
+{"error": sentence}. The end of stdin ends it.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
 import os
 import sys
@@ -24,15 +19,16 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TextIO
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 from bench.peers.usage import cpu_seconds, peak_rss_bytes
 
+# {"text": str}, {"image": path}, or {"video": {"frames": paths, "fps": float}}
 Content = dict[str, Any]
-"""{"text"?: str, "image"?: path or paths, "video"?: path of a file, or {"frames": paths, "fps"}}"""
+# {"query": Content, "documents": [Content, ...]}, for the default instruction
 CandidateSet = dict[str, Any]
-"""{"query": Content, "instruction": str | None, "documents": [Content, ...]}"""
 
 
 @dataclass(frozen=True)
@@ -47,122 +43,99 @@ class PeerSettings:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = 1
-    batch_size: int | None = None
     max_batch_tokens: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-class Peer(Protocol):
-    """An implementation with its checkpoint loaded.
-
-    work: what it computes, for the bound: "one_by_one" (each pair alone, nothing shared), "padded"
-    (batches of `batch_size` pairs in input order, padded to their longest), "sorted_padded" (the
-    same, by falling length), "prefix_cached" (the pairs' common prefixes once, by whole blocks of
-    16 tokens), "needed" (ours). "padded:8" and "prefix_cached:32" name another batch's or block's
-    size.
-    Optional attributes: `batch_sizes`, a tuple of the sizes to try, of which the benchmark sets
-    `batch_size` before each call of `score`; `forget()`, called before each, which drops what
-    caches hold of earlier calls, because a workload is timed again; `peak_device_bytes()` where the
-    device's memory is held by another process; `close()`, called at the end.
-    """
-
-    label: str
-    versions: dict[str, str]
-    work: str
-
-    def score(self, sets: list[CandidateSet]) -> list[list[float]]:
-        """One list a set, one score a document, in order, from strings and paths.
-
-        This is what is timed. An exception is this workload's failure, and its last line is shown.
-        """
 
 
 class Unavailable(Exception):
     """The peer cannot run here, or not this workload; the message says in one sentence why."""
 
 
-def serve(make_peer: Callable[[PeerSettings], Peer]) -> None:
-    """The whole life of a peer's process. Nothing but the protocol reaches its stdout."""
-    answers = _own_stdout()
-    settings = PeerSettings(**json.loads(sys.argv[1]))
-    _limit_threads(settings)
-    try:
-        peer = make_peer(settings)
-    except (Unavailable, ImportError) as error:
-        _say(answers, {"unavailable": _sentence(error)})
-        return
-    except Exception as error:  # any library's; the benchmark goes on with the other peers
-        traceback.print_exc()
-        _say(answers, {"unavailable": f"{type(error).__name__}: {_sentence(error)}"})
-        return
-    _say(answers, _introduction(peer, settings))
-    for line in sys.stdin:
-        _say(answers, _answer(peer, json.loads(line)))
-    close = getattr(peer, "close", None)
-    if close is not None:
-        close()
+class Peer:
+    """An implementation with its checkpoint loaded by __init__(settings).
 
-
-def _own_stdout() -> TextIO:
-    """The real stdout; what libraries print goes to stderr from now on."""
-    own = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return own
-
-
-def _limit_threads(settings: PeerSettings) -> None:
-    """For libraries that read the environment when they are imported, which is still to come.
-
-    On a CPU also as many cores as threads, for the process and those that it starts: some peers
-    share their work among processes, and would have more of the machine than the others.
+    work: what it computes, for the bound: "one_by_one" (each pair alone, nothing shared), "padded"
+    (batches of `batch_size` pairs in input order, padded to their longest), "sorted_padded" (the
+    same, by falling length), "prefix_cached" (the pairs' common prefixes once, by whole blocks of
+    16 tokens), "needed" (ours). "padded:8" and "prefix_cached:32" name another batch's or block's
+    size. batch_sizes: those to try, of which the benchmark sets `batch_size` before each call.
     """
-    if settings.threads is None:
-        return
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(settings.threads)
-    if settings.device == "cpu" and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[-settings.threads :])
+
+    label = ""
+    work = "one_by_one"
+    packages: tuple[str, ...] = ("torch", "transformers")
+    batch_sizes: tuple[int, ...] = ()
+    batch_size: int | None = None
+
+    def score(self, sets: list[CandidateSet]) -> list[list[float]]:
+        """One list a set, one score a document, in order, from strings and paths.
+
+        This is what is timed. An exception is this workload's failure, and its last line is shown.
+        """
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop what caches hold of earlier calls, because a workload is timed again."""
+
+    def close(self) -> None:
+        """Called at the end."""
 
 
-def _introduction(peer: Peer, settings: PeerSettings) -> dict[str, Any]:
-    sizes = tuple(getattr(peer, "batch_sizes", ()))
-    if settings.batch_size is not None and sizes:
-        sizes = (settings.batch_size,)
-    return {
-        "ready": True,
-        "label": peer.label,
-        "versions": peer.versions,
-        "work": peer.work,
-        "batch_sizes": sizes,
-    }
+def main() -> None:
+    """The whole life of a peer's process. Nothing but the protocol reaches its stdout."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print goes to stderr
+    settings = PeerSettings(**json.loads(sys.argv[2]))
+    _keep_to_cores(settings)
+    peer = Peer()
+
+    def start() -> dict[str, Any]:
+        nonlocal peer
+        module, _, name = sys.argv[1].partition(":")
+        peer = getattr(import_module(module), name)(settings)
+        versions = {package: importlib.metadata.version(package) for package in peer.packages}
+        own = {name: getattr(peer, name) for name in ("label", "work", "batch_sizes")}
+        return own | {"versions": versions}
+
+    print(json.dumps(_tried(start)), file=answers, flush=True)
+    for line in sys.stdin:
+        answer = _tried(partial(_measured, peer, **json.loads(line)))
+        print(json.dumps(answer), file=answers, flush=True)
+    peer.close()
 
 
-def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-    sets = json.loads(Path(request["workload"]).read_text(encoding="utf-8"))["sets"]
-    if request.get("batch_size") is not None:
-        peer.batch_size = request["batch_size"]  # type: ignore[attr-defined]
-    forget = getattr(peer, "forget", None)
-    if forget is not None:
-        forget()
-    gc.collect()
-    _reset_device_peak()
-    cpu_before, before = cpu_seconds(), time.perf_counter()
+def _tried(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        scores = peer.score(sets)
-        _synchronize()
+        return run()
+    except ModuleNotFoundError as error:
+        return {"error": f"{error.name} is not installed here"}
     except Unavailable as error:
-        return {"error": _sentence(error)}
+        return {"error": str(error)}
     except Exception as error:  # any library's; the process stays for the next workload
         traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {_sentence(error)}"}
-    seconds = time.perf_counter() - before
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return {"error": ": ".join([type(error).__name__, *lines[-1:]])[:300]}
+
+
+def _measured(peer: Peer, call: str, argument: Any, batch_size: int | None) -> dict[str, Any]:
+    peer.batch_size = batch_size
+    peer.forget()
+    gc.collect()
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+    cpu_before, before = cpu_seconds(), time.perf_counter()
+    result = getattr(peer, call)(argument)
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.synchronize()
     return {
-        "seconds": seconds,
+        "result": result,
+        "seconds": time.perf_counter() - before,
         "cpu_seconds": cpu_seconds() - cpu_before,
-        "scores": scores,
         "peak_rss_bytes": peak_rss_bytes(),
-        "peak_device_bytes": _peak_device_bytes(peer),
+        "peak_device_bytes": None if cuda is None else int(cuda.max_memory_reserved()),
     }
 
 
@@ -172,31 +145,10 @@ def _cuda() -> Any:
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
-def _synchronize() -> None:
-    cuda = _cuda()
-    if cuda is not None:
-        cuda.synchronize()
-
-
-def _reset_device_peak() -> None:
-    cuda = _cuda()
-    if cuda is not None:
-        cuda.synchronize()
-        cuda.reset_peak_memory_stats()
-
-
-def _peak_device_bytes(peer: Peer) -> int | None:
-    own = getattr(peer, "peak_device_bytes", None)
-    if own is not None:
-        return int(own())
-    cuda = _cuda()
-    return None if cuda is None else int(cuda.max_memory_reserved())
-
-
-def _sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
-
-
-def _say(answers: TextIO, answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), file=answers, flush=True)
+def _keep_to_cores(settings: PeerSettings) -> None:
+    """On a CPU as many cores as threads, for the process and those that it starts: some peers
+    share their work among processes, and would have more of the machine than the others.
+    """
+    if settings.threads and settings.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[-settings.threads :])

@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-from bench.presets import PRESETS
+from bench.checkpoints.presets import config_of
 from shardrank.actors.model.architecture import architecture, own_name, read_architecture
 from shardrank.actors.model.rope import frequencies
 from tests.support.engine import TINY
@@ -16,20 +16,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 SMALL_TEXT = {"num_hidden_layers": 1, "vocab_size": 64}
 
 
-def real(preset):
-    own = PRESETS[preset]
-    text = own.text | {"vocab_size": own.vocab_size}
-    return {
-        "tie_word_embeddings": own.is_tied,
-        "text_config": text | {"tie_word_embeddings": own.is_tied},
-        "vision_config": own.vision,
-    }
-
-
 CONFIGS = {
     "tiny": json.loads((TINY / "config.json").read_text()),
-    "2b": real("2b"),
-    "8b": real("8b"),
+    "2b": config_of("2b"),
+    "8b": config_of("8b"),
     "the defaults": {"text_config": {"model_type": "qwen3_vl_text"}, "vision_config": {}},
     "no key-value heads": {
         "text_config": {"num_key_value_heads": None, "num_attention_heads": 4} | SMALL_TEXT,

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.presets import PRESETS
+from bench.checkpoints.presets import config_of
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.model import device as device_module
 from shardrank.actors.model.architecture import architecture
@@ -94,12 +94,9 @@ def _uploads(monkeypatch):
 
 def architecture_of(preset):
     """Of four layers each, which are all alike."""
-    own = PRESETS[preset]
-    config = {
-        "tie_word_embeddings": own.is_tied,
-        "text_config": own.text | {"vocab_size": own.vocab_size, "num_hidden_layers": 4},
-        "vision_config": own.vision | {"depth": 4, "deepstack_visual_indexes": [0, 1, 2]},
-    }
+    config = config_of(preset)
+    config["text_config"] |= {"num_hidden_layers": 4}
+    config["vision_config"] |= {"depth": 4, "deepstack_visual_indexes": [0, 1, 2]}
     return architecture(config)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.kernel_cases import HEADS, MAX_LSE_ERROR, MAX_OUTPUT_ERROR, errors
+from bench.acceptance.kernel import HEADS, MAX_LSE_ERROR, MAX_OUTPUT_ERROR, errors
 from shardrank.actors import Reranker
 from shardrank.actors.model.attention import PackedAttention, flash_varlen
 from shardrank.actors.model.features import FeatureCache

@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from bench.accept import main
-from bench.acceptance.steps import STEPS
-from bench.kernel_cases import MAX_OUTPUT_ERROR, by_formula, errors
+from bench.acceptance.kernel import MAX_OUTPUT_ERROR, by_formula, errors
 from bench.processes import ROOT
 
 PARTS = ("environment", "kernel", "start", "real-shapes", "speed", "out-of-memory")
@@ -28,7 +28,7 @@ def test_a_step_that_fails_is_the_exit_code_and_is_the_only_one_done_again(
 ):
     file = tmp_path / "accepted.json"
     with monkeypatch.context() as patched:
-        patched.setitem(STEPS, "kernel", broken)
+        patched.setattr("bench.acceptance.scores.kernel", broken)
         assert accept(file, *PARTS) == 1
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["failed"] == ["kernel"] and not report["is_accepted"]
@@ -48,7 +48,8 @@ def test_steps_that_there_was_no_time_for_are_no_acceptance(tmp_path):
 
 
 def test_an_unknown_step_is_one_sentence(tmp_path, capsys):
-    assert accept(tmp_path / "accepted.json", "nope") == 2
+    with pytest.raises(SystemExit, match="2"):
+        accept(tmp_path / "accepted.json", "nope")
     assert "--steps: unknown 'nope'; known: environment" in capsys.readouterr().err
 
 
@@ -70,6 +71,7 @@ def test_a_kernel_that_is_causal_from_the_top_left_is_found():
 
 
 def test_it_needs_none_of_the_jobs_packages():
-    code = "import sys, bench.acceptance.steps, bench.run; sys.exit(any(m in sys.modules for m in "
+    code = "import sys, bench.run, bench.acceptance.scores as _, bench.acceptance.speed as _, "
+    code += "bench.acceptance.start as _; sys.exit(any(m in sys.modules for m in "
     code += "('ray', 'typer', 'decord', 'av', 'pyarrow', 'shardrank.jobs')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

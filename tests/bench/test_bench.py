@@ -3,35 +3,33 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.__main__ import main
-from bench.contenders import Contender
+from bench.contenders import Contender, Peers, schedule
 from bench.peers.protocol import PeerSettings
-from bench.processes import ROOT, PeerFailed, PeerProcess
-from bench.rounds import schedule
-from bench.settings import PEERS, BenchSettings
-from bench.tables import aligned
+from bench.processes import PeerFailed, Process
+from bench.results import aligned
+from bench.settings import BenchSettings
 from bench.workloads import Workload
 from shardrank.cli import main as shardrank
 
-SETS = [{"query": {"text": "q"}, "instruction": None, "documents": [{"text": "a"}, {"text": "bb"}]}]
+SETS = [{"query": {"text": "q"}, "documents": [{"text": "a"}, {"text": "bb"}]}]
 WORKLOAD = Workload("text", SETS, [[0, 1]])
+STAND_IN = "tests.support.bench_peer:StandInPeer"
 
 
-def stand_in(behaviour: str, path: Path) -> PeerProcess:
-    settings = PeerSettings(behaviour)
-    return PeerProcess("tests.support.bench_peer", settings, sys.executable, path / "peer.log")
+def stand_in(behaviour: str, path: Path) -> Process:
+    return Process(STAND_IN, PeerSettings(behaviour), path / "peer.log")
 
 
 def interpreter(path: Path, behaviour: str) -> str:
     """A python that runs the stand-in whatever peer it is asked for."""
     script = path / behaviour
     settings = json.dumps({"model": behaviour})
-    script.write_text(
-        f"#!/bin/sh\nexec {sys.executable} -m tests.support.bench_peer '{settings}'\n"
-    )
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} -m bench.peers {STAND_IN} '{settings}'\n")
     script.chmod(0o755)
     return str(script)
 
@@ -51,40 +49,43 @@ def test_a_peer_answers_whatever_else_is_printed(tmp_path):
     with stand_in("right", tmp_path) as peer:
         assert peer.introduction["label"] == "stand-in"
         for _ in range(2):
-            answer = peer.ask(WORKLOAD.save(tmp_path), None, 60)
-            assert answer["scores"] == [[1e-6, 2e-6]]
+            answer = peer.ask("score", SETS)
+            assert answer["result"] == [[1e-6, 2e-6]]
             assert answer["seconds"] > 0 and answer["peak_rss_bytes"] > 1 << 20
     assert "a library's own words" in (tmp_path / "peer.log").read_text()
     assert not peer.is_alive
 
 
-def test_a_peer_that_is_not_installed_says_so(tmp_path):
-    with pytest.raises(PeerFailed, match="^stand-in is not installed here$"):
-        stand_in("unavailable", tmp_path)
-
-
-def test_a_peer_that_raises_stays_for_the_next_workload(tmp_path):
-    with stand_in("raise", tmp_path) as peer:
-        for _ in range(2):
-            with pytest.raises(PeerFailed, match="^RuntimeError: the reason$"):
-                peer.ask(WORKLOAD.save(tmp_path), None, 60)
-
-
-def test_a_peer_that_crashes_is_a_failure_with_its_code(tmp_path):
-    with (
-        stand_in("crash", tmp_path) as peer,
-        pytest.raises(PeerFailed, match="ended with code 7"),
-    ):
-        peer.ask(WORKLOAD.save(tmp_path), None, 60)
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"),
+    [
+        ("raise", "^RuntimeError: the reason$"),
+        ("crash", "ended with code 7"),
+        ("sleep", "no answer within 1 s"),
+    ],
+)
+def test_a_peer_that_fails_says_how_and_only_a_living_one_is_asked_again(
+    behaviour, sentence, tmp_path
+):
+    with stand_in(behaviour, tmp_path) as peer:
+        for _ in range(2 if behaviour == "raise" else 1):
+            with pytest.raises(PeerFailed, match=sentence):
+                peer.ask("score", SETS, timeout_s=1 if behaviour == "sleep" else 60)
+        assert peer.is_alive == (behaviour == "raise")
 
 
 def test_the_whole_benchmark_agrees_with_plain_transformers(workdir, capfd):
     crash, absent = (interpreter(workdir, name) for name in ("crash", "unavailable"))
     code = bench(
         workdir,
-        *("--workloads", "text,pages", "--peers", "transformers_one,official,vllm"),
+        *(
+            "--workloads",
+            "text,pages",
+            "--peers",
+            "transformers_one,transformers_padded,official,vllm",
+        ),
         *("--peer-python", f"official={crash}", "--peer-python", f"vllm={absent}"),
-        *("--json", str(workdir / "report.json")),
+        *("--json", str(workdir / "report.json"), "--profile", "text"),
     )
     output = capfd.readouterr().out
     report = json.loads(output.splitlines()[-1])
@@ -92,13 +93,15 @@ def test_the_whole_benchmark_agrees_with_plain_transformers(workdir, capfd):
     assert json.loads((workdir / "report.json").read_text()) == report
     assert set(report["workloads"]) == {"text", "pages"}
     for figures in report["workloads"].values():
-        ours, ours_one, one, crashed, missing = figures["implementations"]
+        ours, ours_one, one, padded, crashed, missing = figures["implementations"]
         assert ours["max_score_difference"] < 1e-5 and ours_one["max_score_difference"] < 1e-5
-        assert figures["best_peer"] == one["name"] == "transformers_one"
+        assert padded["failure"] == "text only" or padded["work"] in ("padded:8", "padded:32")
+        assert figures["best_peer"] in ("transformers_one", "transformers_padded")
         assert one["share_of_bound"] == pytest.approx(one["ratio"] / one["bound"])
         assert "ended with code 7" in crashed["failure"] and crashed["seconds"] is None
         assert missing["failure"] == "stand-in is not installed here"
     assert "not measured: stand-in is not installed here" in output
+    assert report["profile"]["share_of_matmul_rate"] > 0 and "linear layers: " in output
 
 
 def test_a_wrong_score_of_ours_makes_the_exit_code_1(workdir, capfd):
@@ -115,101 +118,80 @@ def test_a_wrong_score_of_ours_makes_the_exit_code_1(workdir, capfd):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--preset", "70b"], "invalid choice: '70b'"),
         (["--workloads", "text,nope"], "--workloads: unknown 'nope'"),
         (["--peers", "nope"], "--peers: unknown 'nope'"),
-        (["--rounds", "0"], "--rounds must be above zero"),
-        (["--model", "/no/such/place"], "--model must be a local checkpoint"),
+        (["--rounds", "0"], "--rounds: must be above zero"),
+        (["--model", "/no/such/place"], "--model: must be a local checkpoint"),
         (["--peer-python", "vllm"], "must be NAME=VALUE, got 'vllm'"),
+        (["--peer-python", "nope=python"], "--peer-python: unknown 'nope'"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(arguments, sentence, capsys):
-    assert main(["--device", "cpu", *arguments]) == 2
+@pytest.mark.parametrize("command", [main, lambda given: shardrank(["bench", *given])])
+def test_a_wrong_command_is_one_sentence(command, arguments, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command(["--device", "cpu", *arguments])
     assert sentence in capsys.readouterr().err
 
 
-def test_the_command_shardrank_bench_is_the_same(capsys):
-    assert shardrank(["bench", "--device", "cpu", "--rounds", "0"]) == 2
-    assert "--rounds must be above zero" in capsys.readouterr().err
+class OnePeer(Peers):
+    """One peer, whatever is asked for."""
 
-
-def contender(name: str, path: Path, budget_s: float | None = None) -> Contender:
-    return Contender(name, WORKLOAD, path, budget_s)
-
-
-class OnePool:
-    """As PeerPool, with one peer, whatever is asked for."""
-
-    def __init__(self, peer: PeerProcess) -> None:
+    def __init__(self, peer: Any) -> None:
         self._peer = peer
 
-    def get(self, name: str) -> PeerProcess:
+    def get(self, name: str) -> Any:
         return self._peer
 
 
-def test_the_best_batch_size_goes_on(tmp_path):
-    with stand_in("sizes", tmp_path) as peer:
-        own = contender("padded", tmp_path)
-        own.prepare(OnePool(peer), rounds=1)
-        own.run(OnePool(peer))
-    assert own.failure is None and own.batch_size in (8, 32)
-    assert own.work == f"padded:{own.batch_size}"
-
-
 class SlowPeer:
-    """As PeerProcess, of one pair a second, whatever the batch."""
+    """Like Process, of one pair a second, whatever the batch."""
 
     introduction = {"label": "slow", "work": "padded", "versions": {}, "batch_sizes": [1, 32]}
 
     def __init__(self) -> None:
-        self.warmed = {"text"}
         self.asked: list[int] = []
 
-    def ask(self, workload: Path, batch_size: int | None, timeout_s: float | None) -> dict:
-        sets = json.loads(workload.read_text(encoding="utf-8"))["sets"]
+    def ask(self, call: str, sets: list, batch_size: int | None, timeout_s: float | None) -> dict:
         scores = [[0.5] * len(one["documents"]) for one in sets]
         self.asked.append(sum(map(len, scores)))
-        return {"seconds": float(self.asked[-1]), "scores": scores}
+        return {"seconds": float(self.asked[-1]), "result": scores}
 
 
-@pytest.mark.parametrize(("budget_s", "asked"), [(40, [16, 16, 16]), (None, [64, 64])])
-def test_trials_of_batch_sizes_keep_to_the_budget(budget_s, asked, tmp_path):
+@pytest.mark.parametrize(("budget_s", "asked"), [(40, [4, 16, 16, 16]), (None, [4, 64, 64])])
+def test_trials_of_batch_sizes_keep_to_the_budget(budget_s, asked):
     sets = [{"query": {"text": "q"}, "documents": [{"text": "d"}] * 100}]
-    workload = Workload("text", sets, [list(range(100))])
-    own = Contender("slow", workload, tmp_path, budget_s)
+    own = Contender("slow", Workload("text", sets, [list(range(100))]), budget_s)
     peer = SlowPeer()
-    own.prepare(OnePool(peer), rounds=2)
+    own.prepare(OnePeer(peer), rounds=2)
     assert peer.asked == asked
     assert own.timed.num_pairs == (20 if budget_s else 100)
 
 
 def test_scores_that_are_missing_are_a_failure(tmp_path):
     with stand_in("forget", tmp_path) as peer:
-        own = contender("forgetful", tmp_path)
-        own.prepare(OnePool(peer), rounds=1)
+        own = Contender("forgetful", WORKLOAD)
+        own.prepare(OnePeer(peer), rounds=1)
     assert own.failure is not None and "another number of scores" in own.failure
 
 
-def test_rounds_take_turns_and_begin_with_another_peer_each_time(tmp_path):
-    contenders = [contender(name, tmp_path) for name in "abc"]
+def test_rounds_take_turns_and_begin_with_another_peer_each_time():
+    contenders = [Contender(name, WORKLOAD) for name in "abc"]
     order = "".join(each.name for _, each in schedule(contenders, 3, alone=False))
     assert order == "abcbcacab"
 
 
-def test_time_over_ends_the_rounds_but_never_the_first(tmp_path):
-    own = contender("slow", tmp_path, budget_s=10)
+def test_time_over_ends_the_rounds_but_never_the_first():
+    own = Contender("slow", WORKLOAD, budget_s=10)
     assert not own.is_done
     own.runs.append({"seconds": 6.0})
     assert own.is_done
 
 
-def test_every_peer_of_the_command_is_a_file():
-    for name in PEERS:
-        assert (ROOT / "bench" / "peers" / f"{name}.py").is_file()
-
-
-def test_settings_name_what_is_known(tmp_path):
-    with pytest.raises(ValueError, match="known: tiny, mid, 2b, 8b"):
-        BenchSettings(tmp_path, preset="70b")
+def test_what_reads_files_is_not_started_on_weights_that_are_none(tmp_path):
+    peers = Peers(BenchSettings(tmp_path, preset="2b"), tmp_path)
+    with pytest.raises(PeerFailed, match="reads weights from files: give --model, not 2b"):
+        peers.get("sentence_transformers")
 
 
 def test_a_table_is_aligned():

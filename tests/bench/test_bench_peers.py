@@ -1,7 +1,6 @@
 """What the benchmark writes for other implementations, and that these may be missing."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,14 @@ import pytest
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from bench.peer_files import MAX_PIXELS, MIN_PIXELS, TEMPLATE_FILE, write_peer_files
+from bench.checkpoints.presets import FILES
+from bench.settings import CLASSES
 from shardrank.actors.config import DEFAULT_INSTRUCTION
 from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "golden" / "tiny"
-TEMPLATE = TEMPLATE_FILE.read_text("utf-8")
+TEMPLATE = (FILES / "chat_template.jinja").read_text("utf-8")
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
 ENCODER = PromptEncoder(TINY / "tokenizer.json", neutralize=False)
 SYSTEM = (
@@ -97,19 +97,34 @@ def test_the_official_scripts_own_messages_give_the_official_prompt():
     assert rendered == official(query, document, "Find it.")
 
 
-def test_the_files_say_what_the_checkpoint_and_the_official_script_say(tmp_path):
-    for name in ("config.json", "tokenizer.json"):
-        shutil.copy(TINY / name, tmp_path)
-    write_peer_files(tmp_path)
-    image_processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+def test_the_files_say_what_the_tokenizer_and_the_official_script_say():
+    image_processor, config, special, yes_no = (
+        json.loads((FILES / name).read_text())
+        for name in (
+            "preprocessor_config.json",
+            "config.json",
+            "tokenizer_config.json",
+            "1_LogitScore/config.json",
+        )
+    )
     assert (image_processor["min_pixels"], image_processor["max_pixels"]) == (4_096, 1_843_200)
-    assert image_processor["size"] == {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    own = json.loads((TINY / "tokenizer_config.json").read_text())
-    assert tokenizer["additional_special_tokens"] == own["additional_special_tokens"]
-    yes_no = json.loads((tmp_path / "1_LogitScore" / "config.json").read_text())
-    assert yes_no == {"true_token_id": 9_693, "false_token_id": 2_152}
-    assert (tmp_path / "chat_template.jinja").read_text("utf-8") == TEMPLATE
+    assert image_processor["size"] == {"shortest_edge": 4_096, "longest_edge": 1_843_200}
+    tokenizer = Tokenizer.from_file(str(ROOT / "demo" / "model" / "tokenizer.json"))
+    ids = tokenizer.get_vocab()
+    assert yes_no == {"true_token_id": ids["yes"], "false_token_id": ids["no"]}
+    tokens = {
+        name: f"<|{name.removesuffix('_token_id')}|>" for name in config if "_token_id" in name
+    }
+    tokens |= {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    assert {name: config[name] for name in tokens} == {
+        name: ids[each] for name, each in tokens.items()
+    }
+    text = config["text_config"]
+    named = {"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>"}
+    assert {name: text[name] for name in named} == {name: ids[each] for name, each in named.items()}
+    assert len(ids) <= text["vocab_size"] < len(ids) + 64
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    assert {special["pad_token"], *special["additional_special_tokens"]} == added
 
 
 @pytest.mark.parametrize(
@@ -117,15 +132,15 @@ def test_the_files_say_what_the_checkpoint_and_the_official_script_say(tmp_path)
     [
         ("official", {}, "give the path of your copy of qwen3_vl_reranker.py by --official"),
         ("official", {"official": "/nowhere.py"}, "there is no official script at /nowhere.py"),
-        ("sentence_transformers", {}, "sentence-transformers is not installed here"),
-        ("vllm", {}, "vLLM is not installed here"),
+        ("sentence_transformers", {}, "sentence_transformers is not installed here"),
+        ("vllm", {}, "vllm is not installed here"),
     ],
 )
 def test_a_peer_says_what_it_lacks(peer, extra, sentence):
     """Without site-packages: no library is there, and none is imported before it is looked for."""
-    command = [sys.executable, "-S", "-m", f"bench.peers.{peer}"]
+    command = [sys.executable, "-S", "-m", "bench.peers", CLASSES[peer]]
     settings = json.dumps({"model": str(TINY), "extra": extra})
     answer = subprocess.run(
-        [*command, settings], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [*command, settings], cwd=ROOT, capture_output=True, text=True, input="", timeout=60
     )
-    assert json.loads(answer.stdout) == {"unavailable": sentence}
+    assert json.loads(answer.stdout) == {"error": sentence}

@@ -1,6 +1,5 @@
 """FLOPs against PyTorch's own counter, and the work's counts against brute force."""
 
-import json
 import random
 from collections import Counter
 
@@ -9,13 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from bench.counting import count
-from bench.flops import DecoderShape, Flops, ModelShape, VisionShape
+from bench.bound.flops import DecoderShape, Flops, ModelShape, VisionShape
+from bench.bound.roofline import Gpu, model_seconds, roofline, roofline_line
+from bench.bound.work import Counted, count, flops_of
 from bench.peers.ours import Ours
+from bench.peers.plain import TransformersOne
 from bench.peers.protocol import PeerSettings
-from bench.peers.transformers_one import TransformersOne
-from bench.roofline import Gpu, model_seconds, roofline, roofline_line
-from bench.work import Counted, flops_of
 from bench.workloads import Workload
 from tests.support.engine import GOLDEN, TINY
 
@@ -25,12 +23,12 @@ CPU_ATTENTION = {
     )
 }
 """Which PyTorch 2.13 does not count yet."""
-SHAPE = ModelShape.of(json.loads((TINY / "config.json").read_text()))
+SHAPE = ModelShape.of(TINY)
 SMALL = ModelShape(DecoderShape(8, 2, 16, 2, 1, 4), VisionShape(8, 1, 16, 8, 4, 4, 1))
 
 
 def workload(query: dict, documents: list[dict]) -> Workload:
-    sets = [{"query": query, "instruction": None, "documents": documents}]
+    sets = [{"query": query, "documents": documents}]
     return Workload("test", sets, [[*range(len(documents))]])
 
 
@@ -90,29 +88,22 @@ def test_needed_is_never_more_than_any_other_work():
 
 def test_a_padded_batch_is_as_long_as_its_longest_pair():
     counted = Counted([[tokens(*range(n)) for n in (2, 10, 3, 9)]], [])
-    rows = DecoderShape(8, 2, 16, 2, 1, 4)
+    rows = SMALL.decoder
     weights = sum(i * o for i, o in [*rows.rest, *rows.key_value])
     for work, padded in (("padded:2", 2 * 10 + 2 * 9), ("sorted_padded:2", 2 * 10 + 2 * 3)):
         linear = flops_of(work, counted, SMALL).linear
         assert linear.total() == 2 * 2 * padded * weights
 
 
-def test_a_prefix_cache_keeps_whole_blocks_and_never_the_last_token():
+@pytest.mark.parametrize(
+    ("work", "computed"), [("prefix_cached", 40 + 8 + 16), ("prefix_cached:8", 40 + 8 + 8)]
+)
+def test_a_prefix_cache_keeps_whole_blocks_and_never_the_last_token(work, computed):
     first = tokens(*range(40))
     counted = Counted([[first, tokens(*range(39), 99)], [first[:32]]], [])
-    rows = DecoderShape(8, 2, 16, 2, 1, 4)
+    rows = SMALL.decoder
     weights = sum(i * o for i, o in [*rows.rest, *rows.key_value])
-    assert flops_of("prefix_cached", counted, SMALL).linear.total() == 4 * weights * (40 + 8 + 16)
-
-
-def test_a_peer_may_have_blocks_of_another_size():
-    counted = Counted([[tokens(*range(40)), tokens(*range(39), 99)]], [])
-    by_16, by_32 = (flops_of(f"prefix_cached{size}", counted, SMALL) for size in ("", ":32"))
-    assert by_16.total == by_32.total
-    by_8 = flops_of("prefix_cached:8", Counted([[tokens(*range(25))] * 2], []), SMALL)
-    assert (
-        by_8.total < flops_of("prefix_cached", Counted([[tokens(*range(25))] * 2], []), SMALL).total
-    )
+    assert flops_of(work, counted, SMALL).linear.total() == 4 * weights * computed
 
 
 def test_nothing_of_an_earlier_run_is_left_in_our_caches():

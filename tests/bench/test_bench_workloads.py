@@ -1,35 +1,31 @@
 """The benchmark's checkpoints and workloads: deterministic, of the stated sizes, and alive."""
 
-import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
-from bench.checkpoints import build
+from bench.checkpoints.build import build
+from bench.checkpoints.presets import PRESETS
 from bench.media import page_size, write_frames, write_page
 from bench.peers.ours import Ours
+from bench.peers.plain import TransformersOne
 from bench.peers.protocol import PeerSettings
-from bench.peers.transformers_one import TransformersOne
-from bench.pool import PeerPool
-from bench.presets import NAMES, PRESETS
-from bench.processes import PeerFailed
-from bench.settings import BenchSettings
-from bench.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from bench.words import WordSource
-from bench.workloads import BUILDERS, Drawing, build_workload
-from shardrank.actors import CandidateSet, Reranker
+from bench.workloads import KINDS, Drawing, build_workload
 from shardrank.actors.config import OFFICIAL_DEFAULTS
+from tests.support.engine import TINY
 
-TOKENIZER = train_tokenizer()
-
-
-def count(text: str) -> int:
-    return len(TOKENIZER.encode(text, add_special_tokens=False).ids)
+DEMO = Path(__file__).parents[2] / "demo" / "model"
+TOKENIZERS = {path: Tokenizer.from_file(str(path / "tokenizer.json")) for path in (DEMO, TINY)}
 
 
-def drawing(path: Path, seed: int = 0, scale: float = 0.1) -> Drawing:
-    return Drawing(seed, scale, 48, path / "media", count)
+def count(text: str, checkpoint: Path = DEMO) -> int:
+    return len(TOKENIZERS[checkpoint].encode(text, add_special_tokens=False))
+
+
+def drawing(path: Path, seed: int = 0, scale: float = 0.1, page_tokens: int = 48) -> Drawing:
+    return Drawing.of(DEMO, path / "media", seed=seed, scale=scale, page_tokens=page_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +33,18 @@ def checkpoint(tmp_path_factory) -> Path:
     return build("tiny", tmp_path_factory.mktemp("checkpoint"))
 
 
-def test_the_tokenizer_is_the_same_every_time_and_knows_what_the_prompt_needs():
-    assert train_tokenizer().to_str() == TOKENIZER.to_str()
-    for text in ("yes", "no", *SPECIAL_TOKENS):
-        assert TOKENIZER.encode(text).ids == [TOKENIZER.token_to_id(text)]
-
-
+@pytest.mark.parametrize("checkpoint", TOKENIZERS)
 @pytest.mark.parametrize("num_tokens", [1, 3, 10, 600])
-def test_texts_have_exactly_the_tokens_asked_for(num_tokens):
-    words = WordSource("test", count)
-    assert [count(words.text(num_tokens)) for _ in range(20)] == [num_tokens] * 20
+def test_texts_have_exactly_the_tokens_asked_for(num_tokens, checkpoint):
+    words = Drawing.of(checkpoint)
+    lengths = [count(words.text(num_tokens)["text"], checkpoint) for _ in range(20)]
+    assert lengths == [num_tokens] * 20
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_workload_depends_on_its_seed_alone(name, tmp_path):
     first, again, other = (build_workload(name, drawing(tmp_path, seed)) for seed in (0, 0, 1))
     assert first == again and first.sets != other.sets
-    assert json.loads(first.save(tmp_path).read_text())["sets"] == first.sets
 
 
 def test_the_text_workload_has_the_stated_size(tmp_path):
@@ -64,7 +55,7 @@ def test_the_text_workload_has_the_stated_size(tmp_path):
 
 
 def test_a_page_serves_about_13_queries(tmp_path):
-    pages = build_workload("pages", Drawing(0, 1, 8, tmp_path, count))
+    pages = build_workload("pages", drawing(tmp_path, scale=1, page_tokens=8))
     shown = {each["image"] for one in pages.sets for each in one["documents"]}
     assert (len(pages.sets), len(shown), pages.num_pairs // len(shown)) == (40, 60, 13)
 
@@ -102,55 +93,34 @@ def test_a_part_is_spread_evenly_and_remembers_its_places(tmp_path):
 
 
 def test_a_checkpoint_is_built_once_and_the_same_for_the_same_seed(checkpoint, tmp_path):
-    weights = (checkpoint / "model.safetensors").read_bytes()
-    before = (checkpoint / "config.json").stat().st_mtime_ns
-    build("tiny", checkpoint)
-    assert (checkpoint / "config.json").stat().st_mtime_ns == before
-    assert (build("tiny", tmp_path) / "model.safetensors").read_bytes() == weights
+    weights = checkpoint / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert build("tiny", checkpoint) == checkpoint and weights.stat().st_mtime_ns == before
+    assert (build("tiny", tmp_path) / weights.name).read_bytes() == weights.read_bytes()
 
 
-def test_a_checkpoint_in_shards_is_the_same_checkpoint(checkpoint, tmp_path):
-    build("tiny", tmp_path, max_shard_bytes=300_000)
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    whole, sharded = (
-        Reranker(str(path), device="cpu", dtype="float32").score("a query", ["a document"])
-        for path in (checkpoint, tmp_path)
-    )
-    assert whole == pytest.approx(sharded, abs=1e-6)
-
-
-def test_scores_of_a_random_checkpoint_spread(checkpoint):
-    words = WordSource("test", count)
-    sets = [
-        CandidateSet.parse(words.text(12), [words.text(100) for _ in range(10)]) for _ in range(4)
-    ]
-    reranker = Reranker(str(checkpoint), device="cpu", dtype="float32")
-    scores = [pair.score for one in reranker.score_sets(sets) for pair in one]
+def test_scores_of_a_random_checkpoint_spread(checkpoint, tmp_path):
+    sets = build_workload("text", drawing(tmp_path, seed=1, scale=0.2)).sets
+    scores = [score for row in Ours(PeerSettings(str(checkpoint))).score(sets) for score in row]
     assert min(scores) < 0.3 and max(scores) > 0.7
     assert len({round(score, 2) for score in scores}) > 20
 
 
-def test_presets_are_consistent_with_themselves():
-    for name in NAMES:
-        preset = PRESETS[name]
-        assert preset.text["hidden_size"] == preset.vision["out_hidden_size"]
-        assert 2 * sum(preset.text["rope_scaling"]["mrope_section"]) == preset.text["head_dim"]
-        assert max(preset.vision["deepstack_visual_indexes"]) < preset.vision["depth"]
-        assert preset.vision["hidden_size"] % (4 * preset.vision["num_heads"]) == 0
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_presets_are_consistent_with_themselves(preset):
+    text, vision = preset.text, preset.vision
+    assert text["hidden_size"] == vision["out_hidden_size"]
+    assert 2 * sum(text["rope_scaling"]["mrope_section"]) == text["head_dim"]
+    assert max(vision["deepstack_visual_indexes"]) < vision["depth"]
+    assert vision["hidden_size"] % (4 * vision["num_heads"]) == 0
 
 
 def test_a_checkpoint_without_weights_is_the_same_model_for_everybody(tmp_path):
     directory = build("tiny", tmp_path, has_weights=False)
-    assert sum(file.stat().st_size for file in directory.iterdir() if file.is_file()) < 300_000
+    assert not list(directory.glob("*.safetensors"))
     documents = [{"text": "one"}, {"text": "a longer one than that"}, {"text": "three " * 9}]
-    sets = [{"query": {"text": "which?"}, "instruction": None, "documents": documents}]
+    sets = [{"query": {"text": "which?"}, "documents": documents}]
     settings = PeerSettings(str(directory))
     (expected,) = TransformersOne(settings).score(sets)
     assert Ours(settings).score(sets)[0] == pytest.approx(expected, abs=1e-5)
     assert len({round(score, 3) for score in expected}) == 3
-
-
-def test_what_reads_files_is_not_started_on_weights_that_are_none(tmp_path):
-    pool = PeerPool(BenchSettings(tmp_path, preset="2b"), "checkpoint")
-    with pytest.raises(PeerFailed, match="reads weights from files: give --model, not 2b"):
-        pool.get("sentence_transformers")

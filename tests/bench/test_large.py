@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.checkpoints import write_outline
+from bench.checkpoints.build import write_outline
 from bench.media import write_page
 from bench.peers.ours import Ours
+from bench.peers.plain import PlainModel
 from bench.peers.protocol import PeerSettings
-from bench.peers.transformers_model import TransformersModel
 from bench.peers.usage import peak_rss_bytes
-from bench.random_weights import write_seed
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(3_600)]
 
@@ -27,7 +26,7 @@ def sets(directory: Path) -> list[dict]:
     texts = ["Mars is the red planet.", "Bananas are yellow and bent. " * 6, "red " * 40]
     query = {"text": "Which planet is called the red one, and why?"}
     documents = [*({"text": text} for text in texts), {"image": page}]
-    return [{"query": query, "instruction": None, "documents": documents}]
+    return [{"query": query, "documents": documents}]
 
 
 def our_states(settings: PeerSettings, scored: list[dict]) -> torch.Tensor:
@@ -48,8 +47,8 @@ def our_states(settings: PeerSettings, scored: list[dict]) -> torch.Tensor:
 
 
 def plain_states(settings: PeerSettings, scored: list[dict]) -> torch.Tensor:
-    model = TransformersModel(settings)
-    states = [model.last_state(one, document) for one in scored for document in one["documents"]]
+    model = PlainModel(settings)
+    states = [state for one in scored for state in model.last_states(one)]
     return torch.stack(states).float()
 
 
@@ -60,7 +59,6 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_the_real_shape_of_2b_equals_plain_transformers(tmp_path):
     write_outline("2b", tmp_path)
-    write_seed(tmp_path, 0)
     scored = sets(tmp_path)
     states = {}
     for dtype in ("float32", "bfloat16"):

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from ray.data import DataContext
 
-from bench.stand_in import Checksums
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import PairScore
 from shardrank.actors.errors import Crashed
+from shardrank.actors.prepared import PreparedSet
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.outputs.scores import PLACE_SCHEMA
 from shardrank.jobs.run.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
@@ -28,7 +28,7 @@ from shardrank.jobs.units.plan import SetsUnit
 from tests.support.engine import TINY
 
 WORK = ("score", 0, 0)
-PREPARED = [Checksums(((0, b""), (1, b""))), Checksums(((2, b""),))]
+PREPARED: list[Any] = [PreparedSet((None, None), ()), PreparedSet((None,), ())]
 
 
 class Together:
@@ -37,7 +37,7 @@ class Together:
     def __init__(self, config: RerankerConfig | None = None) -> None:
         self.num_calls = 0
 
-    def score(self, sets: list[Checksums], progressed: Any) -> list[list[PairScore]]:
+    def score(self, sets: list[PreparedSet], progressed: Any) -> list[list[PairScore]]:
         self.num_calls += 1
         num_pairs = sum(each.num_pairs for each in sets)
         return [[PairScore(logit=num_pairs, num_tokens=1)] * each.num_pairs for each in sets]
@@ -96,12 +96,12 @@ class Planning(Together):
         super().__init__()
         self.began, self.is_planned, self.is_inside = threading.Event(), threading.Event(), False
 
-    def planned(self, sets: list[Checksums]) -> list[Checksums]:
+    def planned(self, sets: list[PreparedSet]) -> list[PreparedSet]:
         if self.began.is_set():
             self.is_planned.set()
         return sets
 
-    def score(self, sets: list[Checksums], progressed: Any) -> list[list[PairScore]]:
+    def score(self, sets: list[PreparedSet], progressed: Any) -> list[list[PairScore]]:
         assert not self.is_inside
         self.is_inside = True
         self.began.set()
@@ -134,7 +134,7 @@ def test_the_next_chunk_is_made_ready_while_one_is_scored_that_nobody_died_of(
 
 
 class Unplannable(Together):
-    def planned(self, sets: list[Checksums]) -> list[Checksums]:
+    def planned(self, sets: list[PreparedSet]) -> list[PreparedSet]:
         raise ValueError("these cannot be planned")
 
 

@@ -7,17 +7,20 @@ is what the ratio of speeds would be if both used the machine equally well.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
-from bench.flops import Flops, ModelShape
-from shardrank.actors.packing import common_prefix_length
+from bench.bound.flops import Flops, ModelShape
+from bench.workloads import Workload
+from shardrank.actors import CandidateSet, RerankerConfig
+from shardrank.actors.packing import common_prefix_length, sharing_keys
+from shardrank.actors.preprocessor import Preprocessor
 
+# (L,) int64: token ids; a visual's tokens hold -1 - its number in the whole workload instead.
 Tokens = np.ndarray
-"""(L,) int64: token ids; a visual's tokens hold -1 - its number in the whole workload instead."""
 
-CACHE_BLOCK = 16
-"""Tokens of a block of vLLM's prefix cache, where a peer does not say its own."""
+CACHE_BLOCK = 16  # tokens of a block of vLLM's prefix cache, where a peer does not say its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,28 @@ class Counted:
     @property
     def num_distinct_tokens(self) -> int:
         return sum(_distinct(pairs)[0] for pairs in self.sets)
+
+
+def count(workload: Workload, checkpoint: Path) -> Counted:
+    """Raises the first pair's error: a workload of the benchmark has none."""
+    preprocessor = Preprocessor(RerankerConfig(model=str(checkpoint)))
+    numbers: dict[bytes, int] = {}
+    patches: list[int] = []
+    sets: list[list[Tokens]] = []
+    for one in workload.sets:
+        prepared = preprocessor.prepare(CandidateSet.parse(one["query"], one["documents"]))
+        for visual in prepared.visuals:
+            if numbers.setdefault(visual.key, len(patches)) == len(patches):
+                patches.append(4 * visual.num_tokens)
+        table = np.array([numbers[visual.key] for visual in prepared.visuals] or [0])
+        sets.append([])
+        for pair in prepared.pairs:
+            if isinstance(pair, Exception):
+                raise pair
+            keys = sharing_keys(pair)
+            visual_keys = -1 - table[np.clip(-1 - keys, 0, len(table) - 1)]
+            sets[-1].append(np.where(keys < 0, visual_keys, keys))
+    return Counted(sets, patches)
 
 
 def flops_of(work: str, counted: Counted, shape: ModelShape) -> Flops:

@@ -4,13 +4,13 @@ A multiplication with its addition counts two. Norms, activations and rotations 
 PyTorch's own counter leaves them out. The yes-no row of the head is too small to count.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-LinearShape = tuple[int, int]
-"""(inputs, outputs) of a weight."""
+LinearShape = tuple[int, int]  # (inputs, outputs) of a weight
 
 
 @dataclass(slots=True)
@@ -93,8 +93,8 @@ class ModelShape:
     vision: VisionShape
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "ModelShape":
-        """From config.json."""
+    def of(cls, checkpoint: Path) -> "ModelShape":
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         text, vision = config["text_config"], config["vision_config"]
         decoder = DecoderShape(
             text["hidden_size"],

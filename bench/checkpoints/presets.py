@@ -3,57 +3,37 @@
 Sources for 2b and 8b: config.json of Qwen3-VL-2B and -8B, on which Qwen3-VL-Reranker is built.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-NAMES = ("tiny", "mid", "2b", "8b")
+FILES = Path(__file__).parent / "files"
+"""What is the same in every preset's checkpoint, for the demo's tokenizer: config.json without the
+sizes, and the files that other implementations want beside it. The official script wants a
+processor and a chat template, sentence-transformers its list of modules, vLLM the template. Limits
+of pixels are the official script's, for every implementation the same.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """text and vision override the common values below. vocab_size None: the tokenizer's own.
-
-    page_tokens: visual tokens of the page images that fit this size of model.
-    is_written: weights become files; else each process makes them anew, from a seed.
+    """text and vision: the sizes in config.json. page_tokens: visual tokens of the page images that
+    fit this size of model. is_written: weights become files; else each process makes them anew.
     """
 
     text: dict[str, Any]
     vision: dict[str, Any]
-    vocab_size: int | None
-    is_tied: bool
-    dtype: str
     page_tokens: int
+    is_tied: bool = True
+    dtype: str = "float32"
     is_written: bool = True
-
-
-_COMMON_TEXT: dict[str, Any] = {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
-    "initializer_range": 0.02,
-    "max_position_embeddings": 262_144,
-    "model_type": "qwen3_vl_text",
-    "pad_token_id": None,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 5_000_000,
-    "use_cache": True,
-}
-_COMMON_VISION: dict[str, Any] = {
-    "hidden_act": "gelu_pytorch_tanh",
-    "in_channels": 3,
-    "initializer_range": 0.02,
-    "model_type": "qwen3_vl",
-    "num_position_embeddings": 2304,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
 
 
 def _text(
     hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, section: list[int]
 ) -> dict[str, Any]:
-    return _COMMON_TEXT | {
+    return {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "intermediate_size": intermediate,
@@ -71,7 +51,7 @@ def _text(
 def _vision(
     hidden: int, depth: int, intermediate: int, heads: int, out_hidden: int, deepstack: list[int]
 ) -> dict[str, Any]:
-    return _COMMON_VISION | {
+    return {
         "hidden_size": hidden,
         "depth": depth,
         "intermediate_size": intermediate,
@@ -81,40 +61,41 @@ def _vision(
     }
 
 
+_REAL_VOCABULARY = {"vocab_size": 151_936}
 PRESETS = {
     "tiny": Preset(
         _text(64, 4, 128, 4, 2, [6, 5, 5]),
         _vision(64, 4, 128, 2, 64, [0, 1, 2]),
-        vocab_size=None,
-        is_tied=True,
-        dtype="float32",
         page_tokens=48,
     ),
     "mid": Preset(
         _text(512, 8, 1_536, 8, 4, [12, 10, 10]),
         _vision(256, 6, 1_024, 4, 512, [1, 3, 5]),
-        vocab_size=None,
-        is_tied=True,
-        dtype="float32",
         page_tokens=300,
     ),
     "2b": Preset(
-        _text(2_048, 28, 6_144, 16, 8, [24, 20, 20]),
+        _text(2_048, 28, 6_144, 16, 8, [24, 20, 20]) | _REAL_VOCABULARY,
         _vision(1_024, 24, 4_096, 16, 2_048, [5, 11, 17]),
-        vocab_size=151_936,
-        is_tied=True,
-        dtype="bfloat16",
         page_tokens=1_300,
+        dtype="bfloat16",
         is_written=False,
     ),
     "8b": Preset(
-        _text(4_096, 36, 12_288, 32, 8, [24, 20, 20]),
+        _text(4_096, 36, 12_288, 32, 8, [24, 20, 20]) | _REAL_VOCABULARY,
         _vision(1_152, 27, 4_304, 16, 4_096, [8, 16, 24]),
-        vocab_size=151_936,
+        page_tokens=1_300,
         is_tied=False,
         dtype="bfloat16",
-        page_tokens=1_300,
         is_written=False,
     ),
 }
-assert tuple(PRESETS) == NAMES
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """config.json in the form of transformers 4.57, which 5.x reads too."""
+    preset = PRESETS[name]
+    config: dict[str, Any] = json.loads((FILES / "config.json").read_text(encoding="utf-8"))
+    common = {"dtype": preset.dtype, "tie_word_embeddings": preset.is_tied}
+    config["text_config"] |= preset.text | common
+    config["vision_config"] |= preset.vision
+    return config | common

@@ -5,10 +5,11 @@ states in and out, and its weights once a plan. Norms, rotations and launches ta
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from bench.flops import Flops, LinearShape, ModelShape
+from bench.bound.flops import Flops, ModelShape
 from shardrank.actors.scorer import MAX_BATCH_TOKENS
 
 _BYTES_OF_A_VALUE = 2
@@ -23,18 +24,20 @@ class Gpu:
     bytes_per_s: float
 
 
+# The SXM forms, from NVIDIA's data sheets of the H100 and H200.
 GPUS = (Gpu("H100", 989e12, 3.35e12), Gpu("H200", 989e12, 4.8e12))
-"""The SXM forms, from NVIDIA's data sheets of the H100 and H200."""
 
 
 def model_seconds(needed: Flops, shape: ModelShape, num_tokens: int, gpu: Gpu) -> float:
     """num_tokens: those to compute, which go through in plans."""
     num_plans = math.ceil(num_tokens / MAX_BATCH_TOKENS)
     seconds = needed.attention / gpu.flops_per_s
-    weights = _num_weights(shape)
+    # The vision tower's are few beside them.
+    weights = Counter([*shape.decoder.key_value, *shape.decoder.rest] * shape.decoder.layers)
     for (inputs, outputs), flops in needed.linear.items():
         rows = flops / (2 * inputs * outputs)
-        values = rows * (inputs + outputs) + num_plans * weights.get((inputs, outputs), 0)
+        num_weights = weights[inputs, outputs] * inputs * outputs
+        values = rows * (inputs + outputs) + num_plans * num_weights
         memory = _BYTES_OF_A_VALUE * values / gpu.bytes_per_s
         seconds += max(flops / gpu.flops_per_s, memory)
     return seconds
@@ -55,13 +58,3 @@ def roofline_line(figures: dict[str, Any]) -> str:
         for name, each in figures.items()
     ]
     return f"a model, not measured: at data sheets' rates {', '.join(parts)}"
-
-
-def _num_weights(shape: ModelShape) -> dict[LinearShape, int]:
-    """Values of the decoder's weights by their shape; the vision tower's are few beside them."""
-    decoder = shape.decoder
-    weights: dict[LinearShape, int] = {}
-    for inputs, outputs in (*decoder.key_value, *decoder.rest):
-        before = weights.get((inputs, outputs), 0)
-        weights[inputs, outputs] = before + decoder.layers * inputs * outputs
-    return weights

@@ -1,0 +1,1 @@
+"""Random checkpoints of Qwen3-VL's shapes: made here from a seed, never downloaded."""
