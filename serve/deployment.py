@@ -7,25 +7,24 @@ replica imports the endpoint itself late: prometheus_client reads where to write
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import ray
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, create_model
 from ray import serve
 from ray.serve import Application
 from ray.serve._private import replica
 
-from shardrank.actors.config import DEFAULT_MAX_VISUAL_TOKENS, QueryOptions, RerankerConfig
-from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
+from shardrank.options import Option, built
 from shardrank.serve.console import say
 from shardrank.serve.errors import NotReady
-from shardrank.serve.gate.access import AccessLog
 from shardrank.serve.gate.keys import ApiKey, ApiKeys, WatchedKeys, environment_keys
-from shardrank.serve.settings import Limits, ServeSettings
+from shardrank.serve.settings import ENDPOINT, LIMITS, ServeSettings
 
 APP_NAME = "shardrank"
 LOOPBACK = "127.0.0.1"
@@ -120,69 +119,24 @@ def _metrics_directory() -> str:
     return os.path.join(tempfile.gettempdir(), f"shardrank-metrics-{node}-{quote(name, safe='')}")
 
 
-class AppArguments(BaseModel):
-    """`args` of serve/config.yaml. Unknown names are an error."""
+def _model(name: str, options: Mapping[str, Option], **more: Any) -> Any:
+    """Unknown names are an error."""
+    known = {each: option.field for each, option in options.items()}
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **known | more)
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    instruction: str | None = None
-    max_length: int | None = None
-    empty: str = "error"
-    image_depth: str = "scale"
-    threads: int | None = None
-    max_batch_tokens: int | None = None
-    compile: bool | None = None
-    batch_invariant: bool = False
-    video_reader: str = "pyav"
-    max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
-    served_name: str | None = None
-    strict_model: bool = False
-    keys_file: str | None = None
-    is_open: bool = False
-    max_queue_s: float = 5.0
-    web_media: bool = True
-    allowed_networks: list[str] = []
-    price_per_million_tokens: float | None = None
-    cors_origins: list[str] = []
-    access_log: AccessLog = "lines"
-    limits: dict[str, Any] = {}
+_OPTIONS = {name: option for name, option in ENDPOINT.items() if name not in LIMITS}
+_Limits = _model("Limits", LIMITS)
+_Arguments = _model("Arguments", _OPTIONS, limits=(_Limits, _Limits()), is_open=(bool, False))
+
+
+class AppArguments(_Arguments):  # type: ignore[misc, valid-type]  # its fields are the endpoint's options
+    """`args` of serve/config.yaml; None is the default."""
 
     def settings(self, keys: tuple[ApiKey, ...] = ()) -> ServeSettings:
         """Raises ValueError."""
-        limits = Limits(**self.limits)
-        config: dict[str, Any] = {"instruction": self.instruction} if self.instruction else {}
-        return ServeSettings(
-            reranker=RerankerConfig(
-                model=self.model,
-                revision=self.revision,
-                device=self.device,
-                dtype=self.dtype,  # type: ignore[arg-type]
-                options=QueryOptions(max_length=self.max_length),
-                empty=self.empty,  # type: ignore[arg-type]
-                image_depth=self.image_depth,  # type: ignore[arg-type]
-                num_threads=self.threads,
-                max_batch_tokens=self.max_batch_tokens,
-                compile=self.compile,
-                batch_invariant=self.batch_invariant,
-                video_reader=self.video_reader,  # type: ignore[arg-type]
-                max_visual_tokens=self.max_visual_tokens,
-                **config,
-            ),
-            served_name=self.served_name,
-            is_strict_model=self.strict_model,
-            limits=limits,
-            web=WebMedia(allowed_networks=tuple(self.allowed_networks)) if self.web_media else None,
-            keys_file=self.keys_file,
-            keys=keys,
-            max_queue_s=self.max_queue_s,
-            price_per_million_tokens=self.price_per_million_tokens,
-            cors_origins=tuple(self.cors_origins),
-            access_log=self.access_log,
-        )
+        values = self.model_dump(exclude_none=True)
+        return built(ServeSettings, values | values["limits"], keys=keys)
 
 
 def app(args: AppArguments) -> Application:
