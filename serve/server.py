@@ -37,22 +37,22 @@ def run_server(
     os.environ.pop(KEYS_VARIABLE, None)  # no process of Ray needs more than the keys' hashes
     with _shared_folder() if is_local else contextlib.nullcontext() as folder:
         say("starting Ray on this machine ..." if is_local else f"joining Ray at {address} ...")
-        from shardrank.cluster import start_ray
+        from shardrank.cluster import connected
 
-        start_ray(address)
-        for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own in their place
-            signal.signal(number, _interrupt)
-        try:
-            _start(settings, host, port, num_replicas, folder)
-            if is_local:
-                _check_shared(host, port)
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
-            _drain()
-        except KeyboardInterrupt:  # while it started, or for the second time
-            say("stopping at once")
-        finally:
-            _leave(is_local)
+        with connected(address):
+            for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own in their place
+                signal.signal(number, _interrupt)
+            try:
+                _start(settings, host, port, num_replicas, folder)
+                if is_local:
+                    _check_shared(host, port)
+                with contextlib.suppress(KeyboardInterrupt):
+                    threading.Event().wait()
+                _drain()
+            except KeyboardInterrupt:  # while it started, or for the second time
+                say("stopping at once")
+            finally:
+                _leave(is_local)
 
 
 def _interrupt(*_: Any) -> None:
@@ -176,7 +176,6 @@ def _drain() -> None:
 
 
 def _leave(is_local: bool) -> None:
-    import ray
     from ray import serve
 
     from shardrank.serve.deployment import APP_NAME
@@ -187,4 +186,3 @@ def _leave(is_local: bool) -> None:
         serve.delete(APP_NAME)
         if not serve.status().applications:
             serve.shutdown()
-    ray.shutdown()
