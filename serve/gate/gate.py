@@ -7,10 +7,10 @@ goes away cancels its request.
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardrank.serve.dialects.answers import SHAPED_PATHS, body_of, is_tei
 from shardrank.serve.dialects.bodies import outline
@@ -28,11 +28,6 @@ from shardrank.serve.gate.rate import RateLimiter, caller
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.settings import Limits
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
 OPEN_PATHS = ("/health", "/ready", "/.well-known/ready", "/v1/cluster/auth")
 """The last one tells Xinference's client whether it is to send its key."""
 _BODY_TIMEOUT_S = 60.0
@@ -49,7 +44,7 @@ class Gate:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         keys: ApiKeys | WatchedKeys,
         limits: Limits,
         metrics: Metrics,
@@ -66,7 +61,7 @@ class Gate:
         self._metrics = metrics
         self._limiter = RateLimiter()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -95,7 +90,7 @@ class Gate:
 
     async def _admitted(
         self,
-        scope: MutableMapping[str, Any],
+        scope: Scope,
         headers: Headers,
         receive: Receive,
         answer: "_Answer",
@@ -154,9 +149,7 @@ def _plain(path: str) -> str:
     return "/" + "/".join(filter(None, path.split("/")))
 
 
-async def _run(
-    app: App, scope: MutableMapping[str, Any], receive: Receive, send: "_Answer", body: bytes
-) -> None:
+async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: "_Answer", body: bytes) -> None:
     """The application with the body at hand; cancelled when the client goes away."""
     gone = asyncio.create_task(_disconnected(receive))
     is_read = False
