@@ -12,8 +12,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shardrank.serve.dialects.answers import SHAPED_PATHS, body_of, is_tei
-from shardrank.serve.dialects.bodies import outline
+from shardrank.serve.dialects.bodies import SHAPED_PATHS, body_of, is_tei, outline
 from shardrank.serve.errors import (
     ApiError,
     BodyTooLarge,
