@@ -72,12 +72,10 @@ def create_app(
 
     app.add_middleware(
         Gate,
+        settings=settings,
         keys=keys,
-        limits=settings.limits,
         metrics=metrics,
         check_room=check_room,
-        is_local=settings.is_local,
-        access_log=settings.access_log,
     )
     if settings.cors_origins:  # outside the gate: a browser asks without a key first
         app.add_middleware(

@@ -37,7 +37,7 @@ class TextCutter:
         room = [self._room(query, request, options) for query, _ in heads]
         bodies = [
             self._cut(
-                document, least(request.max_tokens_per_doc, room[number]), request.keeps_the_end
+                document, _least(request.max_tokens_per_doc, room[number]), request.keeps_the_end
             )
             for document, number in zip(documents, work.query_of, strict=True)
         ]
@@ -86,7 +86,7 @@ class TextCutter:
         return max(0, longest + 1 - pair.num_tokens - _MERGED_TOKENS)
 
 
-def least(*caps: int | None) -> int | None:
+def _least(*caps: int | None) -> int | None:
     given = [cap for cap in caps if cap is not None]
     return min(given) if given else None
 

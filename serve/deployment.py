@@ -1,10 +1,13 @@
 """The endpoint on Ray Serve: one replica, one reranker, one queue.
 
-`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `application`. A
+`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `deploy`. A
 replica imports the endpoint itself late: prometheus_client reads where to write as it is imported.
 """
 
+import logging
 import os
+import re
+import signal
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,9 +24,15 @@ from ray.serve._private import replica
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
 from shardrank.options import Option, built
-from shardrank.serve.console import say
+from shardrank.serve.console import NotStarted, say
 from shardrank.serve.errors import NotReady
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, WatchedKeys, environment_keys
+from shardrank.serve.gate.keys import (
+    KEYS_VARIABLE,
+    ApiKey,
+    ApiKeys,
+    WatchedKeys,
+    environment_keys,
+)
 from shardrank.serve.settings import ENDPOINT, LIMITS, ServeSettings
 
 APP_NAME = "shardrank"
@@ -119,6 +128,65 @@ def _metrics_directory() -> str:
     return os.path.join(tempfile.gettempdir(), f"shardrank-metrics-{node}-{quote(name, safe='')}")
 
 
+def deploy(
+    settings: ServeSettings, host: str, port: int, num_replicas: int | None, folder: str | None
+) -> None:
+    """Serve's proxies at a port, and the replicas behind them. Raises NotStarted."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    uses_gpu = settings.reranker.device != "cpu" and gpus > 0
+    num_replicas = num_replicas or (gpus if uses_gpu else 1)
+    try:
+        serve.start(
+            http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"}
+        )
+        where = f"{num_replicas} x {'GPU' if uses_gpu else 'CPU'}"
+        say(f"loading {settings.reranker.model} on {where} ...")
+        metrics = folder and os.path.join(folder, "metrics")
+        replicas = application(settings, num_replicas, 1 if uses_gpu else 0, metrics)
+        serve.run(replicas, name=APP_NAME)
+    except RuntimeError as error:
+        if "Failed to bind to address" in str(error):  # since it was checked
+            raise NotStarted.of_port(host, port) from error
+        raise NotStarted(f"the endpoint did not start: {_cause() or error}") from error
+    url = f"http://{host}:{port}"
+    say(f"serving {settings.model_name} at {url} (API: {url}/docs)")
+
+
+def _cause() -> str:
+    """What a replica said last, without its traceback."""
+    deployments = [
+        deployment
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+    ]
+    lines = [line for each in deployments for line in each.message.strip().splitlines()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or [""])[-1]
+
+
+def drain() -> None:
+    """What comes is told to come back by the proxies, which stay until the replicas have ended."""
+    say(
+        f"stopping: requests in work are finished first, for up to {STOPPING_S} s; "
+        "the same signal again stops at once"
+    )
+    try:
+        serve.delete(APP_NAME)
+    except TimeoutError:
+        say(f"requests that were not finished within {STOPPING_S} s are lost")
+
+
+def leave(is_local: bool) -> None:
+    """Nobody interrupts it any more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if not is_local:  # what others run there stays
+        serve.delete(APP_NAME)
+        if not serve.status().applications:
+            serve.shutdown()
+
+
 def _model(name: str, options: Mapping[str, Option], **more: Any) -> Any:
     """Unknown names are an error."""
     known = {each: option.field for each, option in options.items()}
@@ -144,7 +212,7 @@ def app(args: AppArguments) -> Application:
 
     Raises ValueError where there are no keys and `is_open` does not say that this is meant.
     """
-    settings = args.settings(environment_keys(os.environ.get("SHARDRANK_API_KEYS")))
+    settings = args.settings(environment_keys(os.environ.get(KEYS_VARIABLE)))
     if keys_of(settings).is_open and not args.is_open:
         raise ValueError(
             "no API keys: give keys_file, or SHARDRANK_API_KEYS in the environment, "

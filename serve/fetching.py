@@ -18,7 +18,7 @@ from shardrank.actors.data import Content, ImageSource
 from shardrank.actors.errors import ImageTooLarge, MediaForbidden, MediaTooLarge, RerankError
 from shardrank.actors.fetch.web import WebMedia, WebReader
 from shardrank.actors.media.images import image_size
-from shardrank.serve.gate.rate import caller
+from shardrank.serve.console import caller
 
 T = TypeVar("T")
 Fetched = dict[str, bytes | RerankError]

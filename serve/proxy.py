@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shardrank.serve.gate.access import Usage, log_access, request_id_of
+from shardrank.serve.console import Usage, log_access, request_id_of
 
 logger = logging.getLogger(__name__)
 

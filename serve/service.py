@@ -14,12 +14,12 @@ from shardrank.actors.errors import RerankError
 from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.actors.prompt import NUM_CLOSING_TOKENS
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter, least
+from shardrank.serve.console import usage
+from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter
 from shardrank.serve.dialects.requests import Options, RerankRequest, ScoreRequest
 from shardrank.serve.dialects.work import Scored, Sides, in_order, text_of, work_of
 from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher, within_pixels
-from shardrank.serve.gate.access import usage
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.playground import guide_of
 from shardrank.serve.queue.batching import BatchQueue
@@ -68,8 +68,8 @@ class RerankService:
         options = self._query_options(request)
         queries, documents = work.contents()
         # Before anything is fetched or cut: texts will not be longer than this.
-        longest = least(options.max_length, request.max_tokens_per_doc)
-        expected = replace(options, max_length=longest)
+        caps = filter(None, (options.max_length, request.max_tokens_per_doc))
+        expected = replace(options, max_length=min(caps, default=None))
         self.queue.check_room(work.sets(queries, documents, expected)[0])
         queries, documents = await self._fetched(queries, documents)
         if len(queries) == 1 and isinstance(queries[0], RerankError):

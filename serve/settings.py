@@ -7,7 +7,7 @@ from typing import Annotated
 from shardrank.actors.config import RerankerConfig, Setting, check_settings
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.options import options_of
-from shardrank.serve.gate.access import AccessLog
+from shardrank.serve.console import AccessLog
 from shardrank.serve.gate.keys import KEYS_VARIABLE, ApiKey
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")

@@ -6,7 +6,7 @@
     max_concurrent = 8
 
 Knows nothing about HTTP frameworks: headers are a mapping. What a limit does is
-serve/gate/rate.py's.
+serve/gate/gate.py's.
 """
 
 import base64
