@@ -61,9 +61,10 @@ def settings_of(kind: type) -> dict[str, tuple[Any, Setting]]:
     }
 
 
-def check_settings(config: object, *names: str) -> None:
+def check_settings(config: Any, *names: str) -> None:
     """Raises ValueError where one of these fields is not of its type or out of its range."""
-    known = settings_of(config.__class__)
+    own: Any = type(config)
+    known = settings_of(own)
     for name in names or known:
         kind, setting = known[name]
         _check(name, kind, getattr(config, name), setting.can_be_zero)

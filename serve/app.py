@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from shardrank.actors.data import CandidateSet
-from shardrank.serve.dialects import models, openapi
+from shardrank.serve.dialects import openapi
 from shardrank.serve.dialects.answers import DIALECTS, Dialect, Naming, headers
 from shardrank.serve.dialects.bodies import BodyRoute, Json, add_errors
 from shardrank.serve.errors import ModelNotFound, NotReady, TooManyRequests
@@ -141,19 +141,19 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) ->
 
     @app.get("/v1/models", responses=openapi.REFUSED)
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [models.model(naming)]}
+        return {"object": "list", "data": [_model(naming)]}
 
     @app.get("/models", responses=openapi.REFUSED)
     @app.get("/infinity/models", responses=openapi.REFUSED)
     async def list_infinity_models() -> dict[str, Any]:
         """Infinity's."""
-        return {"object": "list", "data": [models.infinity_model(naming)]}
+        return {"object": "list", "data": [_infinity_model(naming)]}
 
     @app.get("/v1/models/{name:path}", responses=openapi.REFUSED | openapi.failures(404))
     async def model(name: str) -> dict[str, Any]:
         if name not in settings.names:
             raise ModelNotFound.of(name, settings.model_name)
-        return models.model(naming)
+        return _model(naming)
 
     @app.get("/v1/cluster/auth", include_in_schema=False)
     async def cluster_auth() -> dict[str, bool]:
@@ -164,12 +164,51 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) ->
     async def info(request: Request) -> dict[str, Any]:
         """TEI's."""
         service = _service(request)
-        return models.info(naming, settings, service.max_tokens, service.device_type)
+        return _info(naming, settings, service.max_tokens, service.device_type)
 
     @app.get("/metrics", response_class=Response, responses=openapi.METRICS)
     async def metrics(request: Request) -> Response:
         """Prometheus's text format."""
         return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _model(naming: Naming) -> dict[str, Any]:
+    """OpenAI's, with what Xinference's clients read beside it."""
+    return {
+        "id": naming.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "shardrank",
+        "model_name": naming.model,
+        "model_type": "rerank",
+        "model_ability": ["rerank"],
+    }
+
+
+def _infinity_model(naming: Naming) -> dict[str, Any]:
+    """Infinity's client takes no other owner, and no model without `stats`."""
+    own = {"owned_by": "infinity", "backend": "torch", "capabilities": ["rerank"], "stats": {}}
+    return _model(naming) | own
+
+
+def _info(
+    naming: Naming, settings: ServeSettings, max_tokens: int, device_type: str
+) -> dict[str, Any]:
+    """TEI's /info. max_tokens: of a whole pair."""
+    dtype = settings.reranker.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device_type == "cuda" else "float32"
+    return {
+        "model_id": naming.model,
+        "model_sha": settings.reranker.revision,
+        "model_dtype": dtype,
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_input_length": max_tokens,
+        "max_client_batch_size": settings.limits.max_documents,
+        "auto_truncate": True,
+        "tokenization_workers": settings.num_preparing,
+        "version": naming.version,
+    }
 
 
 async def check_health(service: RerankService) -> str:

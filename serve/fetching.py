@@ -7,11 +7,9 @@ actors/fetch/web.py.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from shardrank.actors.data import Content, ImageSource
@@ -20,7 +18,6 @@ from shardrank.actors.fetch.web import WebMedia, WebReader
 from shardrank.actors.media.images import image_size
 from shardrank.serve.console import caller
 
-T = TypeVar("T")
 Fetched = dict[str, bytes | RerankError]
 
 
@@ -75,13 +72,15 @@ class MediaFetcher:
 
         async def read(url: str) -> bytes | RerankError:
             async with of_request:
-                return await self._in_thread(partial(self._read, url, budget, ends), of_caller)
+                return await self._read_in_thread(url, budget, ends, of_caller)
 
         found = await asyncio.gather(*map(read, urls))
         fetched = dict(zip(urls, found, strict=True))
         return [_filled(side, fetched) for side in sides]
 
-    async def _in_thread(self, work: Callable[[], T], of_caller: asyncio.Semaphore) -> T:
+    async def _read_in_thread(
+        self, url: str, budget: _Budget, ends: float, of_caller: asyncio.Semaphore
+    ) -> bytes | RerankError:
         """The caller's share is taken until the thread has ended, also of one who has left."""
         loop = asyncio.get_running_loop()
 
@@ -95,7 +94,7 @@ class MediaFetcher:
         except BaseException:
             of_caller.release()
             raise
-        future = self._threads.submit(work)
+        future = self._threads.submit(self._read, url, budget, ends)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(free))
         return await asyncio.wrap_future(future)
 

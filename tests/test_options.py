@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 
 from shardrank import cli
 from shardrank.actors.config import QueryOptions, RerankerConfig, settings_of, without_none
@@ -112,3 +113,13 @@ def test_a_name_that_config_yaml_does_not_have_is_refused(given: dict[str, Any])
 def test_a_choice_in_config_yaml_is_refused_in_the_engines_own_words() -> None:
     with pytest.raises(ValueError, match="dtype must be one of auto, .*, got 'int8'"):
         AppArguments.model_validate({"model": str(TINY), "dtype": "int8"}).settings()
+
+
+def test_what_stands_in_config_yaml_as_a_comment_could_stand_there() -> None:
+    lines = (Path(__file__).parents[1] / "serve" / "config.yaml").read_text("utf-8").splitlines()
+    shown = [line.strip(" #") for line in lines if line.startswith("      # ") and ": " in line]
+    options = [each for each in shown if each.split(":")[0].isidentifier()]
+    assert len(options) >= 9
+    for each in options:
+        arguments = {"model": str(TINY)} | yaml.safe_load(each)
+        assert AppArguments.model_validate(arguments).settings()

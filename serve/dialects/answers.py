@@ -194,7 +194,7 @@ def headers(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str,
     tokens = {"compute-tokens": scored.num_tokens, "compute-characters": scored.num_characters}
     cost = {f"compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
     below = {name.replace("_", "-"): num for name, num in left_out(scored, request).items()}
-    tei_s = {}
+    tei_s: dict[str, Any] = {}
     if request.documents_field == "texts":
         milliseconds = round(scored.seconds * 1_000)
         tei_s = {"compute-time": milliseconds, "total-time": milliseconds}

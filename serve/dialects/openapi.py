@@ -16,8 +16,14 @@ class _Open(BaseModel):
 
 def _model(name: str, doc: str | None = None, /, **fields: Any) -> Any:
     """An object of these fields and perhaps more; a tuple has a field's default beside its type."""
-    own = {each: kind if isinstance(kind, tuple) else (kind, ...) for each, kind in fields.items()}
+    own: dict[str, Any] = {
+        each: kind if isinstance(kind, tuple) else (kind, ...) for each, kind in fields.items()
+    }
     return create_model(name, __base__=_Open, __doc__=doc, **own)
+
+
+def _many(model: Any) -> Any:
+    return list[model]
 
 
 _FLOAT = float | None
@@ -45,8 +51,8 @@ _Usage = _model("Usage", prompt_tokens=int, completion_tokens=int, total_tokens=
 RerankAnswer = _model(
     "RerankAnswer",
     **_HEAD,
-    results=list[_Result],
-    data=list[_DataResult],
+    results=_many(_Result),
+    data=_many(_DataResult),
     usage=_Usage,
     meta=_META,
 )
@@ -54,16 +60,16 @@ _Ranking = _model("Ranking", index=int, logit=_FLOAT)
 NimAnswer = _model(
     "NimAnswer",
     "What a request with `passages` gets.",
-    rankings=list[_Ranking],
+    rankings=_many(_Ranking),
     usage=_Usage,
     meta=_META,
 )
 _TeiResult = _model("TeiResult", **_SCORED, text=_STR)
-ShapedAnswer: Any = RerankAnswer | list[_TeiResult] | NimAnswer
-SglangAnswer: Any = list[_model("SglangResult", **_SCORED, document=_STR)]
+ShapedAnswer: Any = RerankAnswer | _many(_TeiResult) | NimAnswer
+SglangAnswer: Any = _many(_model("SglangResult", **_SCORED, document=_STR))
 _ScoreResult = _model("ScoreResult", index=int, object=str, score=_FLOAT)
-ScoreAnswer = _model("ScoreAnswer", **_HEAD, data=list[_ScoreResult], usage=_Usage)
-_DashScopeOutput = _model("DashScopeOutput", results=list[_Result])
+ScoreAnswer = _model("ScoreAnswer", **_HEAD, data=_many(_ScoreResult), usage=_Usage)
+_DashScopeOutput = _model("DashScopeOutput", results=_many(_Result))
 DashScopeAnswer = _model(
     "DashScopeAnswer", output=_DashScopeOutput, usage=_Usage, meta=_META, request_id=str
 )
