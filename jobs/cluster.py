@@ -92,7 +92,7 @@ def own_error(error: BaseException) -> JobError:
 
 
 def _last_line(text: str) -> str:
-    """Of a traceback's text, the last exception of a chain that is not Ray's: what says most."""
+    """The last exception in a traceback's text that is not Ray's: what says most."""
     lines = []
     for part in text.split("\nThe above exception was the direct cause"):
         said = part.partition("\nFailed to apply UDF transform")[0].splitlines()

@@ -111,14 +111,14 @@ caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 def begin() -> Usage:
-    """Of the request that this task is about to serve."""
+    """A new Usage, of the request that this task is about to serve."""
     usage = Usage()
     _USAGE.set(usage)
     return usage
 
 
 def usage() -> Usage:
-    """Of this task's request; one that nobody reads where there is none."""
+    """The usage of this task's request; one that nobody reads where there is none."""
     return _USAGE.get(None) or Usage()
 
 

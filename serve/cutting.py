@@ -14,12 +14,12 @@ from shardrank.serve.dialects.requests import Options
 from shardrank.serve.dialects.work import Sides, Work
 
 _MERGED_TOKENS = 4
-"""By so many a prompt may differ from the sum of its parts, where a text meets the template."""
+"""A prompt may differ from its parts' sum by so many, where a text meets the template."""
 ANY_DOCUMENT = Content(texts=("a",))  # one token
 
 
 class TextCutter:
-    """With a checkpoint's own tokenizer. Thread-safe."""
+    """It cuts with a checkpoint's own tokenizer. Thread-safe."""
 
     def __init__(self, checkpoint: Path, preprocessor: Preprocessor, max_length: int) -> None:
         self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))

@@ -48,7 +48,7 @@ class RerankService:
 
     @property
     def max_tokens(self) -> int:
-        """Of a whole pair."""
+        """Tokens of a whole pair."""
         return self._longest + NUM_CLOSING_TOKENS
 
     async def start(self) -> None:

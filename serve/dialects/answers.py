@@ -71,7 +71,7 @@ def value_of(pair: PairScore, is_raw: bool) -> float | None:
 
 
 def shaped(scored: Scored, request: RerankRequest, naming: Naming) -> Any:
-    """By the field of the documents: canonical; with `texts` TEI's, with `passages` NIM's.
+    """The field of the documents decides: canonical; with `texts` TEI's, with `passages` NIM's.
 
     With `property` Weaviate's too; `input` is Mixedbread's, whose answer is canonical.
     """

@@ -95,7 +95,7 @@ _SENTENCES = {
 
 
 def responses(answer: Any, failure: Any = Failure) -> dict[int | str, dict[str, Any]]:
-    """Of a route that scores."""
+    """The answers of a route that scores."""
     return {200: {"model": answer, "description": "Scores"}, **failures(*_SENTENCES, model=failure)}
 
 

@@ -57,7 +57,7 @@ class Work:
     instruction: str | None
 
     def contents(self) -> tuple[Sides, Sides]:
-        """Of queries and of documents."""
+        """The contents of the queries, and of the documents."""
         return [_content(side) for side in self.queries], [_content(s) for s in self.documents]
 
     def sets(
@@ -113,7 +113,7 @@ class Work:
 
 
 def work_of(request: RerankRequest | ScoreRequest, limits: Limits) -> Work:
-    """One query for all documents, or as many as there are. Raises ApiError."""
+    """What a request wants: one query for all documents, or one for each. Raises ApiError."""
     left, right = request.side_names
     queries, documents = request.lists
     for name, sides in ((left, queries), (right, documents)):

@@ -36,7 +36,7 @@ OPEN_PATHS = ("/health", "/ready", "/.well-known/ready", "/v1/cluster/auth")
 """The last one tells Xinference's client whether it is to send its key."""
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_GONE = 499
-"""As nginx counts them; nobody reads it."""
+"""nginx counts such requests so; nobody reads it."""
 
 
 # A key that was quiet may send this many seconds' worth of its requests at once: enough for a page

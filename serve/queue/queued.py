@@ -21,7 +21,7 @@ SLICE_DOCUMENTS = 64
 SLICES_A_BATCH = 2
 """A slice is expected to fill half a batch at most: page images are large, and others wait."""
 PIECES_A_BATCH = 4
-"""Of a request with many documents, so that others' fit beside them."""
+"""So many come of a request with many documents, that others' fit beside them."""
 
 _BYTES_PER_TOKEN = 3.5  # English 4 to 5; Chinese 4 to 5 as well, at 3 bytes a character
 _MEASURED_CHARS = 1_000
@@ -238,7 +238,7 @@ def _text_tokens(texts: Sequence[str], options: QueryOptions) -> int:
 
 
 def _bytes_per_char(text: str) -> float:
-    """By its beginning, as far as it is not ASCII: this runs on the event loop."""
+    """What its beginning has, where it is not ASCII: this runs on the event loop."""
     head = text[:_MEASURED_CHARS]
     return 1 if text.isascii() else len(head.encode("utf-8", "surrogatepass")) / len(head)
 
