@@ -57,7 +57,7 @@ def options_of(configuration: Any, *but: str) -> dict[str, Option]:
     """All by their names, those of the configurations within it too, `but` these."""
     found: dict[str, Option] = {}
     for field, name, kind, setting in _described(configuration):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
+        default = _default_of(field)
         if kind is WebMedia:
             kind, default = bool, default is not None
             found["allowed_networks"] = Option(list[str], (), _NETWORKS)
@@ -82,13 +82,12 @@ def built(configuration: type[T], given: Mapping[str, Any], **fixed: Any) -> T:
         if is_dataclass(field.type):
             values[field.name] = built(field.type, given)  # type: ignore[arg-type]
     for field, name, kind, _ in _described(configuration):
-        if name not in given or field.name in fixed:
-            continue
-        value = given[name]
         if kind is WebMedia:
             networks = tuple(given.get("allowed_networks") or ())
-            value = WebMedia(allowed_networks=networks) if value else None
-        values[field.name] = tuple(value or ()) if kind in _MANY else value
+            is_allowed = given.get(name, _default_of(field) is not None)
+            values[field.name] = WebMedia(allowed_networks=networks) if is_allowed else None
+        elif name in given:
+            values[field.name] = tuple(given[name] or ()) if kind in _MANY else given[name]
     return configuration(**values | fixed)
 
 
@@ -120,3 +119,7 @@ def _described(configuration: Any) -> Iterator[tuple[Any, str, Any, Setting]]:
         if field.name in known:
             kind, setting = known[field.name]
             yield field, setting.name or field.name, without_none(kind)[0], setting
+
+
+def _default_of(field: Any) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

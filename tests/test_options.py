@@ -100,6 +100,9 @@ def test_the_endpoint_fetches_by_its_own_rule_and_reads_no_file() -> None:
         settings = AppArguments.model_validate(arguments).settings()
         assert settings.web == (WebMedia(allowed_networks=("10.0.0.0/8",)) if wanted else None)
         assert (settings.engine.web_media, settings.engine.local_media) == (None, False)
+    arguments = {"model": str(TINY), "allowed_networks": ["10.0.0.0/8"]}  # fetching is the default
+    web = AppArguments.model_validate(arguments).settings().web
+    assert web is not None and web.allowed_networks == ("10.0.0.0/8",)
 
 
 @pytest.mark.parametrize(
