@@ -294,9 +294,9 @@ def _search_units(scored: Scored) -> int:
 class Dialect:
     """One way to ask for scores and to be told them: where, in what, and how.
 
-    write: the answer's content, of whose functions the docstring describes the route. fails_whole:
-    its clients know no null score, so that a document that fails fails all by default. least_top_n:
-    what a top_n of zero is told, where it is an error.
+    write: makes the answer's content; its docstring describes the route. answer, failure: what the
+    OpenAPI document says of them. fails_whole: its clients know no null score, so that a document
+    that fails fails all by default. least_top_n: what a top_n must be, where zero is an error.
     """
 
     name: str
