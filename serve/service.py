@@ -17,7 +17,7 @@ from shardrank.actors.reranker import Reranker
 from shardrank.serve.console import usage
 from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter
 from shardrank.serve.dialects.requests import Options, RerankRequest, ScoreRequest
-from shardrank.serve.dialects.work import Scored, Sides, in_order, text_of, work_of
+from shardrank.serve.dialects.work import Scored, Sides, in_order, work_of
 from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.metrics import Metrics
@@ -88,8 +88,8 @@ class RerankService:
         self._count(pairs)
         await self._check(pairs, queries, work.document_name, request, options)
         contents = [side for side in (*queries, *documents) if isinstance(side, Content)]
-        texts = [text_of(side) for side in work.documents]
-        heads = [text_of(work.queries[number]) for number in work.query_of]
+        texts = [side.text for side in work.documents]
+        heads = [work.queries[number].text for number in work.query_of]
         return Scored(
             pairs,
             texts,

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from shardrank.actors.data import Content, ImageSource, Video
-from shardrank.actors.errors import InvalidContent
+from shardrank.actors.errors import InvalidContent, RerankError
 from shardrank.serve.errors import InvalidRequest
 
 _CONTENT_FIELDS = ("text", "image", "video")
@@ -30,14 +30,18 @@ _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 class Parsed:
     """One side as it came: content, its own instruction, and the fields that nobody reads."""
 
-    content: Content
+    content: Content | RerankError
     instruction: str | None = None
     ignored: list[str] = field(default_factory=list)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        return self.content.texts if isinstance(self.content, Content) else ()
+
+    @property
     def text(self) -> str | None:
         """Its texts, joined by newlines; None: it has none."""
-        return "\n".join(self.content.texts) if self.content.texts else None
+        return "\n".join(self.texts) if self.texts else None
 
 
 def whole(text: str) -> str:

@@ -11,7 +11,6 @@ from shardrank.serve.dialects.requests import Document, RerankRequest, ScoreRequ
 from shardrank.serve.errors import BadRequest, InvalidRequest
 from shardrank.serve.settings import Limits
 
-ParsedSide = Parsed | RerankError
 Sides = list[Content | RerankError]
 
 _MAX_WARNINGS = 20
@@ -50,15 +49,15 @@ class Work:
     queries and documents that have none of their own.
     """
 
-    queries: list[ParsedSide]
-    documents: list[ParsedSide]
+    queries: list[Parsed]
+    documents: list[Parsed]
     query_of: list[int]
     document_name: str
     instruction: str | None
 
     def contents(self) -> tuple[Sides, Sides]:
         """The contents of the queries, and of the documents."""
-        return [_content(side) for side in self.queries], [_content(s) for s in self.documents]
+        return [side.content for side in self.queries], [side.content for side in self.documents]
 
     def sets(
         self, queries: Sides, documents: Sides, options: QueryOptions
@@ -85,9 +84,8 @@ class Work:
 
     def instruction_of(self, index: int) -> str | None:
         """A document's own, its query's, or the request's."""
-        sides = self.documents[index], self.queries[self.query_of[index]]
-        own = (side.instruction for side in sides if isinstance(side, Parsed))
-        return next(filter(None, own), None) or self.instruction
+        query = self.queries[self.query_of[index]]
+        return self.documents[index].instruction or query.instruction or self.instruction
 
     def warnings(
         self, request: RerankRequest | ScoreRequest, pairs: Sequence[PairScore]
@@ -101,8 +99,7 @@ class Work:
         names = list(request.unknown_fields)
         for label, sides in (("query", self.queries), (self.document_name, self.documents)):
             for index, side in enumerate(sides):
-                ignored = side.ignored if isinstance(side, Parsed) else ()
-                names += [f"{label.format(index)}.{name}" for name in ignored]
+                names += [f"{label.format(index)}.{name}" for name in side.ignored]
         unknown = [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
         warnings += unknown
         if len(names) > _MAX_WARNINGS:
@@ -132,7 +129,7 @@ def work_of(request: RerankRequest | ScoreRequest, limits: Limits) -> Work:
         instruction=request.instruction or request.instruct,
     )
     _check_texts(work, limits)
-    _check_media([*work.queries, *work.documents], limits)
+    _check_media([side.content for side in (*work.queries, *work.documents)], limits)
     return work
 
 
@@ -149,7 +146,7 @@ def _rank_fields(request: RerankRequest | ScoreRequest, limits: Limits) -> list[
 
 def _parsed(
     sides: Sequence[Document], name: str, rank_fields: Sequence[str] | None, limits: Limits
-) -> list[ParsedSide]:
+) -> list[Parsed]:
     """What is wrong with one of them is in its place."""
     if len(sides) > limits.max_documents:
         field = name.removesuffix("[{}]")
@@ -158,21 +155,18 @@ def _parsed(
             param=field,
             code="too_many_documents",
         )
-    found: list[ParsedSide] = []
+    found: list[Parsed] = []
     for index, side in enumerate(sides):
         try:
             found.append(parse_side(side, name.format(index), rank_fields))
         except RerankError as error:
-            found.append(error.with_traceback(None))
+            found.append(Parsed(error.with_traceback(None)))
     return found
 
 
 def _check_texts(work: Work, limits: Limits) -> None:
     """Raises InvalidRequest on more text of queries than is joined to documents."""
-    queries = [
-        sum(map(len, query.content.texts)) if isinstance(query, Parsed) else 0
-        for query in work.queries
-    ]
+    queries = [sum(map(len, query.texts)) for query in work.queries]
     num_chars = sum(
         queries[number] + len(work.instruction_of(index) or "")
         for index, number in enumerate(work.query_of)
@@ -186,11 +180,11 @@ def _check_texts(work: Work, limits: Limits) -> None:
         )
 
 
-def _check_media(sides: Sequence[ParsedSide], limits: Limits) -> None:
-    contents = [side.content for side in sides if isinstance(side, Parsed)]
+def _check_media(sides: Sides, limits: Limits) -> None:
     count = sum(
         len(side.images) + sum(len(video.frames or "1") for video in side.videos)
-        for side in contents
+        for side in sides
+        if isinstance(side, Content)
     )
     if count > limits.max_media:
         raise InvalidRequest(
@@ -199,17 +193,9 @@ def _check_media(sides: Sequence[ParsedSide], limits: Limits) -> None:
         )
 
 
-def text_of(side: ParsedSide) -> str | None:
-    return side.text if isinstance(side, Parsed) else None
-
-
 def in_order(found: list[list[PairScore]], members: list[list[int]]) -> list[PairScore]:
     """The sets' scores as the answer's."""
     scores: dict[int, PairScore] = {}
     for indices, pairs in zip(members, found, strict=True):
         scores.update(zip(indices, pairs, strict=True))
     return [scores[index] for index in range(len(scores))]
-
-
-def _content(side: ParsedSide) -> Content | RerankError:
-    return side if isinstance(side, RerankError) else side.content
