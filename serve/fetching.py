@@ -17,6 +17,7 @@ from shardrank.actors.errors import ImageTooLarge, MediaForbidden, MediaTooLarge
 from shardrank.actors.fetch.web import WebMedia, WebReader
 from shardrank.actors.media.images import image_size
 from shardrank.serve.console import caller
+from shardrank.serve.dialects.work import outcome_of
 
 Fetched = dict[str, bytes | RerankError]
 
@@ -62,7 +63,7 @@ class MediaFetcher:
         not come within timeout_s, all together, is an error.
         """
         budget = _Budget(self._max_bytes)
-        sides = [_charged(side, budget) for side in sides]
+        sides = [outcome_of(_charged, side, budget) for side in sides]
         urls = dict.fromkeys(s for side in sides for s in _sources(side) if isinstance(s, str))
         if not urls:
             return sides
@@ -76,7 +77,7 @@ class MediaFetcher:
 
         found = await asyncio.gather(*map(read, urls))
         fetched = dict(zip(urls, found, strict=True))
-        return [_filled(side, fetched) for side in sides]
+        return [outcome_of(_filled, side, fetched) for side in sides]
 
     async def _read_in_thread(
         self, url: str, budget: _Budget, ends: float, of_caller: asyncio.Semaphore
@@ -94,23 +95,20 @@ class MediaFetcher:
         except BaseException:
             of_caller.release()
             raise
-        future = self._threads.submit(self._read, url, budget, ends)
+        future = self._threads.submit(outcome_of, self._read, url, budget, ends)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(free))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, url: str, budget: _Budget, ends: float) -> bytes | RerankError:
+    def _read(self, url: str, budget: _Budget, ends: float) -> bytes:
         if self._reader is None:
-            return MediaForbidden("media over http(s) are not allowed on this server")
-        try:
-            budget.take(0)  # once it is used up, nothing more is fetched
-            data = self._reader.read(url, ends - time.monotonic())
-            budget.take(len(data))
-            return data
-        except RerankError as error:
-            return error.with_traceback(None)
+            raise MediaForbidden("media over http(s) are not allowed on this server")
+        budget.take(0)  # once it is used up, nothing more is fetched
+        data = self._reader.read(url, ends - time.monotonic())
+        budget.take(len(data))
+        return data
 
 
 def within_pixels(
@@ -133,13 +131,9 @@ def within_pixels(
 
 
 def _charged(side: Content | RerankError, budget: _Budget) -> Content | RerankError:
-    """The side, or an error where the bytes that it came with are too many."""
-    size = sum(len(each) for each in _sources(side) if isinstance(each, bytes))
-    try:
-        if size:
-            budget.take(size)
-    except RerankError as error:
-        return error.with_traceback(None)
+    """The side. Raises MediaTooLarge where the bytes that it came with are too many."""
+    if size := sum(len(each) for each in _sources(side) if isinstance(each, bytes)):
+        budget.take(size)
     return side
 
 
@@ -161,16 +155,11 @@ def _filled(side: Content | RerankError, fetched: Fetched) -> Content | RerankEr
             raise data
         return data
 
-    try:
-        return replace(
-            side,
-            images=tuple(map(bytes_of, side.images)),
-            videos=tuple(
-                replace(video, frames=tuple(map(bytes_of, video.frames)))
-                if video.frames is not None
-                else replace(video, source=bytes_of(video.source))  # type: ignore[arg-type]
-                for video in side.videos
-            ),
-        )
-    except RerankError as error:
-        return error.with_traceback(None)
+    images = tuple(map(bytes_of, side.images))
+    videos = [
+        replace(video, source=bytes_of(video.source))  # type: ignore[arg-type]
+        if video.frames is None
+        else replace(video, frames=tuple(map(bytes_of, video.frames)))
+        for video in side.videos
+    ]
+    return replace(side, images=images, videos=tuple(videos))

@@ -1,7 +1,8 @@
 """What one request wants scored, read within the limits, and what it gets. Knows no HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import CandidateSet, Content, PairScore
@@ -11,6 +12,8 @@ from shardrank.serve.dialects.requests import Document, RerankRequest, ScoreRequ
 from shardrank.serve.errors import BadRequest, InvalidRequest
 from shardrank.serve.settings import Limits
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Sides = list[Content | RerankError]
 
 _MAX_WARNINGS = 20
@@ -155,13 +158,19 @@ def _parsed(
             param=field,
             code="too_many_documents",
         )
-    found: list[Parsed] = []
-    for index, side in enumerate(sides):
-        try:
-            found.append(parse_side(side, name.format(index), rank_fields))
-        except RerankError as error:
-            found.append(Parsed(error.with_traceback(None)))
-    return found
+    found = [
+        outcome_of(parse_side, side, name.format(index), rank_fields)
+        for index, side in enumerate(sides)
+    ]
+    return [Parsed(each) if isinstance(each, RerankError) else each for each in found]
+
+
+def outcome_of(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | RerankError:
+    """What a call gives, or the error that it raises about one side's content."""
+    try:
+        return call(*args, **more)
+    except RerankError as error:
+        return error.with_traceback(None)
 
 
 def _check_texts(work: Work, limits: Limits) -> None:
