@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from shardrank.actors.model.checkpoint import resolve_checkpoint
-from shardrank.options import built_here, with_options
+from shardrank.options import built, built_here, with_options
 from shardrank.serve.gate.keys import (
     KEYS_VARIABLE,
     ApiKeys,
@@ -19,7 +19,7 @@ from shardrank.serve.gate.keys import (
     new_key,
 )
 from shardrank.serve.server import check_port, run_server
-from shardrank.serve.settings import ENDPOINT, ServeSettings
+from shardrank.serve.settings import ENDPOINT, Limits, ServeSettings
 
 
 def new_key_command(
@@ -65,7 +65,8 @@ def _settings(given: dict[str, Any]) -> ServeSettings:
     if given["keys_file"]:
         given = given | {"keys_file": os.path.abspath(given["keys_file"])}
     keys = environment_keys(os.environ.get(KEYS_VARIABLE))
-    return built_here(ServeSettings, given, keys=keys)
+    limits = built(Limits, given)  # first, whose rules are stricter than the engine's
+    return built_here(ServeSettings, given, limits=limits, keys=keys)
 
 
 def _demo_model() -> str:

@@ -33,7 +33,7 @@ from shardrank.serve.gate.keys import (
     WatchedKeys,
     environment_keys,
 )
-from shardrank.serve.settings import ENDPOINT, LIMITS, ServeSettings
+from shardrank.serve.settings import ENDPOINT, LIMITS, Limits, ServeSettings
 
 APP_NAME = "shardrank"
 LOOPBACK = "127.0.0.1"
@@ -204,7 +204,8 @@ class AppArguments(_Arguments):  # type: ignore[misc, valid-type]  # its fields 
     def settings(self, keys: tuple[ApiKey, ...] = ()) -> ServeSettings:
         """Raises ValueError."""
         values = self.model_dump(exclude_none=True)
-        return built(ServeSettings, values | values["limits"], keys=keys)
+        limits = built(Limits, values["limits"])
+        return built(ServeSettings, values, limits=limits, keys=keys)
 
 
 def app(args: AppArguments) -> Application:

@@ -75,11 +75,11 @@ def options_of(configuration: Any, *but: str) -> dict[str, Option]:
 
 def built(configuration: type[T], given: Mapping[str, Any], **fixed: Any) -> T:
     """The configuration and those within it, of options by their names; the fields of those that
-    are left out have their defaults. fixed: fields that no option sets. Raises ValueError.
+    are left out have their defaults. fixed: fields that are known. Raises ValueError.
     """
     values: dict[str, Any] = {}
     for field in fields(configuration):  # type: ignore[arg-type]  # a dataclass, as T cannot say
-        if is_dataclass(field.type):
+        if is_dataclass(field.type) and field.name not in fixed:
             values[field.name] = built(field.type, given)  # type: ignore[arg-type]
     for field, name, kind, _ in _described(configuration):
         if kind is WebMedia:

@@ -113,6 +113,17 @@ def test_a_name_that_config_yaml_does_not_have_is_refused(given: dict[str, Any])
         AppArguments.model_validate({"model": str(TINY)} | given)
 
 
+def test_a_limit_of_the_endpoint_is_refused_by_its_own_rule(
+    configs: list[RerankerConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", f"--model={TINY}", "--max-video-s=0"]) == 2
+    assert "max_video_s must be at least 1, got 0" in capsys.readouterr().err
+    arguments = AppArguments.model_validate({"model": str(TINY), "limits": {"max_text_chars": 0}})
+    with pytest.raises(ValueError, match="max_text_chars must be at least 1, got 0"):
+        arguments.settings()
+    assert configs == []
+
+
 def test_a_choice_in_config_yaml_is_refused_in_the_engines_own_words() -> None:
     with pytest.raises(ValueError, match="dtype must be one of auto, .*, got 'int8'"):
         AppArguments.model_validate({"model": str(TINY), "dtype": "int8"}).settings()
