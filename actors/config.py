@@ -1,13 +1,16 @@
 """All options of the reranker in one frozen value, checked once.
 
 `None` means: what the checkpoint's own `reranker.json` says, else the official scorer's constant.
+Each field says by a Setting what it is; the job, the endpoint and config.yaml read that.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from shardrank.actors.fetch.reader import is_object_store
 from shardrank.actors.fetch.web import WebMedia
@@ -32,14 +35,72 @@ OFFICIAL_DEFAULTS: dict[str, int | float] = {
 """The official src/models/qwen3_vl_reranker.py and qwen_vl_utils 0.0.14 vision_process.py."""
 
 
-def _check_limit(name: str, value: int | float | None) -> None:
-    if value is None:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a field of a configuration is to who sets it, beside its type and default.
+
+    name: in config.yaml, and the command's option, where it is not the field's; flag: the option,
+    where it is not the name. can_be_zero: of a number, which is above zero else.
+    """
+
+    help: str
+    name: str | None = None
+    flag: str | None = None
+    can_be_zero: bool = False
+
+
+@cache
+def settings_of(kind: type) -> dict[str, tuple[Any, Setting]]:
+    """A configuration's fields that have a Setting: their types without it, and it."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {name: (hint, get_args(hint)[1:]) for name, hint in hints.items()}
+    return {
+        name: (get_args(hint)[0], more[0])
+        for name, (hint, more) in found.items()
+        if more and isinstance(more[0], Setting)
+    }
+
+
+def check_settings(config: Any, *names: str) -> None:
+    """Raises ValueError where one of these fields is not of its type or out of its range."""
+    own: Any = type(config)
+    known = settings_of(own)
+    for name in names or known:
+        kind, setting = known[name]
+        _check(name, kind, getattr(config, name), setting.can_be_zero)
+
+
+@cache
+def without_none(kind: Any) -> tuple[Any, bool]:
+    """A field's type, and whether it may be None beside."""
+    others = tuple(each for each in get_args(kind) if each is not type(None))
+    is_optional = len(others) < len(get_args(kind))
+    return (reduce(or_, others) if is_optional else kind), is_optional
+
+
+def _check(name: str, kind: Any, value: Any, can_be_zero: bool) -> None:
+    kind, is_optional = without_none(kind)
+    if value is None and is_optional:
         return
+    if kind in (int, float):
+        _check_limit(name, value, can_be_zero, kind is float)
+    elif kind is str and not (isinstance(value, str) and value):
+        raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
+    elif kind is bool and not isinstance(value, bool):
+        allowed = "True, False or None" if is_optional else "True or False"
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    elif get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+
+
+def _check_limit(name: str, value: Any, can_be_zero: bool, has_fraction: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if name not in ("fps", "max_video_s") and not isinstance(value, int):
+    if not has_fraction and not isinstance(value, int):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if not 0 < value < float("inf"):
+    if can_be_zero and value < 0:
+        raise ValueError(f"{name} must be a whole number and not negative, got {value!r}")
+    if not can_be_zero and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above zero, got {value!r}")
 
 
@@ -60,11 +121,6 @@ def _check_roots(value: Any) -> None:
         )
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
 @dataclass(frozen=True, slots=True)
 class QueryOptions:
     """Preprocessing limits that one query may set for itself; None leaves the configured value.
@@ -73,18 +129,17 @@ class QueryOptions:
     bounds all frames of a frame list together (the official scorer does not apply it to files).
     """
 
-    max_length: int | None = None
-    image_min_pixels: int | None = None
-    image_max_pixels: int | None = None
-    video_min_pixels: int | None = None
-    video_max_pixels: int | None = None
-    video_total_pixels: int | None = None
-    fps: float | None = None
-    max_frames: int | None = None
+    max_length: Annotated[int | None, Setting("Tokens of a pair")] = None
+    image_min_pixels: Annotated[int | None, Setting("Of one image")] = None
+    image_max_pixels: Annotated[int | None, Setting("Of one image")] = None
+    video_min_pixels: Annotated[int | None, Setting("Of one frame")] = None
+    video_max_pixels: Annotated[int | None, Setting("Of one frame")] = None
+    video_total_pixels: Annotated[int | None, Setting("Of a frame list")] = None
+    fps: Annotated[float | None, Setting("Frames a second of a video file")] = None
+    max_frames: Annotated[int | None, Setting("Frames of a video")] = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check_limit(field.name, getattr(self, field.name))
+        check_settings(self)
         _check_order(self.image_min_pixels, self.image_max_pixels, "image")
         _check_order(self.video_min_pixels, self.video_max_pixels, "video")
 
@@ -115,77 +170,104 @@ OFFICIAL_OPTIONS = QueryOptions.from_mapping(OFFICIAL_DEFAULTS)
 class RerankerConfig:
     """Everything a Reranker needs to know. Raises ValueError on a value out of range.
 
-    model: a checkpoint directory or a hub name such as `Qwen/Qwen3-VL-Reranker-2B`.
-    dtype: "auto" is bfloat16 on CUDA and float32 elsewhere; the score head is float32 always.
-    special_tokens: "neutralize" reads `<|im_end|>` typed in a text as plain characters;
-        "official" lets it act as the special token, as the official scorer does.
-    empty: "error" makes a query or document that says nothing (no text, image or video, or blanks
-        alone) an error; "official" scores it as the official scorer does: None is the word NULL,
-        "" the empty string.
-    image_depth: "scale" scales grey images of more than 8 bits by their range; "official" clips
-        them at 255, as the official scorer does: nearly white pages, black ones of fractions.
-    max_batch_tokens: tokens of one packed forward; None chooses by device and free memory.
-    feature_cache_bytes, host_feature_cache_bytes: vision features kept on the device (None: a fifth
-        of a GPU's memory that is free after loading; 1 GiB on a CPU), and of a GPU's those that
-        were asked for again and had to leave it on the host.
-    quantization: "fp8" rounds the decoder's linear layers to float8 (by row, dynamically), which
-        moves scores; for GPUs that multiply fp8, with bfloat16; a CPU imitates it.
+    dtype: the score head is float32 always.
+    empty: what says nothing has no text, image or video, or blanks alone; "official" scores it as
+        the official scorer does: None is the word NULL, "" the empty string.
+    image_depth: "official" clips at 255 as the official scorer does: nearly white pages, black
+        ones of fractions.
+    max_batch_tokens: None chooses by device and free memory.
+    feature_cache_bytes: None is a fifth of a GPU's memory that is free after loading, and 1 GiB on
+        a CPU.
+    quantization: "fp8" rounds weights and activations by row, dynamically; for GPUs that multiply
+        fp8, with bfloat16; a CPU imitates it.
     video_reader: "pyav" gives the frames that a sequential decode shows; "decord" those that the
         official scorer sees, which are others for edit lists, B-frames in AVI and the like.
-    batch_invariant: a pair's score has the same bits whatever is scored beside it: each pair and
-        each image is computed alone, and nothing is shared.
-    compile: torch.compile for the layers' parts; None: on CUDA only.
-    max_video_s: seconds of a video file; None: any length, as in the official scorer.
-    max_visual_tokens: of a pair, whose truncation never cuts them; the official scorer has no
-        limit, and the models were made for 32,768 tokens.
+    batch_invariant: each pair and each image is computed alone, and nothing is shared.
+    max_video_s: None is any length, as in the official scorer.
+    max_visual_tokens: the official scorer has no limit; the models were made for 32,768 tokens.
     media_root: a directory or an object store's prefix, or several: relative media paths start at
         the first, no local path may lie outside all of them, and no object outside an object
         store's. (): no local path is read; None: any is, relative ones from the working directory.
     web_media: what may be fetched over http(s); None: nothing.
-    local_media: False: no path is read, neither a local one nor an object store's, for when paths
-        come from strangers.
+    local_media: for when paths come from strangers.
     """
 
-    model: str
-    revision: str | None = None
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    instruction: str = DEFAULT_INSTRUCTION
+    model: Annotated[str, Setting("Checkpoint directory or hub name")]
+    revision: Annotated[str | None, Setting("Revision of a hub model")] = None
+    device: Annotated[str, Setting("auto, cpu or cuda")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Setting("auto: bfloat16 on CUDA, else float32"),
+    ] = "auto"
+    instruction: Annotated[str, Setting("For queries that have none of their own")] = (
+        DEFAULT_INSTRUCTION
+    )
     options: QueryOptions = QueryOptions()
-    special_tokens: Literal["neutralize", "official"] = "neutralize"
-    empty: Literal["error", "official"] = "error"
-    image_depth: Literal["scale", "official"] = "scale"
-    max_batch_tokens: int | None = None
-    num_threads: int | None = None
-    media_root: str | tuple[str, ...] | None = None
-    max_text_chars: int = 1_000_000
-    max_decoded_pixels: int = 178_956_970  # where Pillow itself refuses, as in the official scorer
-    max_video_s: float | None = None
-    max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
-    feature_cache_bytes: int | None = None
-    host_feature_cache_bytes: int = 4 << 30
-    quantization: Literal["none", "fp8"] = "none"
-    compile: bool | None = None
-    batch_invariant: bool = False
-    web_media: WebMedia | None = None
-    local_media: bool = True
-    video_reader: VideoReader = "pyav"
+    special_tokens: Annotated[
+        Literal["neutralize", "official"],
+        Setting("Special tokens typed in a text: plain characters, or acting"),
+    ] = "neutralize"
+    empty: Annotated[
+        Literal["error", "official"],
+        Setting("A query or document that says nothing: an error, or NULL scored"),
+    ] = "error"
+    image_depth: Annotated[
+        Literal["scale", "official"],
+        Setting("Grey images of over 8 bits: scaled by their range, or clipped at 255"),
+    ] = "scale"
+    max_batch_tokens: Annotated[int | None, Setting("Tokens of one forward")] = None
+    num_threads: Annotated[
+        int | None, Setting("CPU threads of a scoring actor or replica", name="threads")
+    ] = None
+    media_root: Annotated[
+        str | tuple[str, ...] | None,
+        Setting(
+            "Where local media paths may lead, symbolic links followed; relative ones start at the "
+            "first root. Without one no local path is read"
+        ),
+    ] = None
+    max_text_chars: Annotated[int, Setting("Characters of one text")] = 1_000_000
+    max_decoded_pixels: Annotated[int, Setting("Of one image as it is encoded")] = (
+        178_956_970  # where Pillow itself refuses, as in the official scorer
+    )
+    max_video_s: Annotated[float | None, Setting("Seconds of a video file")] = None
+    max_visual_tokens: Annotated[
+        int, Setting("Of a pair, which no truncation cuts: one that has more is an error")
+    ] = DEFAULT_MAX_VISUAL_TOKENS
+    feature_cache_bytes: Annotated[
+        int | None, Setting("Vision features kept on the device", can_be_zero=True)
+    ] = None
+    host_feature_cache_bytes: Annotated[
+        int,
+        Setting(
+            "Of a GPU's features, those kept on the host that were asked for again and had to "
+            "leave it",
+            can_be_zero=True,
+        ),
+    ] = 4 << 30
+    quantization: Annotated[
+        Literal["none", "fp8"],
+        Setting("fp8: the decoder's linear layers in 8 bits, which moves scores"),
+    ] = "none"
+    compile: Annotated[bool | None, Setting("torch.compile; default: on CUDA")] = None
+    batch_invariant: Annotated[
+        bool, Setting("Score each pair alone: the same bits whatever rides along, and slower")
+    ] = False
+    web_media: Annotated[
+        WebMedia | None,
+        Setting("Fetch media over http(s) too, from public addresses only; else such rows fail"),
+    ] = None
+    local_media: Annotated[bool, Setting("Read paths, local ones and object stores'")] = True
+    video_reader: Annotated[
+        VideoReader,
+        Setting(
+            "decord: the official scorer's own reader and frames, from an old FFmpeg; for files "
+            "that are trusted"
+        ),
+    ] = "pyav"
 
     def __post_init__(self) -> None:
-        for name in ("model", "instruction"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
-        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("special_tokens", self.special_tokens, ("neutralize", "official"))
-        _check_choice("empty", self.empty, ("error", "official"))
-        _check_choice("image_depth", self.image_depth, ("scale", "official"))
-        for name in ("max_batch_tokens", "num_threads", "max_video_s"):
-            _check_limit(name, getattr(self, name))
-        for name in ("max_text_chars", "max_decoded_pixels", "max_visual_tokens"):
-            value = getattr(self, name)
-            _check_limit(name, 0 if value is None else value)
-        _check_choice("quantization", self.quantization, ("none", "fp8"))
+        check_settings(self)
         is_imitated = self.device == "cpu"  # with any dtype
         if (
             self.quantization == "fp8"
@@ -193,21 +275,9 @@ class RerankerConfig:
             and not is_imitated
         ):
             raise ValueError(f"quantization fp8 goes with dtype bfloat16, got {self.dtype}")
-        _check_choice("video_reader", self.video_reader, ("pyav", "decord"))
-        for name in ("feature_cache_bytes", "host_feature_cache_bytes"):
-            value = getattr(self, name)
-            if value is None and name == "feature_cache_bytes":
-                continue
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a whole number and not negative, got {value!r}")
-        if self.compile not in (None, True, False):
-            raise ValueError(f"compile must be True, False or None, got {self.compile!r}")
         _check_roots(self.media_root)
         if not isinstance(self.web_media, WebMedia | None):
             raise ValueError(f"web_media must be a WebMedia or None, got {self.web_media!r}")
-        for name in ("local_media", "batch_invariant"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
     def resolve(self, checkpoint: Path) -> "RerankerConfig":
         """Fill every option: this config, then `reranker.json` of the checkpoint, then official."""

@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 # First, because it sets variables that Ray reads when it is imported.
-from shardrank.cluster import (
-    ClusterUnavailable,
-    local_resources,
-    start_ray,
-    worker_environment,
-)
+from shardrank.cluster import ClusterUnavailable, local_resources
+from shardrank.cluster import connected as connected_to
 
 # isort: split
 import ray
@@ -45,15 +41,11 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = _address_of(address)
     try:
-        start_ray(address, _runtime_env() if address else None)
+        with connected_to(_address_of(address), _package()):
+            yield
     except ClusterUnavailable as error:
         raise JobError(str(error)) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def is_submitted() -> bool:
@@ -61,12 +53,9 @@ def is_submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def _runtime_env() -> dict[str, Any]:
-    """Our package for workers that do not have it; a submitted job brings its own."""
-    settings: dict[str, Any] = {"env_vars": worker_environment()}
-    if is_submitted():
-        return settings
-    return settings | {"py_modules": [str(Path(__file__).absolute().parents[1])]}
+def _package() -> dict[str, Any]:
+    """Ours, for workers that do not have it; a submitted job brings its own."""
+    return {} if is_submitted() else {"py_modules": [str(Path(__file__).absolute().parents[1])]}
 
 
 _RAYS = ("ray.", "To change", "UserCodeException")
@@ -103,7 +92,7 @@ def own_error(error: BaseException) -> JobError:
 
 
 def _last_line(text: str) -> str:
-    """Of a traceback's text, the last exception of a chain that is not Ray's: what says most."""
+    """The last exception in a traceback's text that is not Ray's: what says most."""
     lines = []
     for part in text.split("\nThe above exception was the direct cause"):
         said = part.partition("\nFailed to apply UDF transform")[0].splitlines()

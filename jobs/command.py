@@ -18,7 +18,7 @@ def pasteable(arguments: Sequence[str]) -> str:
 
 
 def _program() -> list[str]:
-    """By its name where the shell finds this environment's, else by its path or its module."""
+    """The program: its name where the shell finds this environment's, else its path or module."""
     script = os.path.join(os.path.dirname(sys.executable), "shardrank")
     found = shutil.which("shardrank")
     if found is not None and os.path.dirname(os.path.abspath(found)) == os.path.dirname(script):

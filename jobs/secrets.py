@@ -5,8 +5,10 @@ to a terminal, what would command it.
 import re
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
+from shardrank.actors.fetch.reader import SECRET_WORDS
+
 HIDDEN = "***"
-_SECRET = re.compile(r"key|secret|token|password|signature|credential", re.IGNORECASE)
+_SECRET = re.compile(SECRET_WORDS, re.IGNORECASE)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _URI = re.compile(r"[a-z][a-z0-9+.-]{0,30}://\S+", re.IGNORECASE)
 
@@ -35,14 +37,14 @@ def _redacted_uri(uri: str) -> str:
     except ValueError:  # no URI after all; what it may hold, nobody can say
         return f"{uri.partition('://')[0]}://{HIDDEN}"
     userinfo, at, host = parts.netloc.rpartition("@")
-    if not userinfo and not _SECRET.search(parts.query):
+    has_secrets = _SECRET.search(parts.query)
+    if not userinfo and not has_secrets:
         return uri
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    shown = (
+        f"{name}={HIDDEN if _SECRET.search(name) else quote(value, safe=':/')}"
+        for name, value in given
+    )
     netloc = f"{HIDDEN}{at}{host}" if userinfo else parts.netloc
-    if not _SECRET.search(parts.query):
-        query = parts.query
-    else:
-        query = "&".join(
-            f"{name}={HIDDEN if _SECRET.search(name) else quote(value, safe=':/')}"
-            for name, value in parse_qsl(parts.query, keep_blank_values=True)
-        )
+    query = "&".join(shown) if has_secrets else parts.query
     return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))

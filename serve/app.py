@@ -4,11 +4,12 @@ A FastAPI application that runs under any ASGI server; the deployment runs it on
 """
 
 import asyncio
-import time
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
@@ -16,12 +17,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from shardrank.actors.data import CandidateSet
-from shardrank.serve.dialects import answers, models, openapi
-from shardrank.serve.dialects.answers import DASHSCOPE_PATH, SHAPED_PATHS
-from shardrank.serve.dialects.bodies import BodyRoute
-from shardrank.serve.dialects.failures import Json, add_errors
-from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
-from shardrank.serve.errors import InvalidRequest, ModelNotFound, NotReady, TooManyRequests
+from shardrank.serve.dialects import openapi
+from shardrank.serve.dialects.answers import DIALECTS, Dialect, Naming, headers
+from shardrank.serve.dialects.bodies import BodyRoute, Json, add_errors
+from shardrank.serve.errors import ModelNotFound, NotReady, TooManyRequests
 from shardrank.serve.gate.gate import Gate
 from shardrank.serve.gate.keys import ApiKeys, WatchedKeys
 from shardrank.serve.metrics import CONTENT_TYPE, Metrics
@@ -63,7 +62,7 @@ def create_app(
     app.router.route_class = BodyRoute
     app.state.service = None
     app.state.metrics = metrics
-    app.state.naming = answers.Naming(
+    app.state.naming = Naming(
         settings.model_name, version("shardrank"), settings.price_per_million_tokens
     )
 
@@ -73,12 +72,10 @@ def create_app(
 
     app.add_middleware(
         Gate,
+        settings=settings,
         keys=keys,
-        limits=settings.limits,
         metrics=metrics,
         check_room=check_room,
-        is_local=settings.is_local,
-        access_log=settings.access_log,
     )
     if settings.cors_origins:  # outside the gate: a browser asks without a key first
         app.add_middleware(
@@ -91,119 +88,34 @@ def create_app(
     if not keys.is_open:
         openapi.add_security(app)
     add_errors(app)
-    _add_rerank_routes(app)
+    _add_routes_that_score(app)
     _add_other_routes(app, settings, wants_key=not keys.is_open)
     return app
 
 
-def _add_rerank_routes(app: FastAPI) -> None:
-    def post(*paths: str, answer: Any, failure: Any = openapi.Failure) -> Callable[[Any], Any]:
-        responses = openapi.responses(answer, failure)
-
-        def register(endpoint: Any) -> Any:
-            for path in paths:
-                app.post(path, response_model=None, responses=responses)(endpoint)
-            return endpoint
-
-        return register
-
-    @post(
-        *SHAPED_PATHS,
-        answer=openapi.RerankAnswer | list[openapi.TeiResult] | openapi.NimAnswer,
-        failure=openapi.Failure | openapi.TeiFailure,
-    )
-    async def rerank(body: RerankRequest, request: Request) -> Response:
-        """By the field of the documents: canonical; with `texts` TEI's, with `passages` NIM's.
-
-        With `property` Weaviate's too; `input` is Mixedbread's, whose answer is canonical.
-        """
-        if body.documents_field == "texts":
-            return await _tei(body, request)
-        if body.documents_field == "passages":
-            body = _without_null_scores(body)
-            scored = await _service(request).rerank(body)
-            return Json(answers.nim(scored, body, request.app.state.naming))
-        if body.documents_field == "input":
-            return await _canonical(body, request, bool(body.return_input))
-        return await _canonical(body, request, body.return_documents is not False)
-
-    @post(
-        "/v1/reranks",
-        "/reranks",
-        "/compatible-api/v1/reranks",
-        answer=openapi.RerankAnswer,
-    )
-    async def reranks(body: RerankRequest, request: Request) -> Response:
-        """Canonical, texts echoed unless that is declined."""
-        return await _canonical(body, request, body.return_documents is not False)
-
-    @post("/v2/rerank", answer=openapi.RerankAnswer)
-    async def v2_rerank(body: RerankRequest, request: Request) -> Response:
-        """Canonical, texts echoed if that is asked for."""
-        return await _canonical(body, request, bool(body.return_documents))
-
-    @post("/infinity/rerank", "/infinity/v1/rerank", answer=openapi.RerankAnswer)
-    async def infinity_rerank(body: RerankRequest, request: Request) -> Response:
-        """Documents come back as strings."""
-        if body.top_n == 0:
-            raise InvalidRequest("top_n must be above zero, got 0", param="top_n")
-        body = _without_null_scores(body)
-        scored = await _service(request).rerank(body)
-        naming = request.app.state.naming
-        return Json(answers.infinity(scored, body, naming, bool(body.return_documents)))
-
-    @post("/sglang/v1/rerank", "/sglang/rerank", answer=list[openapi.SglangResult])
-    async def sglang_rerank(body: RerankRequest, request: Request) -> Response:
-        """A bare list."""
-        if body.top_n == 0:
-            raise InvalidRequest("top_n must be at least 1, got 0", param="top_n")
-        scored = await _service(request).rerank(body)
-        headers = answers.headers(scored, body, request.app.state.naming)
-        return Json(answers.sglang(scored, body), headers=headers)
-
-    @post("/score", "/v1/score", answer=openapi.ScoreAnswer)
-    async def score(body: ScoreRequest, request: Request) -> Response:
-        """vLLM's, in input order."""
-        body = _without_null_scores(body)
-        scored = await _service(request).score(body)
-        return Json(answers.scores(scored, body.is_raw, request.app.state.naming))
-
-    @post(DASHSCOPE_PATH, answer=openapi.DashScopeAnswer, failure=openapi.DashScopeFailure)
-    async def dashscope_rerank(body: DashScopeRequest, request: Request) -> Response:
-        wanted = body.as_rerank()
-        scored = await _service(request).rerank(wanted)
-        naming = request.app.state.naming
-        return Json(answers.dashscope(scored, wanted, naming, request.state.request_id))
-
-    async def _canonical(
-        body: RerankRequest, request: Request, returns_documents: bool
-    ) -> Response:
-        if body.is_of_weaviate:
-            body = _without_null_scores(body)
-        scored = await _service(request).rerank(body)
-        answer = answers.canonical(scored, body, request.app.state.naming, returns_documents)
-        return Json(answer | (answers.weaviate(scored, body) if body.is_of_weaviate else {}))
-
-    async def _tei(body: RerankRequest, request: Request) -> Response:
-        body = _without_null_scores(body)
-        started = time.monotonic()
-        scored = await _service(request).rerank(body)
-        milliseconds = str(round((time.monotonic() - started) * 1_000))
-        headers = {
-            "x-compute-type": "gpu+optimized" if _is_cuda(request) else "cpu",
-            "x-compute-time": milliseconds,
-            "x-total-time": milliseconds,
-        }
-        headers |= answers.headers(scored, body, request.app.state.naming)
-        return Json(answers.tei(scored, body), headers=headers)
+def _add_routes_that_score(app: FastAPI) -> None:
+    for dialect in DIALECTS:
+        for path in dialect.paths:
+            app.post(
+                path,
+                name=dialect.name,
+                description=inspect.getdoc(dialect.write),
+                response_model=None,
+                responses=openapi.responses(dialect.answer, dialect.failure),
+            )(_endpoint(dialect))
 
 
-_Body = TypeVar("_Body", RerankRequest, ScoreRequest)
+def _endpoint(dialect: Dialect) -> Callable[..., Any]:
+    async def score(body: Any, request: Request) -> Response:
+        wanted = dialect.wanted(body)
+        scored = await _service(request).score(wanted)
+        naming = replace(request.app.state.naming, request_id=request.state.request_id)
+        content = dialect.write(scored, wanted, naming)
+        is_bare = isinstance(content, list)
+        return Json(content, headers=headers(scored, wanted, naming) if is_bare else None)
 
-
-def _without_null_scores(body: _Body) -> _Body:
-    """For dialects whose clients know no null score: a document that fails fails all by default."""
-    return body if body.on_error else body.model_copy(update={"on_error": "fail"})
+    score.__annotations__["body"] = dialect.request
+    return score
 
 
 def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) -> None:
@@ -229,19 +141,19 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) ->
 
     @app.get("/v1/models", responses=openapi.REFUSED)
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [models.model(naming)]}
+        return {"object": "list", "data": [_model(naming)]}
 
     @app.get("/models", responses=openapi.REFUSED)
     @app.get("/infinity/models", responses=openapi.REFUSED)
     async def list_infinity_models() -> dict[str, Any]:
         """Infinity's."""
-        return {"object": "list", "data": [models.infinity_model(naming)]}
+        return {"object": "list", "data": [_infinity_model(naming)]}
 
     @app.get("/v1/models/{name:path}", responses=openapi.REFUSED | openapi.failures(404))
     async def model(name: str) -> dict[str, Any]:
         if name not in settings.names:
             raise ModelNotFound.of(name, settings.model_name)
-        return models.model(naming)
+        return _model(naming)
 
     @app.get("/v1/cluster/auth", include_in_schema=False)
     async def cluster_auth() -> dict[str, bool]:
@@ -252,12 +164,51 @@ def _add_other_routes(app: FastAPI, settings: ServeSettings, wants_key: bool) ->
     async def info(request: Request) -> dict[str, Any]:
         """TEI's."""
         service = _service(request)
-        return models.info(naming, settings, service.max_tokens, service.device_type)
+        return _info(naming, settings, service.max_tokens, service.device_type)
 
     @app.get("/metrics", response_class=Response, responses=openapi.METRICS)
     async def metrics(request: Request) -> Response:
         """Prometheus's text format."""
         return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _model(naming: Naming) -> dict[str, Any]:
+    """OpenAI's, with what Xinference's clients read beside it."""
+    return {
+        "id": naming.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "shardrank",
+        "model_name": naming.model,
+        "model_type": "rerank",
+        "model_ability": ["rerank"],
+    }
+
+
+def _infinity_model(naming: Naming) -> dict[str, Any]:
+    """Infinity's client takes no other owner, and no model without `stats`."""
+    own = {"owned_by": "infinity", "backend": "torch", "capabilities": ["rerank"], "stats": {}}
+    return _model(naming) | own
+
+
+def _info(
+    naming: Naming, settings: ServeSettings, max_tokens: int, device_type: str
+) -> dict[str, Any]:
+    """TEI's /info. max_tokens: of a whole pair."""
+    dtype = settings.reranker.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device_type == "cuda" else "float32"
+    return {
+        "model_id": naming.model,
+        "model_sha": settings.reranker.revision,
+        "model_dtype": dtype,
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_input_length": max_tokens,
+        "max_client_batch_size": settings.limits.max_documents,
+        "auto_truncate": True,
+        "tokenization_workers": settings.num_preparing,
+        "version": naming.version,
+    }
 
 
 async def check_health(service: RerankService) -> str:
@@ -278,7 +229,3 @@ def _service(request: Request) -> RerankService:
     if service is None:
         raise NotReady("the server is starting or stopping, try again", retry_after_s=1)
     return service
-
-
-def _is_cuda(request: Request) -> bool:
-    return _service(request).device_type == "cuda"

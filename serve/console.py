@@ -1,4 +1,5 @@
-"""What the server says where it was started, from whichever of its processes.
+"""What the server says where it was started, from whichever of its processes: how it starts, and
+the access log, a line a request, of text or JSON. Never what a request or an answer holds.
 
 `shardrank serve` makes a named pipe and shows the lines that come; the replicas and proxies of its
 Ray write to it. Where another command started the Ray, lines go to each process's own output, which
@@ -6,17 +7,38 @@ Ray keeps among its logs.
 """
 
 import contextlib
+import json
 import os
+import re
 import sys
 import threading
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
+from typing import Literal
+from urllib.parse import quote
 
+from starlette.datastructures import Headers
+
+AccessLog = Literal["lines", "json", "none"]
 PIPE_VARIABLE = "SHARDRANK_CONSOLE"
 _OUT, _ERR, _END = b"1", b"2", b"0"
 _MAX_BYTES = 4_096
 """So many bytes at once come out of a pipe as they went in, whoever else writes (PIPE_BUF)."""
 _PIPE_BYTES = 1 << 20
 """Lines that the command has not shown yet. No process waits for it: over this they are lost."""
+_MAX_PATH = 1_000
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class NotStarted(OSError):
+    """The endpoint did not start; the message says why."""
+
+    @classmethod
+    def of_port(cls, host: str, port: int) -> "NotStarted":
+        return cls(f"port {port} of {host} is in use: choose another one with --port")
 
 
 class Console:
@@ -72,3 +94,63 @@ def _write(stream: bytes, line: str) -> None:
 @cache
 def _opened(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the service did for the request at hand; 0 where it was not asked."""
+
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_truncated: int = 0
+
+
+_USAGE: ContextVar[Usage] = ContextVar("usage")
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""Whose request it is, for what is shared fairly: the key's name, without keys the address."""
+
+
+def begin() -> Usage:
+    """A new Usage, of the request that this task is about to serve."""
+    usage = Usage()
+    _USAGE.set(usage)
+    return usage
+
+
+def usage() -> Usage:
+    """The usage of this task's request; one that nobody reads where there is none."""
+    return _USAGE.get(None) or Usage()
+
+
+def log_access(
+    kind: AccessLog,
+    method: str,
+    path: str,
+    status: int,
+    seconds: float,
+    request_id: str,
+    usage: Usage,
+) -> None:
+    if kind == "none":
+        return
+    entry = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "method": method,
+        "path": quote(path, safe="/:@!$&'()*+,;=~", errors="replace")[:_MAX_PATH],
+        "status": status,
+        "ms": round(seconds * 1_000),
+        "request_id": request_id,
+        "documents": usage.num_documents,
+        "tokens": usage.num_tokens,
+    }
+    text = (
+        "{time} {method} {path} {status} {ms} ms request_id={request_id} documents={documents} "
+        "tokens={tokens}".format(**entry)
+    )
+    log(json.dumps(entry) if kind == "json" else text)
+
+
+def request_id_of(headers: Headers) -> str:
+    """The caller's own, where it is fit for a header, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,31 +1,39 @@
 """The endpoint on Ray Serve: one replica, one reranker, one queue.
 
-`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `application`. A
+`app` is what `serve deploy` and `serve run` import; `shardrank serve` calls `deploy`. A
 replica imports the endpoint itself late: prometheus_client reads where to write as it is imported.
 """
 
+import logging
 import os
+import re
+import signal
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import ray
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, create_model
 from ray import serve
 from ray.serve import Application
 from ray.serve._private import replica
 
-from shardrank.actors.config import DEFAULT_MAX_VISUAL_TOKENS, QueryOptions, RerankerConfig
-from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
-from shardrank.serve.console import say
+from shardrank.options import Option, built
+from shardrank.serve.console import NotStarted, say
 from shardrank.serve.errors import NotReady
-from shardrank.serve.gate.access import AccessLog
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, WatchedKeys, environment_keys
-from shardrank.serve.settings import Limits, ServeSettings
+from shardrank.serve.gate.keys import (
+    KEYS_VARIABLE,
+    ApiKey,
+    ApiKeys,
+    WatchedKeys,
+    environment_keys,
+)
+from shardrank.serve.settings import ENDPOINT, LIMITS, Limits, ServeSettings
 
 APP_NAME = "shardrank"
 LOOPBACK = "127.0.0.1"
@@ -120,69 +128,84 @@ def _metrics_directory() -> str:
     return os.path.join(tempfile.gettempdir(), f"shardrank-metrics-{node}-{quote(name, safe='')}")
 
 
-class AppArguments(BaseModel):
-    """`args` of serve/config.yaml. Unknown names are an error."""
+def deploy(
+    settings: ServeSettings, host: str, port: int, num_replicas: int | None, folder: str | None
+) -> None:
+    """Serve's proxies at a port, and the replicas behind them. Raises NotStarted."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    uses_gpu = settings.reranker.device != "cpu" and gpus > 0
+    num_replicas = num_replicas or (gpus if uses_gpu else 1)
+    try:
+        serve.start(
+            http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"}
+        )
+        where = f"{num_replicas} x {'GPU' if uses_gpu else 'CPU'}"
+        say(f"loading {settings.reranker.model} on {where} ...")
+        metrics = folder and os.path.join(folder, "metrics")
+        replicas = application(settings, num_replicas, 1 if uses_gpu else 0, metrics)
+        serve.run(replicas, name=APP_NAME)
+    except RuntimeError as error:
+        if "Failed to bind to address" in str(error):  # since it was checked
+            raise NotStarted.of_port(host, port) from error
+        raise NotStarted(f"the endpoint did not start: {_cause() or error}") from error
+    url = f"http://{host}:{port}"
+    say(f"serving {settings.model_name} at {url} (API: {url}/docs)")
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    instruction: str | None = None
-    max_length: int | None = None
-    empty: str = "error"
-    image_depth: str = "scale"
-    threads: int | None = None
-    max_batch_tokens: int | None = None
-    compile: bool | None = None
-    batch_invariant: bool = False
-    video_reader: str = "pyav"
-    max_visual_tokens: int = DEFAULT_MAX_VISUAL_TOKENS
-    served_name: str | None = None
-    strict_model: bool = False
-    keys_file: str | None = None
-    is_open: bool = False
-    max_queue_s: float = 5.0
-    web_media: bool = True
-    allowed_networks: list[str] = []
-    price_per_million_tokens: float | None = None
-    cors_origins: list[str] = []
-    access_log: AccessLog = "lines"
-    limits: dict[str, Any] = {}
+def _cause() -> str:
+    """What a replica said last, without its traceback."""
+    deployments = [
+        deployment
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+    ]
+    lines = [line for each in deployments for line in each.message.strip().splitlines()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or [""])[-1]
+
+
+def drain() -> None:
+    """What comes is told to come back by the proxies, which stay until the replicas have ended."""
+    say(
+        f"stopping: requests in work are finished first, for up to {STOPPING_S} s; "
+        "the same signal again stops at once"
+    )
+    try:
+        serve.delete(APP_NAME)
+    except TimeoutError:
+        say(f"requests that were not finished within {STOPPING_S} s are lost")
+
+
+def leave(is_local: bool) -> None:
+    """Nobody interrupts it any more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if not is_local:  # what others run there stays
+        serve.delete(APP_NAME)
+        if not serve.status().applications:
+            serve.shutdown()
+
+
+def _model(name: str, options: Mapping[str, Option], **more: Any) -> Any:
+    """Unknown names are an error."""
+    known = {each: option.field for each, option in options.items()}
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **known | more)
+
+
+_OPTIONS = {name: option for name, option in ENDPOINT.items() if name not in LIMITS}
+_Limits = _model("Limits", LIMITS)
+_Arguments = _model("Arguments", _OPTIONS, limits=(_Limits, _Limits()), is_open=(bool, False))
+
+
+class AppArguments(_Arguments):  # type: ignore[misc, valid-type]  # its fields are the endpoint's options
+    """`args` of serve/config.yaml; None is the default."""
 
     def settings(self, keys: tuple[ApiKey, ...] = ()) -> ServeSettings:
         """Raises ValueError."""
-        limits = Limits(**self.limits)
-        config: dict[str, Any] = {"instruction": self.instruction} if self.instruction else {}
-        return ServeSettings(
-            reranker=RerankerConfig(
-                model=self.model,
-                revision=self.revision,
-                device=self.device,
-                dtype=self.dtype,  # type: ignore[arg-type]
-                options=QueryOptions(max_length=self.max_length),
-                empty=self.empty,  # type: ignore[arg-type]
-                image_depth=self.image_depth,  # type: ignore[arg-type]
-                num_threads=self.threads,
-                max_batch_tokens=self.max_batch_tokens,
-                compile=self.compile,
-                batch_invariant=self.batch_invariant,
-                video_reader=self.video_reader,  # type: ignore[arg-type]
-                max_visual_tokens=self.max_visual_tokens,
-                **config,
-            ),
-            served_name=self.served_name,
-            is_strict_model=self.strict_model,
-            limits=limits,
-            web=WebMedia(allowed_networks=tuple(self.allowed_networks)) if self.web_media else None,
-            keys_file=self.keys_file,
-            keys=keys,
-            max_queue_s=self.max_queue_s,
-            price_per_million_tokens=self.price_per_million_tokens,
-            cors_origins=tuple(self.cors_origins),
-            access_log=self.access_log,
-        )
+        values = self.model_dump(exclude_none=True)
+        limits = built(Limits, values["limits"])
+        return built(ServeSettings, values, limits=limits, keys=keys)
 
 
 def app(args: AppArguments) -> Application:
@@ -190,7 +213,7 @@ def app(args: AppArguments) -> Application:
 
     Raises ValueError where there are no keys and `is_open` does not say that this is meant.
     """
-    settings = args.settings(environment_keys(os.environ.get("SHARDRANK_API_KEYS")))
+    settings = args.settings(environment_keys(os.environ.get(KEYS_VARIABLE)))
     if keys_of(settings).is_open and not args.is_open:
         raise ValueError(
             "no API keys: give keys_file, or SHARDRANK_API_KEYS in the environment, "

@@ -7,20 +7,18 @@ actors/fetch/web.py.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from shardrank.actors.data import Content, ImageSource
 from shardrank.actors.errors import ImageTooLarge, MediaForbidden, MediaTooLarge, RerankError
 from shardrank.actors.fetch.web import WebMedia, WebReader
 from shardrank.actors.media.images import image_size
-from shardrank.serve.gate.rate import caller
+from shardrank.serve.console import caller
+from shardrank.serve.dialects.work import outcome_of
 
-T = TypeVar("T")
 Fetched = dict[str, bytes | RerankError]
 
 
@@ -65,7 +63,7 @@ class MediaFetcher:
         not come within timeout_s, all together, is an error.
         """
         budget = _Budget(self._max_bytes)
-        sides = [_charged(side, budget) for side in sides]
+        sides = [outcome_of(_charged, side, budget) for side in sides]
         urls = dict.fromkeys(s for side in sides for s in _sources(side) if isinstance(s, str))
         if not urls:
             return sides
@@ -75,13 +73,15 @@ class MediaFetcher:
 
         async def read(url: str) -> bytes | RerankError:
             async with of_request:
-                return await self._in_thread(partial(self._read, url, budget, ends), of_caller)
+                return await self._read_in_thread(url, budget, ends, of_caller)
 
         found = await asyncio.gather(*map(read, urls))
         fetched = dict(zip(urls, found, strict=True))
-        return [_filled(side, fetched) for side in sides]
+        return [outcome_of(_filled, side, fetched) for side in sides]
 
-    async def _in_thread(self, work: Callable[[], T], of_caller: asyncio.Semaphore) -> T:
+    async def _read_in_thread(
+        self, url: str, budget: _Budget, ends: float, of_caller: asyncio.Semaphore
+    ) -> bytes | RerankError:
         """The caller's share is taken until the thread has ended, also of one who has left."""
         loop = asyncio.get_running_loop()
 
@@ -95,23 +95,20 @@ class MediaFetcher:
         except BaseException:
             of_caller.release()
             raise
-        future = self._threads.submit(work)
+        future = self._threads.submit(outcome_of, self._read, url, budget, ends)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(free))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, url: str, budget: _Budget, ends: float) -> bytes | RerankError:
+    def _read(self, url: str, budget: _Budget, ends: float) -> bytes:
         if self._reader is None:
-            return MediaForbidden("media over http(s) are not allowed on this server")
-        try:
-            budget.take(0)  # once it is used up, nothing more is fetched
-            data = self._reader.read(url, ends - time.monotonic())
-            budget.take(len(data))
-            return data
-        except RerankError as error:
-            return error.with_traceback(None)
+            raise MediaForbidden("media over http(s) are not allowed on this server")
+        budget.take(0)  # once it is used up, nothing more is fetched
+        data = self._reader.read(url, ends - time.monotonic())
+        budget.take(len(data))
+        return data
 
 
 def within_pixels(
@@ -134,13 +131,9 @@ def within_pixels(
 
 
 def _charged(side: Content | RerankError, budget: _Budget) -> Content | RerankError:
-    """The side, or an error where the bytes that it came with are too many."""
-    size = sum(len(each) for each in _sources(side) if isinstance(each, bytes))
-    try:
-        if size:
-            budget.take(size)
-    except RerankError as error:
-        return error.with_traceback(None)
+    """The side. Raises MediaTooLarge where the bytes that it came with are too many."""
+    if size := sum(len(each) for each in _sources(side) if isinstance(each, bytes)):
+        budget.take(size)
     return side
 
 
@@ -162,16 +155,11 @@ def _filled(side: Content | RerankError, fetched: Fetched) -> Content | RerankEr
             raise data
         return data
 
-    try:
-        return replace(
-            side,
-            images=tuple(map(bytes_of, side.images)),
-            videos=tuple(
-                replace(video, frames=tuple(map(bytes_of, video.frames)))
-                if video.frames is not None
-                else replace(video, source=bytes_of(video.source))  # type: ignore[arg-type]
-                for video in side.videos
-            ),
-        )
-    except RerankError as error:
-        return error.with_traceback(None)
+    images = tuple(map(bytes_of, side.images))
+    videos = [
+        replace(video, source=bytes_of(video.source))  # type: ignore[arg-type]
+        if video.frames is None
+        else replace(video, frames=tuple(map(bytes_of, video.frames)))
+        for video in side.videos
+    ]
+    return replace(side, images=images, videos=tuple(videos))

@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shardrank.serve.gate.access import Usage, log_access, request_id_of
+from shardrank.serve.console import Usage, log_access, request_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +28,6 @@ _MAX_ATTEMPTS = 4
 _WITHOUT_BODY = ("GET", "HEAD")
 _RETRY_AFTER_S = 2
 _REQUEST_ID = b"x-request-id"
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 def middlewares() -> list[Middleware]:
@@ -46,10 +41,10 @@ class AskAnotherReplica:
     dies of.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -67,9 +62,7 @@ class AskAnotherReplica:
                 Usage(),
             )
 
-    async def _ask(
-        self, scope: MutableMapping[str, Any], caller: "_Caller", answer: "_Answer"
-    ) -> None:
+    async def _ask(self, scope: Scope, caller: "_Caller", answer: "_Answer") -> None:
         if scope["path"].rstrip("/") == "/-/routes":  # Serve's, which asks for no key
             await answer.fail(404, "Not Found")
             return

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass, field, fields, replace
-from typing import get_args
+from typing import Annotated
 
-from shardrank.actors.config import RerankerConfig
+from shardrank.actors.config import RerankerConfig, Setting, check_settings
 from shardrank.actors.fetch.web import WebMedia
-from shardrank.serve.gate.access import AccessLog
-from shardrank.serve.gate.keys import ApiKey
+from shardrank.options import options_of
+from shardrank.serve.console import AccessLog
+from shardrank.serve.gate.keys import KEYS_VARIABLE, ApiKey
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -19,17 +20,23 @@ class Limits:
     Raises ValueError on a value below one.
     """
 
-    max_body_bytes: int = 64 << 20
-    max_documents: int = 10_000
-    max_media: int = 1_000  # images, frames and videos of a request
-    max_media_bytes: int = 256 << 20  # of a request, fetched ones included
-    max_image_pixels: int = 64_000_000
-    max_request_pixels: int = 2_000_000_000  # images and frames of a request, as encoded
-    max_query_chars: int = 100_000_000  # of a request's queries, counted once a document
-    max_rank_fields: int = 100
-    max_video_s: float = 3_600.0
-    max_text_chars: int = 1_000_000  # of one text
-    timeout_s: float = 300.0  # of which fetching media may take half
+    max_body_bytes: Annotated[int, Setting("Of a request")] = 64 << 20
+    max_documents: Annotated[int, Setting("Of a request")] = 10_000
+    max_media: Annotated[int, Setting("Images, frames and videos of a request")] = 1_000
+    max_media_bytes: Annotated[int, Setting("Of a request, fetched ones included")] = 256 << 20
+    max_image_pixels: Annotated[int, Setting("Of one image as it is encoded")] = 64_000_000
+    max_request_pixels: Annotated[
+        int, Setting("Of a request's images and frames as they are encoded")
+    ] = 2_000_000_000
+    max_query_chars: Annotated[
+        int, Setting("Of a request's queries, counted once for each document")
+    ] = 100_000_000
+    max_rank_fields: Annotated[int, Setting("Of a request")] = 100
+    max_video_s: Annotated[float, Setting("Seconds of a video file")] = 3_600.0
+    max_text_chars: Annotated[int, Setting("Characters of one text")] = 1_000_000
+    timeout_s: Annotated[float, Setting("Of a request; fetching its media may take half of it")] = (
+        300.0
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -42,26 +49,38 @@ class ServeSettings:
     """keys_file, keys: see serve/gate/keys.py; neither: open, for loopback only. is_local: only who
     calls it by loopback's names is answered, so that no web page reaches it by a name of its own.
 
-    served_name: what answers call the model (None: the end of its path). is_strict_model: other
-    names in a request are 404. max_queue_s: who would wait longer is told to come back.
-    price_per_million_tokens: None states no cost. num_preparing: threads that decode and tokenise.
-    cors_origins: pages of these may call from a browser. Raises ValueError on what is no origin.
+    served_name: None: the end of the model's path. Raises ValueError on what is no origin.
     """
 
     reranker: RerankerConfig
-    served_name: str | None = None
-    is_strict_model: bool = False
+    served_name: Annotated[
+        str | None, Setting("What answers call the model", flag="--served-model-name")
+    ] = None
+    is_strict_model: Annotated[
+        bool, Setting("Requests that name another model are 404", name="strict_model")
+    ] = False
     limits: Limits = Limits()
-    web: WebMedia | None = field(default_factory=WebMedia)
-    keys_file: str | None = None
+    web: Annotated[
+        WebMedia | None, Setting("Fetch media from public http(s) URLs", name="web_media")
+    ] = field(default_factory=WebMedia)
+    keys_file: Annotated[
+        str | None, Setting(f"API keys (TOML); also {KEYS_VARIABLE} in the environment")
+    ] = None
     keys: tuple[ApiKey, ...] = ()
     is_local: bool = False
-    max_queue_s: float = 5.0
-    num_preparing: int = 2
-    num_fetching: int = 64
-    price_per_million_tokens: float | None = None
-    cors_origins: tuple[str, ...] = ()
-    access_log: AccessLog = "lines"
+    max_queue_s: Annotated[float, Setting("Who would wait longer is told to come back (429)")] = 5.0
+    num_preparing: Annotated[int, Setting("Threads of a replica that decode and tokenise")] = 2
+    num_fetching: Annotated[int, Setting("Threads of a replica that fetch media")] = 64
+    price_per_million_tokens: Annotated[
+        float | None, Setting("To state a request's cost in its answer")
+    ] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Setting("Pages of this origin (or *) may call from a browser", flag="--cors-origin"),
+    ] = ()
+    access_log: Annotated[AccessLog, Setting("A line a request on stdout, as text or JSON")] = (
+        "lines"
+    )
 
     def __post_init__(self) -> None:
         for origin in self.cors_origins:
@@ -70,9 +89,7 @@ class ServeSettings:
                     "cors_origins must be origins as browsers send them (https://example.org, "
                     f"without a path or a slash at the end) or *, got {origin!r}"
                 )
-        if self.access_log not in get_args(AccessLog):
-            kinds = ", ".join(get_args(AccessLog))
-            raise ValueError(f"access_log must be one of {kinds}, got {self.access_log!r}")
+        check_settings(self, "access_log", "num_preparing", "num_fetching")
 
     @property
     def engine(self) -> RerankerConfig:
@@ -83,6 +100,7 @@ class ServeSettings:
             max_text_chars=self.limits.max_text_chars,
             max_video_s=self.limits.max_video_s,
             local_media=False,
+            web_media=None,  # the service fetches them itself
         )
 
     @property
@@ -93,3 +111,10 @@ class ServeSettings:
     @property
     def model_name(self) -> str:
         return self.served_name or self.reranker.model.rstrip("/").rpartition("/")[2]
+
+
+ENDPOINT = options_of(ServeSettings, "media_root", "local_media", "max_decoded_pixels")
+"""Its options: all of the engine, but for files of ours, which strangers do not name, and for what
+max_image_pixels says.
+"""
+LIMITS = options_of(Limits)

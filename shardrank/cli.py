@@ -17,15 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from shardrank.actors.config import (
-    DEFAULT_INSTRUCTION,
-    DEFAULT_MAX_VISUAL_TOKENS,
-    QueryOptions,
-    RerankerConfig,
-    VideoReader,
-)
-from shardrank.actors.fetch.web import WebMedia
-from shardrank.actors.media.readers import missing_reader
+from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.command import how_to_go_on
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.evaluate.cli import evaluate, roots_of
@@ -39,6 +31,7 @@ from shardrank.jobs.run.engine import own_engine
 from shardrank.jobs.run.rescore import parse_share, rescored
 from shardrank.jobs.secrets import printable, redacted
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
+from shardrank.options import built_here, options_of, with_options
 from shardrank.serve.cli import new_key_command, serve_command
 from shardrank.summary import print_status, print_summary, status_values
 
@@ -75,6 +68,7 @@ def bench(context: typer.Context) -> None:
 
 
 @app.command()
+@with_options(options_of(RerankerConfig))
 def rerank(
     context: typer.Context,
     input: Annotated[
@@ -85,8 +79,6 @@ def rerank(
         ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Directory of the results")] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub name")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model")] = None,
     run: Annotated[
         str | None,
         typer.Option(
@@ -105,86 +97,12 @@ def rerank(
             "corpus.doc=content.text, and COLUMN a candidate's, as in input.candidates.doc_id=sku"
         ),
     ] = None,
-    media_root: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where local media paths may lead, symbolic links followed; relative ones start "
-            "at the first root. Without one no local path is read"
-        ),
-    ] = None,
-    web_media: Annotated[
-        bool,
-        typer.Option(
-            "--web-media",
-            help="Fetch media over http(s) too, from public addresses only; else such rows fail",
-        ),
-    ] = False,
-    allow_network: Annotated[
-        list[str] | None,
-        typer.Option(help="With --web-media: a network (CIDR) that may be fetched from too"),
-    ] = None,
     rankings: Annotated[bool, typer.Option(help="Also one nested row a query")] = False,
     trec_run: Annotated[bool, typer.Option(help="Also run.trec, a TREC run")] = False,
     qrels: Annotated[str | None, typer.Option(help="Judgements: measure the result")] = None,
     measure: Annotated[
         list[str] | None, typer.Option(help="With --qrels: a measure such as nDCG@10")
     ] = None,
-    instruction: Annotated[
-        str, typer.Option(help="For queries that have none of their own")
-    ] = DEFAULT_INSTRUCTION,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a pair")] = None,
-    max_visual_tokens: Annotated[
-        int,
-        typer.Option(help="Of a pair, which no truncation cuts: one that has more is an error"),
-    ] = DEFAULT_MAX_VISUAL_TOKENS,
-    fps: Annotated[float | None, typer.Option(help="Frames a second of a video file")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Frames of a video")] = None,
-    image_min_pixels: Annotated[int | None, typer.Option()] = None,
-    image_max_pixels: Annotated[int | None, typer.Option()] = None,
-    video_min_pixels: Annotated[int | None, typer.Option(help="Of one frame")] = None,
-    video_max_pixels: Annotated[int | None, typer.Option(help="Of one frame")] = None,
-    video_total_pixels: Annotated[int | None, typer.Option(help="Of a frame list")] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="auto: bfloat16 on CUDA, else float32"),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    special_tokens: Annotated[
-        Literal["neutralize", "official"],
-        typer.Option(help="Special tokens typed in a text: plain characters, or acting"),
-    ] = "neutralize",
-    empty: Annotated[
-        Literal["error", "official"],
-        typer.Option(help="A query or document that says nothing: an error, or NULL scored"),
-    ] = "error",
-    image_depth: Annotated[
-        Literal["scale", "official"],
-        typer.Option(help="Grey images of over 8 bits: scaled by their range, or clipped at 255"),
-    ] = "scale",
-    video_reader: Annotated[
-        VideoReader,
-        typer.Option(
-            help="decord: the official scorer's own reader and frames, from an old FFmpeg; "
-            "for files that are trusted"
-        ),
-    ] = "pyav",
-    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a scoring actor")] = None,
-    quantization: Annotated[
-        Literal["none", "fp8"],
-        typer.Option(help="fp8: the decoder's linear layers in 8 bits, which moves scores"),
-    ] = "none",
-    compile: Annotated[
-        bool | None,
-        typer.Option("--compile/--no-compile", help="torch.compile; default: on CUDA"),
-    ] = None,
-    batch_invariant: Annotated[
-        bool,
-        typer.Option(
-            "--batch-invariant",
-            help="Score each pair alone: the same bits whatever rides along, and slower",
-        ),
-    ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
     num_actors: Annotated[
         int | None, typer.Option(help="Scoring actors; default: one a GPU, or one on CPU")
@@ -229,46 +147,18 @@ def rerank(
     gpu_hour_price: Annotated[
         float | None, typer.Option(help="Of one GPU-hour, to state the cost")
     ] = None,
+    **engine: Any,
 ) -> None:
     """Score every pair of INPUT and write the scores to --output.
 
     The same command again goes on where it was stopped.
     """
-    if output is None or model is None:
+    if output is None or engine["model"] is None:
         missing = "--output" if output is None else "--model"
         raise UsageError(f"{missing} is missing")
-    if video_reader != "pyav" and (lacking := missing_reader(video_reader)):
-        raise UsageError(lacking)
     try:
-        config = RerankerConfig(
-            model=model,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            instruction=instruction,
-            options=QueryOptions(
-                max_length=max_length,
-                image_min_pixels=image_min_pixels,
-                image_max_pixels=image_max_pixels,
-                video_min_pixels=video_min_pixels,
-                video_max_pixels=video_max_pixels,
-                video_total_pixels=video_total_pixels,
-                fps=fps,
-                max_frames=max_frames,
-            ),
-            special_tokens=special_tokens,
-            empty=empty,
-            image_depth=image_depth,
-            max_batch_tokens=max_batch_tokens,
-            num_threads=threads,
-            quantization=quantization,
-            compile=compile,
-            batch_invariant=batch_invariant,
-            video_reader=video_reader,
-            max_visual_tokens=max_visual_tokens,
-            media_root=roots_of(media_root),
-            web_media=WebMedia(allowed_networks=tuple(allow_network or ())) if web_media else None,
-        )
+        roots = roots_of(engine["media_root"])
+        config = built_here(RerankerConfig, engine, media_root=roots)
     except ValueError as error:
         raise UsageError(str(error)) from error
     options = JobOptions(

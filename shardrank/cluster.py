@@ -64,11 +64,19 @@ def local_resources() -> dict[str, float]:
     return {"CPU": max(_LOCAL_MIN_CPUS, os.cpu_count() or 1), "GPU": num_gpus}
 
 
-def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None) -> None:
-    """Join the cluster at `address`, with a runtime environment, or start a Ray of our own.
-
-    Raises ClusterUnavailable.
+@contextmanager
+def connected(address: str | None, runtime_env: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """The cluster at `address`, where our processes have `runtime_env` beside the variables of all
+    of them, or a Ray of our own; left at the end. Raises ClusterUnavailable.
     """
+    _start(address, {"env_vars": worker_environment(), **(runtime_env or {})})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None, runtime_env: Mapping[str, Any]) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     _quiet_ray_data()
     try:

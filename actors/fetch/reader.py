@@ -26,10 +26,9 @@ from shardrank.actors.fetch.web_url import shown
 MAX_BYTES = 2 << 30
 """The most bytes of a file or object that is read into memory: local video files are not."""
 
-_SECRET = re.compile(
-    r"((?:key|token|secret|password|signature|credential|\bsig)[\w-]{0,64}=)[^&/\s]*",
-    re.IGNORECASE,
-)
+SECRET_WORDS = r"key|token|secret|password|signature|credential|\bsig"
+"""What a name in a URI's query has in it whose value nobody may read."""
+_SECRET = re.compile(rf"((?:{SECRET_WORDS})[\w-]{{0,64}}=)[^&/\s]*", re.IGNORECASE)
 _OBJECT_STORES = {"s3", "gs", "gcs"}
 _BUCKET = re.compile("[A-Za-z0-9._-]+")
 _WEB = {"http", "https"}

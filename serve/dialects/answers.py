@@ -1,20 +1,26 @@
-"""Scores and errors in each dialect's own words. Plain data in, JSON-ready data out.
+"""Scores in each dialect's own words. Plain data in, JSON-ready data out.
 
-How an error looks is chosen by the path and, for TEI, by the body's shape.
+DIALECTS, at the end, is the table of the routes that score: a new dialect is an entry of it.
 """
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 from shardrank.actors.data import PairScore
+from shardrank.serve.dialects import openapi
+from shardrank.serve.dialects.bodies import DASHSCOPE_PATH, SHAPED_PATHS
 from shardrank.serve.dialects.contents import echo_of
-from shardrank.serve.dialects.requests import RerankRequest
-from shardrank.serve.errors import ApiError
-from shardrank.serve.service import Scored
+from shardrank.serve.dialects.requests import (
+    DashScopeRequest,
+    RerankRequest,
+    ScoreRequest,
+)
+from shardrank.serve.dialects.work import Scored
+from shardrank.serve.errors import InvalidRequest
 
 _DOCUMENTS_OF_A_SEARCH_UNIT = 100
 """Cohere bills a query with up to 100 documents as one search unit."""
@@ -22,11 +28,12 @@ _DOCUMENTS_OF_A_SEARCH_UNIT = 100
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What all answers of this server say about it."""
+    """What an answer says of this server, and the request's id."""
 
     model: str
     version: str
     price_per_million_tokens: float | None = None
+    request_id: str = ""
 
     def cost(self, scored: Scored) -> dict[str, float]:
         """The cost of a request; {}: no price was set."""
@@ -63,7 +70,33 @@ def value_of(pair: PairScore, is_raw: bool) -> float | None:
     return pair.logit if is_raw else pair.score
 
 
-def canonical(
+def shaped(scored: Scored, request: RerankRequest, naming: Naming) -> Any:
+    """The field of the documents decides: canonical; with `texts` TEI's, with `passages` NIM's.
+
+    With `property` Weaviate's too; `input` is Mixedbread's, whose answer is canonical.
+    """
+    if request.documents_field == "texts":
+        return tei(scored, request, naming)
+    if request.documents_field == "passages":
+        return nim(scored, request, naming)
+    if request.documents_field == "input":
+        return _canonical(scored, request, naming, bool(request.return_input))
+    return canonical(scored, request, naming)
+
+
+def canonical(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
+    """Canonical, texts echoed unless that is declined."""
+    return _canonical(scored, request, naming, request.return_documents is not False)
+
+
+def canonical_without_texts(
+    scored: Scored, request: RerankRequest, naming: Naming
+) -> dict[str, Any]:
+    """Canonical, texts echoed if that is asked for."""
+    return _canonical(scored, request, naming, bool(request.return_documents))
+
+
+def _canonical(
     scored: Scored, request: RerankRequest, naming: Naming, returns_documents: bool
 ) -> dict[str, Any]:
     """What the clients of Cohere, Jina, vLLM, Voyage, Together, Pinecone and Mixedbread read.
@@ -79,12 +112,11 @@ def canonical(
         "results": results,
         "data": [_data(result, request) for result in results],
         "usage": usage(scored) | {"rerank_units": _search_units(scored)},
-        "meta": _meta(scored, naming) | left_out(scored, request),
+        "meta": _meta(scored, naming, request),
     }
     if request.documents_field == "input":
-        own = {"top_k": len(results), "return_input": bool(request.return_input)}
-        return answer | own
-    return answer
+        answer |= {"top_k": len(results), "return_input": bool(request.return_input)}
+    return answer | (_weaviate(scored, request) if request.is_of_weaviate else {})
 
 
 def _data(result: dict[str, Any], request: RerankRequest) -> dict[str, Any]:
@@ -102,7 +134,7 @@ def _data(result: dict[str, Any], request: RerankRequest) -> dict[str, Any]:
     return item
 
 
-def weaviate(scored: Scored, request: RerankRequest) -> dict[str, Any]:
+def _weaviate(scored: Scored, request: RerankRequest) -> dict[str, Any]:
     """What Weaviate's module reads beside the canonical answer: in input order, always all."""
     return {
         "scores": [
@@ -119,18 +151,12 @@ def nim(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any
         | _truncation(scored.pairs[index])
         for index in ranked(scored, request)
     ]
-    return {
-        "rankings": rankings,
-        "usage": usage(scored),
-        "meta": _meta(scored, naming) | left_out(scored, request),
-    }
+    return {"rankings": rankings, "usage": usage(scored), "meta": _meta(scored, naming, request)}
 
 
-def infinity(
-    scored: Scored, request: RerankRequest, naming: Naming, returns_documents: bool
-) -> dict[str, Any]:
-    """The canonical answer with documents as strings."""
-    answer = canonical(scored, request, naming, returns_documents)
+def infinity(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
+    """Documents come back as strings."""
+    answer = canonical_without_texts(scored, request, naming)
     answer["object"] = "rerank"
     for result in (*answer["results"], *answer["data"]):
         if isinstance(result.get("document"), Mapping):
@@ -138,7 +164,7 @@ def infinity(
     return answer
 
 
-def tei(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
+def tei(scored: Scored, request: RerankRequest, naming: Naming) -> list[dict[str, Any]]:
     """A bare list, of all unless a client says how many: LiteLLM's does."""
     return [
         {"index": index, "score": value_of(scored.pairs[index], request.is_raw)}
@@ -148,8 +174,8 @@ def tei(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
     ]
 
 
-def sglang(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
-    """A bare list; documents are echoed unless that is declined."""
+def sglang(scored: Scored, request: RerankRequest, naming: Naming) -> list[dict[str, Any]]:
+    """A bare list."""
     echoes = request.return_documents is not False
     return [
         {"index": index, "score": value_of(scored.pairs[index], request.is_raw)}
@@ -165,20 +191,21 @@ def sglang(scored: Scored, request: RerankRequest) -> list[dict[str, Any]]:
 
 def headers(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, str]:
     """Usage and cost beside a bare list, named as TEI names what it computed."""
-    return (
-        {
-            "x-compute-tokens": str(scored.num_tokens),
-            "x-compute-characters": str(scored.num_characters),
-        }
-        | {f"x-compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
-        | {f"x-{k.replace('_', '-')}": str(n) for k, n in left_out(scored, request).items()}
-    )
+    tokens = {"compute-tokens": scored.num_tokens, "compute-characters": scored.num_characters}
+    cost = {f"compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
+    below = {name.replace("_", "-"): num for name, num in left_out(scored, request).items()}
+    tei_s: dict[str, Any] = {}
+    if request.documents_field == "texts":
+        milliseconds = round(scored.seconds * 1_000)
+        tei_s = {"compute-time": milliseconds, "total-time": milliseconds}
+        tei_s |= {"compute-type": "gpu+optimized" if scored.is_on_gpu else "cpu"}
+    return {f"x-{name}": str(value) for name, value in (tei_s | tokens | cost | below).items()}
 
 
-def scores(scored: Scored, is_raw: bool, naming: Naming) -> dict[str, Any]:
-    """vLLM's /score: in input order."""
+def scores(scored: Scored, request: ScoreRequest, naming: Naming) -> dict[str, Any]:
+    """vLLM's, in input order."""
     data = [
-        {"index": index, "object": "score", "score": value_of(pair, is_raw)}
+        {"index": index, "object": "score", "score": value_of(pair, request.is_raw)}
         | _failure(pair)
         | _truncation(pair)
         for index, pair in enumerate(scored.pairs)
@@ -194,14 +221,12 @@ def scores(scored: Scored, is_raw: bool, naming: Naming) -> dict[str, Any]:
     }
 
 
-def dashscope(
-    scored: Scored, request: RerankRequest, naming: Naming, request_id: str
-) -> dict[str, Any]:
+def dashscope(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
     return {
         "output": {"results": _results(scored, request, bool(request.return_documents))},
         "usage": usage(scored),
-        "meta": _meta(scored, naming) | left_out(scored, request),
-        "request_id": request_id,
+        "meta": _meta(scored, naming, request),
+        "request_id": naming.request_id,
     }
 
 
@@ -249,68 +274,90 @@ def _truncation(pair: PairScore) -> dict[str, bool]:
     return {"truncated": True} if pair.is_truncated else {}
 
 
-def _meta(scored: Scored, naming: Naming) -> dict[str, Any]:
+def _meta(scored: Scored, naming: Naming, request: RerankRequest | None = None) -> dict[str, Any]:
     tokens = scored.num_tokens
-    return {
+    told = {
         "api_version": {"version": "2"},
         "server_version": naming.version,
         "billed_units": {"search_units": _search_units(scored), "total_tokens": tokens},
         "tokens": {"input_tokens": tokens, "output_tokens": 0},
         "warnings": scored.warnings,
-    } | naming.cost(scored)
+    }
+    return told | naming.cost(scored) | (left_out(scored, request) if request else {})
 
 
 def _search_units(scored: Scored) -> int:
     return ceil(len(scored.pairs) / _DOCUMENTS_OF_A_SEARCH_UNIT)
 
 
-_TEI_TYPES = {
-    400: "Empty",
-    401: "Validation",
-    413: "Validation",
-    415: "Validation",
-    422: "Validation",
-    429: "Overloaded",
-    503: "Unhealthy",
-}
-DASHSCOPE_PATH = "/api/v1/services/rerank/text-rerank/text-rerank"
-SHAPED_PATHS = (
-    "/rerank",
-    "/v1/rerank",
-    "/reranking",
-    "/v1/reranking",
-    "/ranking",
-    "/v1/ranking",
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One way to ask for scores and to be told them: where, in what, and how.
+
+    write: makes the answer's content; its docstring describes the route. answer, failure: what the
+    OpenAPI document says of them. fails_whole: its clients know no null score, so that a document
+    that fails fails all by default. least_top_n: what a top_n must be, where zero is an error.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    write: Callable[[Scored, Any, Naming], Any]
+    answer: Any
+    request: type[RerankRequest | ScoreRequest | DashScopeRequest] = RerankRequest
+    failure: Any = openapi.Failure
+    fails_whole: bool = False
+    least_top_n: str | None = None
+
+    def wanted(self, body: Any) -> Any:
+        """The request in the words that all dialects share. Raises InvalidRequest."""
+        request = body.as_rerank() if isinstance(body, DashScopeRequest) else body
+        if self.least_top_n and request.top_n == 0:
+            raise InvalidRequest(f"top_n must be {self.least_top_n}, got 0", param="top_n")
+        is_of_others = self.write is shaped and request.documents_field in ("texts", "passages")
+        fails_whole = self.fails_whole or is_of_others or request.is_of_weaviate
+        if request.on_error or not fails_whole:
+            return request
+        return request.model_copy(update={"on_error": "fail"})
+
+
+DIALECTS = (
+    Dialect("rerank", SHAPED_PATHS, shaped, openapi.ShapedAnswer, failure=openapi.ShapedFailure),
+    Dialect(
+        "reranks",
+        ("/v1/reranks", "/reranks", "/compatible-api/v1/reranks"),
+        canonical,
+        openapi.RerankAnswer,
+    ),
+    Dialect("v2_rerank", ("/v2/rerank",), canonical_without_texts, openapi.RerankAnswer),
+    Dialect(
+        "infinity_rerank",
+        ("/infinity/rerank", "/infinity/v1/rerank"),
+        infinity,
+        openapi.RerankAnswer,
+        fails_whole=True,
+        least_top_n="above zero",
+    ),
+    Dialect(
+        "sglang_rerank",
+        ("/sglang/v1/rerank", "/sglang/rerank"),
+        sglang,
+        openapi.SglangAnswer,
+        least_top_n="at least 1",
+    ),
+    Dialect(
+        "score",
+        ("/score", "/v1/score"),
+        scores,
+        openapi.ScoreAnswer,
+        request=ScoreRequest,
+        fails_whole=True,
+    ),
+    Dialect(
+        "dashscope_rerank",
+        (DASHSCOPE_PATH,),
+        dashscope,
+        openapi.DashScopeAnswer,
+        request=DashScopeRequest,
+        failure=openapi.DashScopeFailure,
+    ),
 )
-"""Where several dialects meet, and a request's body says which one it speaks."""
-
-
-def body_of(error: ApiError, path: str, request_id: str, is_tei: bool = False) -> dict[str, Any]:
-    """One body serves the readers of `error`, `message` and `detail`."""
-    message = str(error)
-    if is_tei:
-        return {"error": message, "error_type": _tei_type(error)}
-    if path == DASHSCOPE_PATH:
-        return {"code": error.code, "message": message, "request_id": request_id}
-    return {
-        "error": {
-            "message": message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        },
-        "message": message,
-        "detail": message,
-        "request_id": request_id,
-    }
-
-
-def _tei_type(error: ApiError) -> str:
-    if error.status == 400 and error.code != "empty":
-        return "Validation"
-    return _TEI_TYPES.get(error.status, "Backend")
-
-
-def is_tei(path: str, body: Any) -> bool:
-    """TEI shares its paths with others; its requests have `texts`."""
-    return path in SHAPED_PATHS and isinstance(body, dict) and "texts" in body

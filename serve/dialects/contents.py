@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from shardrank.actors.data import Content, ImageSource, Video
-from shardrank.actors.errors import InvalidContent
+from shardrank.actors.errors import InvalidContent, RerankError
 from shardrank.serve.errors import InvalidRequest
 
 _CONTENT_FIELDS = ("text", "image", "video")
@@ -30,14 +30,18 @@ _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 class Parsed:
     """One side as it came: content, its own instruction, and the fields that nobody reads."""
 
-    content: Content
+    content: Content | RerankError
     instruction: str | None = None
     ignored: list[str] = field(default_factory=list)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        return self.content.texts if isinstance(self.content, Content) else ()
+
+    @property
     def text(self) -> str | None:
         """Its texts, joined by newlines; None: it has none."""
-        return "\n".join(self.content.texts) if self.content.texts else None
+        return "\n".join(self.texts) if self.texts else None
 
 
 def whole(text: str) -> str:
@@ -66,11 +70,7 @@ def parse_side(value: Any, name: str, rank_fields: Sequence[str] | None = None) 
     if value is None:
         return Parsed(Content())
     if not isinstance(value, Mapping):
-        _refuse_number(value, name)
-        raise InvalidRequest(
-            f"{name} must be a string, an object or a list of content parts, got {kind(value)}",
-            param=name,
-        )
+        raise _refused(value, name, "a string, an object or a list of content parts")
     instruction = value.get("instruction") or value.get("instruct")
     if instruction is not None and not isinstance(instruction, str):
         raise InvalidRequest(f"{name}.instruction must be a string", param=f"{name}.instruction")
@@ -94,11 +94,7 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
         elif isinstance(content, list):
             parsed = _from_parts(content, f"{name}.content")
         else:
-            _refuse_number(content, f"{name}.content")
-            raise InvalidRequest(
-                f"{name}.content must be a string or a list of parts, got {kind(content)}",
-                param=f"{name}.content",
-            )
+            raise _refused(content, f"{name}.content", "a string or a list of parts")
     elif any(key in value for key in _CONTENT_FIELDS):
         known = set(_CONTENT_FIELDS)
         parsed = Content(
@@ -128,10 +124,7 @@ def _from_fields(values: Mapping[str, Any], name: str) -> Content:
         return Content()
     for key, value in values.items():
         if not isinstance(value, str):
-            _refuse_number(value, f"{name}.{key}")
-            raise InvalidRequest(
-                f"{name}.{key} must be a string, got {kind(value)}", param=f"{name}.{key}"
-            )
+            raise _refused(value, f"{name}.{key}", "a string")
     if list(values) == ["text"]:
         return Content(texts=(_text(values["text"], f"{name}.text"),))
     if not any(value.strip() for value in values.values()):
@@ -148,19 +141,12 @@ def _from_parts(parts: Sequence[Any], name: str) -> Content:
         place = f"{name}[{index}]"
         if part is None or part == {}:
             continue
-        if isinstance(part, str):
-            texts.append(_text(part, place))
-            continue
-        kind_of_part, value = _part(part, place)
-        if value is None:
-            continue
-        if kind_of_part == "text":
-            texts.append(_text(value, f"{place}.text"))
-        elif _is_nothing(value):
-            continue
-        elif kind_of_part == "image":
+        holds, value = ("text", part) if isinstance(part, str) else _part(part, place)
+        if holds == "text" and value is not None:
+            texts.append(_text(value, place if value is part else f"{place}.text"))
+        elif holds == "image" and not _is_nothing(value):
             images.append(image_of(value, place))
-        else:
+        elif holds == "video":
             videos += _videos(value, place)
     return Content(tuple(texts), tuple(images), tuple(videos))
 
@@ -184,8 +170,7 @@ _NOT_ECHOED = {"content", "instruction", "instruct", "role", "type"} | {
 
 def _part(part: Any, place: str) -> tuple[str, Any]:
     if not isinstance(part, Mapping):
-        _refuse_number(part, place)
-        raise InvalidRequest(f"{place} must be an object, got {kind(part)}", param=place)
+        raise _refused(part, place, "an object")
     name = part.get("type")
     if name is None:  # {"text": ...} alone says what it is
         present = sorted((key for key in _PARTS if key in part), key=lambda key: part[key] is None)
@@ -204,10 +189,7 @@ def image_of(value: Any, name: str) -> bytes | str:
     if isinstance(value, Mapping):
         value = value.get("url") or value.get("base64") or value.get("data")
     if not isinstance(value, str) or not value:
-        _refuse_number(value, name)
-        raise InvalidRequest(
-            f"{name} must be an http(s) URL, a data: URL or base64, got {kind(value)}", param=name
-        )
+        raise _refused(value, name, "an http(s) URL, a data: URL or base64")
     head = value[:8].lower()
     if head.startswith(("http://", "https://")):
         return _text(value, name)
@@ -269,15 +251,15 @@ _STANDARD = str.maketrans("-_", "+/")
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        _refuse_number(value, name)
-        raise InvalidRequest(f"{name} must be a string, got {kind(value)}", param=name)
+        raise _refused(value, name, "a string")
     return whole(value)
 
 
-def _refuse_number(value: Any, name: str) -> None:
+def _refused(value: Any, name: str, rule: str) -> InvalidRequest | InvalidContent:
     """A table's cell that is a number is common enough to cost no more than its document."""
     if _is_number(value):
-        raise InvalidContent(f"{name} must be a string, got a number: {value}")
+        return InvalidContent(f"{name} must be a string, got a number: {value}")
+    return InvalidRequest(f"{name} must be {rule}, got {_kind(value)}", param=name)
 
 
 def _in_words(value: Any) -> Any:
@@ -313,9 +295,8 @@ def echo_of(value: Any, text: str) -> dict[str, str]:
     return {"text": text} | {key: strings[key] for key in strings if key not in _NOT_ECHOED}
 
 
-def kind(value: Any) -> str:
+def _kind(value: Any) -> str:
     """A JSON value's type, as messages call it."""
-    names = {dict: "an object", list: "a list", str: "an empty string", bool: "a boolean"}
-    if value is None:
-        return "null"
+    names: dict[Any, str] = {dict: "an object", list: "a list", bool: "a boolean"}
+    names |= {str: "an empty string", type(None): "null"}
     return names.get(type(value), "a number")

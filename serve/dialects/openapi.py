@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
 DESCRIPTION = """Reranks with Qwen3-VL-Reranker. One server for the clients of Cohere, Jina, vLLM,
 TEI, NIM, Voyage, Infinity, SGLang and DashScope: queries and documents are text, images, videos,
@@ -14,122 +14,71 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-class Problem(_Open):
-    code: str
-    message: str
+def _model(name: str, doc: str | None = None, /, **fields: Any) -> Any:
+    """An object of these fields and perhaps more; a tuple has a field's default beside its type."""
+    own: dict[str, Any] = {
+        each: kind if isinstance(kind, tuple) else (kind, ...) for each, kind in fields.items()
+    }
+    return create_model(name, __base__=_Open, __doc__=doc, **own)
 
 
-class Text(_Open):
-    text: str
+def _many(model: Any) -> Any:
+    return list[model]
 
 
-class Result(_Open):
-    index: int
-    relevance_score: float | None
-    document: Text | str | None = None
-    error: Problem | None = None
-    truncated: bool | None = None
+_FLOAT = float | None
+_STR = (str | None, None)
+_PLACE: dict[str, Any] = {"index": int, "relevance_score": _FLOAT}
+_SCORED: dict[str, Any] = {"index": int, "score": _FLOAT}
+_HEAD: dict[str, Any] = {"id": str, "object": str, "created": int, "model": str}
+_META = dict[str, Any]
 
+_Problem = _model("Problem", code=str, message=str)
+_Text = _model("Text", text=str)
+_RESULT = _PLACE | {
+    "document": (_Text | str | None, None),
+    "error": (_Problem | None, None),
+    "truncated": (bool | None, None),
+}
+_Result = _model("Result", **_RESULT)
+_DataResult = _model(
+    "DataResult",
+    "The same, for readers of `data`: the document is a string where it was sent as one.",
+    **_RESULT,
+    score=_FLOAT,
+)
+_Usage = _model("Usage", prompt_tokens=int, completion_tokens=int, total_tokens=int)
+RerankAnswer = _model(
+    "RerankAnswer",
+    **_HEAD,
+    results=_many(_Result),
+    data=_many(_DataResult),
+    usage=_Usage,
+    meta=_META,
+)
+_Ranking = _model("Ranking", index=int, logit=_FLOAT)
+NimAnswer = _model(
+    "NimAnswer",
+    "What a request with `passages` gets.",
+    rankings=_many(_Ranking),
+    usage=_Usage,
+    meta=_META,
+)
+_TeiResult = _model("TeiResult", **_SCORED, text=_STR)
+ShapedAnswer: Any = RerankAnswer | _many(_TeiResult) | NimAnswer
+SglangAnswer: Any = _many(_model("SglangResult", **_SCORED, document=_STR))
+_ScoreResult = _model("ScoreResult", index=int, object=str, score=_FLOAT)
+ScoreAnswer = _model("ScoreAnswer", **_HEAD, data=_many(_ScoreResult), usage=_Usage)
+_DashScopeOutput = _model("DashScopeOutput", results=_many(_Result))
+DashScopeAnswer = _model(
+    "DashScopeAnswer", output=_DashScopeOutput, usage=_Usage, meta=_META, request_id=str
+)
 
-class DataResult(Result):
-    """The same, for readers of `data`: the document is a string where it was sent as one."""
-
-    score: float | None
-
-
-class Usage(_Open):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class RerankAnswer(_Open):
-    id: str
-    object: str
-    created: int
-    model: str
-    results: list[Result]
-    data: list[DataResult]
-    usage: Usage
-    meta: dict[str, Any]
-
-
-class Ranking(_Open):
-    index: int
-    logit: float | None
-
-
-class NimAnswer(_Open):
-    """What a request with `passages` gets."""
-
-    rankings: list[Ranking]
-    usage: Usage
-    meta: dict[str, Any]
-
-
-class TeiResult(_Open):
-    index: int
-    score: float | None
-    text: str | None = None
-
-
-class SglangResult(_Open):
-    index: int
-    score: float | None
-    document: str | None = None
-
-
-class ScoreResult(_Open):
-    index: int
-    object: str
-    score: float | None
-
-
-class ScoreAnswer(_Open):
-    id: str
-    object: str
-    created: int
-    model: str
-    data: list[ScoreResult]
-    usage: Usage
-
-
-class DashScopeOutput(_Open):
-    results: list[Result]
-
-
-class DashScopeAnswer(_Open):
-    output: DashScopeOutput
-    usage: Usage
-    meta: dict[str, Any]
-    request_id: str
-
-
-class Mistake(_Open):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Failure(_Open):
-    error: Mistake
-    message: str
-    detail: str
-    request_id: str | None = None
-
-
-class TeiFailure(_Open):
-    """What a request with `texts` gets."""
-
-    error: str
-    error_type: str
-
-
-class DashScopeFailure(_Open):
-    message: str
-    code: str | None = None
-    request_id: str | None = None
+_Mistake = _model("Mistake", message=str, type=str, param=str | None, code=str | None)
+Failure = _model("Failure", error=_Mistake, message=str, detail=str, request_id=_STR)
+_TeiFailure = _model("TeiFailure", "What a request with `texts` gets.", error=str, error_type=str)
+ShapedFailure: Any = Failure | _TeiFailure
+DashScopeFailure = _model("DashScopeFailure", message=str, code=_STR, request_id=_STR)
 
 
 _SENTENCES = {
@@ -146,7 +95,7 @@ _SENTENCES = {
 
 
 def responses(answer: Any, failure: Any = Failure) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route that scores."""
+    """The answers of a route that scores."""
     return {200: {"model": answer, "description": "Scores"}, **failures(*_SENTENCES, model=failure)}
 
 

@@ -116,6 +116,11 @@ class Options(BaseModel):
         return side == "left" or str(self.truncate).upper() == "START"
 
     @property
+    def cuts_texts(self) -> bool:
+        """Whether texts may be cut by more than the official rule, which cuts a pair's end."""
+        return bool(self.max_tokens_per_doc or self.max_tokens_per_query or self.keeps_the_end)
+
+    @property
     def media(self) -> MediaOptions:
         """mm_processor_kwargs, with the request's own fps and max_frames over them."""
         own = {"fps": self.fps, "max_frames": self.max_frames}
@@ -200,6 +205,16 @@ class RerankRequest(Options):
         return getattr(self, self.documents_field)
 
     @property
+    def side_names(self) -> tuple[str, str]:
+        """What messages call the query and the documents, to be formatted with their places."""
+        return "query", f"{self.documents_field}[{{}}]"
+
+    @property
+    def lists(self) -> tuple[list[Any], list[Document]]:
+        """The query alone, and the documents."""
+        return [self.query], self.sides
+
+    @property
     def least_score(self) -> float | None:
         return self.score_threshold if self.min_score is None else self.min_score
 
@@ -236,6 +251,20 @@ class ScoreRequest(Options):
     def fields(self) -> tuple[str, str]:
         """The names of the queries' field and of the documents'."""
         return self._given[0]
+
+    @property
+    def side_names(self) -> tuple[str, str]:
+        left, right = self.fields
+        return f"{left}[{{}}]", f"{right}[{{}}]"
+
+    @property
+    def lists(self) -> tuple[list[Any], list[Any]]:
+        """Each is one side or a list of them; a list of parts stands in `content`."""
+        left, right = (getattr(self, name) for name in self.fields)
+        return (
+            left if isinstance(left, list) else [left],
+            right if isinstance(right, list) else [right],
+        )
 
     @property
     def sides_of_parts(self) -> list[str]:

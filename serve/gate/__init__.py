@@ -1,1 +1,1 @@
-"""Who may ask, and how much: sizes of requests, API keys and their limits."""
+"""The gate before the routes: sizes of requests, API keys and their limits."""

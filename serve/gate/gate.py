@@ -1,47 +1,127 @@
 """What every request passes before the application sees it, as ASGI middleware.
 
 Its id, its key and the key's limits, its body read within bounds of size and time. A client that
-goes away cancels its request.
+goes away cancels its request. Counts of a key's requests are of this process alone: two servers
+with the same keys admit twice as much.
 """
 
 import asyncio
 import json
+import math
+import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shardrank.serve.dialects.answers import SHAPED_PATHS, body_of, is_tei
-from shardrank.serve.dialects.bodies import outline
+from shardrank.serve.console import Usage, begin, caller, log_access, request_id_of
+from shardrank.serve.dialects.bodies import SHAPED_PATHS, body_of, is_tei, outline
 from shardrank.serve.errors import (
     ApiError,
     BodyTooLarge,
     DeadlineExceeded,
     Misdirected,
+    TooManyRequests,
     Unauthorized,
     UnreadableEncoding,
 )
-from shardrank.serve.gate.access import AccessLog, Usage, begin, log_access, request_id_of
-from shardrank.serve.gate.keys import ApiKeys, WatchedKeys, is_local_name
-from shardrank.serve.gate.rate import RateLimiter, caller
+from shardrank.serve.gate.keys import ApiKey, ApiKeys, WatchedKeys, is_local_name
 from shardrank.serve.metrics import Metrics
-from shardrank.serve.settings import Limits
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+from shardrank.serve.settings import ServeSettings
 
 OPEN_PATHS = ("/health", "/ready", "/.well-known/ready", "/v1/cluster/auth")
 """The last one tells Xinference's client whether it is to send its key."""
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_GONE = 499
-"""As nginx counts them; nobody reads it."""
+"""nginx counts such requests so; nobody reads it."""
+
+
+# A key that was quiet may send this many seconds' worth of its requests at once: enough for a page
+# that asks for several rankings, too few to spend a whole minute's in one instant.
+BURST_S = 10
+ROUNDING = 1e-6  # of a request: who waits exactly retry_after_s is not refused for a float's sake
+CONCURRENT_RETRY_S = 1.0  # when a running request will end is not known
 
 
 class _ClientGone(Exception):
     pass
+
+
+def burst(requests_per_minute: int) -> float:
+    """What a full bucket holds, in requests: a sixth of a minute's, and at least one.
+
+    So no window of 60 s admits more than requests_per_minute + burst.
+    """
+    return max(1.0, requests_per_minute * BURST_S / 60)
+
+
+@dataclass(slots=True)
+class _KeyUsage:
+    """One key's: tokens is as of counted_at; since then it has grown."""
+
+    tokens: float = math.inf  # a new bucket is full: the next count caps it
+    counted_at: float = 0.0
+    num_running: int = 0
+
+
+class RateLimiter:
+    """How often and how many at once each key may call: a token bucket and a count of running
+    requests. clock: seconds, never going back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._usages: dict[str, _KeyUsage] = {}  # by the key's name
+
+    @contextmanager
+    def admit(self, key: ApiKey) -> Iterator[None]:
+        """Around one request. TooManyRequests on entering says which limit, and costs nothing."""
+        if key.requests_per_minute is None and key.max_concurrent is None:
+            yield
+            return
+        usage = self._start(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                usage.num_running -= 1
+
+    def _start(self, key: ApiKey) -> _KeyUsage:
+        with self._lock:
+            usage = self._usages.setdefault(key.name, _KeyUsage())
+            # Both may refuse, so the one that takes something on passing comes last.
+            _check_concurrency(usage, key.max_concurrent)
+            if key.requests_per_minute is not None:
+                _take_token(usage, key.requests_per_minute, self._clock())
+            usage.num_running += 1
+            return usage
+
+
+def _check_concurrency(usage: _KeyUsage, limit: int | None) -> None:
+    if limit is not None and usage.num_running >= limit:
+        raise TooManyRequests(
+            f"This key may have {limit} requests running at once",
+            code="too_many_concurrent",
+            retry_after_s=CONCURRENT_RETRY_S,
+        )
+
+
+def _take_token(usage: _KeyUsage, requests_per_minute: int, now: float) -> None:
+    rate = requests_per_minute / 60  # tokens a second
+    grown = usage.tokens + (now - usage.counted_at) * rate
+    tokens = min(burst(requests_per_minute), grown)
+    if tokens < 1 - ROUNDING:
+        raise TooManyRequests(
+            f"This key may start {requests_per_minute} requests a minute, "
+            f"at most {int(burst(requests_per_minute))} in one burst",
+            code="rate_limited",
+            retry_after_s=(1 - tokens) / rate,
+        )
+    usage.tokens, usage.counted_at = tokens - 1, now
 
 
 class Gate:
@@ -49,24 +129,20 @@ class Gate:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
+        settings: ServeSettings,
         keys: ApiKeys | WatchedKeys,
-        limits: Limits,
         metrics: Metrics,
         check_room: Callable[[], None],
-        is_local: bool = False,
-        access_log: AccessLog = "lines",
     ) -> None:
-        self._limits_hosts = is_local
         self._app = app
-        self._access_log = access_log
-        self._check_room = check_room
+        self._settings = settings
         self._keys = keys
-        self._limits = limits
         self._metrics = metrics
+        self._check_room = check_room
         self._limiter = RateLimiter()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -91,16 +167,16 @@ class Gate:
             seconds = time.monotonic() - started
             self._metrics.request(scope, answer.status, seconds)
             path, status = scope["path"], answer.status
-            log_access(self._access_log, method, path, status, seconds, request_id, usage)
+            log_access(self._settings.access_log, method, path, status, seconds, request_id, usage)
 
     async def _admitted(
         self,
-        scope: MutableMapping[str, Any],
+        scope: Scope,
         headers: Headers,
         receive: Receive,
         answer: "_Answer",
     ) -> None:
-        if self._limits_hosts and not is_local_name(headers.get("host", "")):
+        if self._settings.is_local and not is_local_name(headers.get("host", "")):
             raise Misdirected("without keys this server answers to localhost and 127.0.0.1 alone")
         if scope["path"] in OPEN_PATHS:
             await _run(self._app, scope, receive, answer, b"")
@@ -126,11 +202,11 @@ class Gate:
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """All of it. Raises BodyTooLarge as soon as that is known, DeadlineExceeded when slow."""
-        limit = self._limits.max_body_bytes
-        error = BodyTooLarge(f"the request's body is over the limit of {limit:,} bytes")
+        limit = self._settings.limits.max_body_bytes
+        too_large = f"the request's body is over the limit of {limit:,} bytes"
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            raise error
+            raise BodyTooLarge(too_large)
         body = bytearray()
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
@@ -140,7 +216,7 @@ class Gate:
                         raise _ClientGone
                     body += message.get("body", b"")
                     if len(body) > limit:
-                        raise error
+                        raise BodyTooLarge(too_large)
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
@@ -154,9 +230,7 @@ def _plain(path: str) -> str:
     return "/" + "/".join(filter(None, path.split("/")))
 
 
-async def _run(
-    app: App, scope: MutableMapping[str, Any], receive: Receive, send: "_Answer", body: bytes
-) -> None:
+async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: "_Answer", body: bytes) -> None:
     """The application with the body at hand; cancelled when the client goes away."""
     gone = asyncio.create_task(_disconnected(receive))
     is_read = False

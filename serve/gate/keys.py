@@ -1,4 +1,4 @@
-"""Who may call the endpoint: API keys from a file and from the environment's text, kept as hashes.
+"""API keys: from a file and from the environment's text, kept as hashes.
 
     [keys.search-team]
     sha256 = "<64 hexadecimal digits: hash_key(KEY)>"
@@ -6,7 +6,7 @@
     max_concurrent = 8
 
 Knows nothing about HTTP frameworks: headers are a mapping. What a limit does is
-serve/gate/rate.py's.
+serve/gate/gate.py's.
 """
 
 import base64
@@ -125,7 +125,7 @@ def parse_environment(text: str) -> list[ApiKey]:
 
 
 def environment_keys(text: str | None) -> tuple[ApiKey, ...]:
-    """As parse_environment; none where the variable is not set."""
+    """What parse_environment gives; none where the variable is not set."""
     return () if text is None else tuple(parse_environment(text))
 
 
@@ -176,7 +176,7 @@ class ApiKeys:
 
     @classmethod
     def load(cls, path: str | Path | None, environment: str | None) -> "ApiKeys":
-        """Of a file and of the environment's text together; open where both are None."""
+        """The keys of a file and of the environment's text; open where both are None."""
         return cls.of(path, environment_keys(environment))
 
     @classmethod
@@ -203,7 +203,7 @@ class ApiKeys:
 
 
 class WatchedKeys:
-    """As ApiKeys.of, but of the file as it is now: who is taken out is out within a second."""
+    """What ApiKeys.of gives for the file as it is now: who is taken out is out within a second."""
 
     def __init__(self, path: str | Path | None, others: tuple[ApiKey, ...]) -> None:
         self._path = path
@@ -217,7 +217,7 @@ class WatchedKeys:
         return self._keys.is_open
 
     def check(self, headers: Mapping[str, str]) -> ApiKey:
-        """As ApiKeys.check."""
+        """The caller's key, see ApiKeys.check."""
         if self._path is not None and time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
             self._look()
         return self._keys.check(headers)
@@ -253,7 +253,7 @@ def _find(digest: str, keys: Iterable[ApiKey]) -> ApiKey | None:
 
 
 def _given_key(headers: Mapping[str, str]) -> str:
-    """Of the first of these headers that is there; "" without any. The others do not count."""
+    """The first of these headers that is there counts alone; "" without any."""
     for name in ("authorization", "api-key", "x-api-key"):
         value = headers.get(name)
         if value is None:

@@ -1,7 +1,7 @@
 """How much is in the queue, how fast it leaves, and who is refused for it. Plain numbers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shardrank.serve.errors import TooManyRequests
@@ -86,12 +86,7 @@ class Admission:
     def add(self, num_pairs: int, num_tokens: int) -> None:
         self.num_pairs += num_pairs
         self.num_tokens += num_tokens
-        if self._observer is None:
-            return
-        try:
-            self._observer.queue(self.num_pairs, self.num_tokens)
-        except Exception:  # metrics that fail must not stop the queue
-            logger.exception("the queue's observer failed")
+        self._tell(lambda observer: observer.queue(self.num_pairs, self.num_tokens))
 
     def scored(self, num_pairs: int, num_tokens: int, fill: float, seconds: float) -> None:
         """One batch. In the moving average a full one weighs more: a small one is slow for its
@@ -101,9 +96,11 @@ class Admission:
             speed = num_tokens / seconds
             before = speed if self.tokens_per_s is None else self.tokens_per_s
             self.tokens_per_s = before + (0.1 + 0.4 * min(1.0, fill)) * (speed - before)
-        if self._observer is None:
-            return
+        self._tell(lambda observer: observer.batch(num_pairs, num_tokens, fill, seconds))
+
+    def _tell(self, told: Callable[[Observer], None]) -> None:
         try:
-            self._observer.batch(num_pairs, num_tokens, fill, seconds)
-        except Exception:  # as above
+            if self._observer is not None:
+                told(self._observer)
+        except Exception:  # metrics that fail must not stop the queue
             logger.exception("the queue's observer failed")

@@ -7,6 +7,7 @@ long is refused before any work. Knows no HTTP.
 import asyncio
 import logging
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,8 +18,7 @@ from shardrank.actors.reranker import Reranker
 from shardrank.actors.scorer import Scorer
 from shardrank.serve.errors import DeadlineExceeded, NotReady
 from shardrank.serve.queue.admission import Admission, Observer
-from shardrank.serve.queue.slices import PIECES_A_BATCH, Piece, Slice
-from shardrank.serve.queue.waiting import Batch, Turns, Waiting, next_batch, next_slice
+from shardrank.serve.queue.queued import PIECES_A_BATCH, Piece, QueuedRequest, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,11 @@ _BATCHES_AHEAD = 8
 """Prepared tokens that wait for the scorer, of one request and of all: pixels take 3 KB each. Over
 the second, only who has none yet may have a slice prepared.
 """
+
+
+Turns = OrderedDict[QueuedRequest, None]
+"""Requests that wait for the same thing: the first one's turn is next."""
+Batch = list[tuple[QueuedRequest, Piece]]
 
 
 class BatchQueue:
@@ -50,7 +55,7 @@ class BatchQueue:
         self._budget = reranker.scorer.max_batch_tokens
         self._num_preparing = num_preparing
         self._clock = clock
-        self._requests: dict[Waiting, None] = {}
+        self._requests: dict[QueuedRequest, None] = {}
         self._to_prepare = Turns()
         self._to_score = Turns()
         self._num_ahead = 0
@@ -117,13 +122,13 @@ class BatchQueue:
             raise _closed()
         self._check(num_pairs=1, num_tokens=0)
 
-    def check_room(self, sets: Sequence[CandidateSet]) -> Waiting:
+    def check_room(self, sets: Sequence[CandidateSet]) -> QueuedRequest:
         """Raises what `score` would raise at once, for callers with work to do before it: media
         need not be there yet.
         """
         if not self._is_open:
             raise _closed()
-        request = Waiting(sets, self._reranker.preprocessor, self._budget)
+        request = QueuedRequest(sets, self._reranker.preprocessor, self._budget)
         self._check(request.num_pairs, request.num_tokens)
         return request
 
@@ -131,13 +136,13 @@ class BatchQueue:
         left = [request.num_tokens for request in self._requests]
         self.admission.check(left, num_pairs, num_tokens)
 
-    def _admit(self, request: Waiting) -> None:
+    def _admit(self, request: QueuedRequest) -> None:
         self._requests[request] = None
         self._to_prepare[request] = None
         self.admission.add(request.num_pairs, request.num_tokens)
         self._changed.set()
 
-    def _remove(self, request: Waiting) -> None:
+    def _remove(self, request: QueuedRequest) -> None:
         """Ended, in whatever way. What is being prepared or scored of it goes nowhere."""
         if request not in self._requests:
             return
@@ -149,7 +154,7 @@ class BatchQueue:
         self.admission.add(-request.num_pairs, -request.num_tokens)
         self._changed.set()
 
-    def _end(self, request: Waiting, error: BaseException | None = None) -> None:
+    def _end(self, request: QueuedRequest, error: BaseException | None = None) -> None:
         if request.is_wanted:
             request.error = error
             request.done.set_result(None)
@@ -176,7 +181,7 @@ class BatchQueue:
             elif request.is_wanted:
                 self._prepared(request, part, pieces)
 
-    async def _next_slice(self, takes_media: bool) -> tuple[Waiting, Slice]:
+    async def _next_slice(self, takes_media: bool) -> tuple[QueuedRequest, Slice]:
         while True:
             has_room = self._num_ahead < _BATCHES_AHEAD * self._budget
             max_ahead = _BATCHES_AHEAD_OF_REQUEST * self._budget if has_room else 1
@@ -186,7 +191,7 @@ class BatchQueue:
                 return found
             await self._change()
 
-    def _prepared(self, request: Waiting, part: Slice, pieces: list[Piece]) -> None:
+    def _prepared(self, request: QueuedRequest, part: Slice, pieces: list[Piece]) -> None:
         more = sum(piece.num_tokens for piece in pieces) - part.num_tokens
         request.num_tokens += more
         request.ready += pieces
@@ -195,7 +200,7 @@ class BatchQueue:
         self.admission.add(0, more)
         self._changed.set()
 
-    def _count_ahead(self, request: Waiting, num_tokens: int) -> None:
+    def _count_ahead(self, request: QueuedRequest, num_tokens: int) -> None:
         request.num_ahead += num_tokens
         self._num_ahead += num_tokens
 
@@ -230,7 +235,7 @@ class BatchQueue:
             if request.is_wanted:
                 self._place(request, piece, found)
 
-    def _place(self, request: Waiting, piece: Piece, scores: Sequence[PairScore]) -> None:
+    def _place(self, request: QueuedRequest, piece: Piece, scores: Sequence[PairScore]) -> None:
         request.place(piece, scores)
         self.admission.add(-piece.num_pairs, -piece.num_tokens)
         if not request.num_pairs:
@@ -239,6 +244,47 @@ class BatchQueue:
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
+
+
+def next_slice(
+    turns: Turns, max_ahead: int, takes_media: bool
+) -> tuple[QueuedRequest, Slice] | None:
+    """A slice of the first request that may have one, which then goes to the end of the line.
+
+    max_ahead: who has as many tokens ahead of the scorer may not.
+    """
+    for request in turns:
+        if request.num_ahead >= max_ahead or (request.slices[0].has_media and not takes_media):
+            continue
+        part = request.slices.popleft()
+        turns.move_to_end(request)
+        if not request.slices:
+            del turns[request]
+        return request, part
+    return None
+
+
+def next_batch(turns: Turns, max_batch_tokens: int) -> Batch:
+    """Pieces of one request after the other, within max_batch_tokens; at least one.
+
+    Whose piece does not fit keeps its turn, so that it comes first in the next batch.
+    """
+    batch: Batch = []
+    left = max_batch_tokens
+    line = deque(turns)
+    while line:
+        request = line.popleft()
+        if batch and request.ready[0].num_tokens > left:
+            continue
+        piece = request.ready.popleft()
+        left -= piece.num_tokens
+        batch.append((request, piece))
+        turns.move_to_end(request)
+        if request.ready:
+            line.append(request)
+        else:
+            del turns[request]
+    return batch
 
 
 def _closed() -> NotReady:

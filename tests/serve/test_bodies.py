@@ -107,7 +107,7 @@ def test_sides_are_read_in_another_thread():
     async def main() -> int:
         service = start_service(settings(), Metrics())
         await service.start()
-        await service.rerank(Reranking(query="q", documents=["a"]))
+        await service.score(Reranking(query="q", documents=["a"]))
         await service.score(Scoring(queries="q", documents="a"))
         await service.stop(0)
         return threading.get_ident()

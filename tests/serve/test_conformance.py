@@ -17,7 +17,7 @@ from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.dialects.answers import body_of
+from shardrank.serve.dialects.bodies import body_of
 from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
 from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
 from shardrank.serve.settings import Limits

@@ -25,7 +25,7 @@ from shardrank.actors.planner import PairCost, plan, set_costs
 from shardrank.actors.prepared import PreparedPair, PreparedSet
 from shardrank.actors.prompt import Side
 from shardrank.actors.sides import OpenSide, ReadSide
-from shardrank.serve.queue.slices import (
+from shardrank.serve.queue.queued import (
     NobodyWaits,
     Piece,
     Slice,

@@ -1,13 +1,15 @@
-"""The CPU half of a request: slices of documents to prepare, and pieces of them to score.
+"""A queued request: slices of its documents to prepare, pieces of them to score, its scores.
 
-Plain functions, for any thread. Knows nothing about who waits, nor about the event loop.
+Knows nothing of the others in the queue.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shardrank.actors.config import OFFICIAL_OPTIONS, PIXELS_PER_TOKEN, QueryOptions
-from shardrank.actors.data import CandidateSet, Content, Video
+from shardrank.actors.data import CandidateSet, Content, PairScore, Video
 from shardrank.actors.errors import RerankError
 from shardrank.actors.media.images import Permit
 from shardrank.actors.planner import set_costs
@@ -19,7 +21,7 @@ SLICE_DOCUMENTS = 64
 SLICES_A_BATCH = 2
 """A slice is expected to fill half a batch at most: page images are large, and others wait."""
 PIECES_A_BATCH = 4
-"""Of a request with many documents, so that others' fit beside them."""
+"""So many come of a request with many documents, that others' fit beside them."""
 
 _BYTES_PER_TOKEN = 3.5  # English 4 to 5; Chinese 4 to 5 as well, at 3 bytes a character
 _MEASURED_CHARS = 1_000
@@ -59,6 +61,68 @@ class Piece:
     @property
     def num_pairs(self) -> int:
         return self.prepared.num_pairs
+
+
+class QueuedRequest:
+    """One from its admission until `done`, which says nothing but that it has ended.
+
+    num_pairs and num_tokens count what is not scored yet, num_ahead the tokens that are prepared
+    or being prepared and not taken by the scorer. Of what is not prepared they are estimates.
+    """
+
+    def __init__(
+        self, sets: Sequence[CandidateSet], preprocessor: Preprocessor, max_batch_tokens: int
+    ) -> None:
+        self._sets = sets
+        self._preprocessor = preprocessor
+        self._max_batch_tokens = max_batch_tokens
+        self._queries = [
+            preprocessor.open_query(each.query, each.instruction, each.options, permit=self._permit)
+            for each in sets
+        ]
+        self._scores: list[list[PairScore | None]] = [[None] * len(each.documents) for each in sets]
+        self.slices = deque(
+            part
+            for index, (each, query) in enumerate(zip(sets, self._queries, strict=True))
+            for part in slices(index, each, query.options, max_batch_tokens)
+        )
+        self.ready: deque[Piece] = deque()
+        self.num_pairs = sum(len(each.documents) for each in sets)
+        self.num_tokens = sum(part.num_tokens for part in self.slices)
+        self.num_ahead = 0
+        self.is_wanted = True
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: BaseException | None = None
+
+    def _permit(self) -> None:
+        if not self.is_wanted:
+            raise NobodyWaits
+
+    def prepare(self, part: Slice) -> list[Piece]:
+        """In any thread, several parts at once."""
+        index = part.set_index
+        return prepare(
+            self._preprocessor,
+            self._queries[index],
+            self._sets[index],
+            part,
+            self._max_batch_tokens,
+            self._permit,
+        )
+
+    def place(self, piece: Piece, scores: Sequence[PairScore]) -> None:
+        end = piece.start + piece.num_pairs
+        self._scores[piece.set_index][piece.start : end] = scores
+        self.num_pairs -= piece.num_pairs
+        self.num_tokens -= piece.num_tokens
+
+    def result(self) -> list[list[PairScore]]:
+        """Scores in order; raises what the request failed of."""
+        if self.error is not None:
+            raise self.error
+        scores = [[score for score in each if score is not None] for each in self._scores]
+        assert [len(each) for each in scores] == [len(each.documents) for each in self._sets]
+        return scores
 
 
 def estimated_tokens(
@@ -174,7 +238,7 @@ def _text_tokens(texts: Sequence[str], options: QueryOptions) -> int:
 
 
 def _bytes_per_char(text: str) -> float:
-    """By its beginning, as far as it is not ASCII: this runs on the event loop."""
+    """What its beginning has, where it is not ASCII: this runs on the event loop."""
     head = text[:_MEASURED_CHARS]
     return 1 if text.isascii() else len(head.encode("utf-8", "surrogatepass")) / len(head)
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from shardrank.serve import console
-from shardrank.serve.gate.access import begin, log_access, usage
+from shardrank.serve.console import begin, log_access, usage
 
 
 def logged(kind, capsys, path="/v2/rerank") -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardrank.serve.queue.waiting import Turns, next_batch, next_slice
+from shardrank.serve.queue.batching import Turns, next_batch, next_slice
 
 
 class Request(SimpleNamespace):
