@@ -255,6 +255,21 @@ def test_a_wrong_command_is_one_sentence(options, sentence, capsys, monkeypatch)
     assert sentence in error and error.count("\n") == 1
 
 
+def test_no_process_of_ray_is_given_the_keys_themselves(monkeypatch):
+    from shardrank.cli import main
+
+    given: dict[str, str] = {}
+
+    def start_ray(address: str | None) -> None:
+        given.update(os.environ)
+        raise ConnectionError("that is enough")
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "SHARDRANK_API_KEYS": KEY})
+    monkeypatch.setattr("shardrank.cluster.start_ray", start_ray)
+    assert main(["serve", "--model", str(TINY), "--port", str(free_port())]) == 1
+    assert given and KEY not in str(given)
+
+
 def test_the_configuration_has_only_names_that_serve_knows():
     """Serve itself lets a misspelled deployment key pass."""
     ServeDeploySchema.model_validate(CONFIG)
