@@ -22,6 +22,8 @@ from shardrank.jobs.run.progress import Meter, duration
 from tests.support.engine import TINY
 from tests.support.job_cases import text_rows, write_sets, write_text
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture
 def sets(tmp_path: Path) -> str:
@@ -40,6 +42,23 @@ def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str], sets:
     name = "\x1b]0;owned\x07\u202eq"
     stderr = refused(capsys, sets, "--output=o", f"--model={TINY}", f"--map=input.query={name}")
     assert r"\x1b]0;owned\x07\u202eq" in stderr
+
+
+LOGS = r"""
+import logging
+from shardrank import cli
+def read_status(output):
+    logging.getLogger("job").warning(f"unit of {output}")
+    raise cli.JobError("no")
+cli.read_status = read_status
+raise SystemExit(cli.main(["status", "\x1b]0;owned\x07"]))
+"""
+
+
+def test_no_name_in_the_log_commands_the_terminal() -> None:
+    done = subprocess.run([sys.executable, "-c", LOGS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert r"unit of \x1b]0;owned\x07" in done.stderr and "\x1b" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,18 @@
 """A Ray of our own is ours alone: its secret, its files."""
 
+import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from shardrank.cluster import _temporary_directory, make_token, private_directory
+from tests.support.listening import LOOPBACK
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -34,6 +40,41 @@ def test_the_secret_is_for_its_owner_from_its_first_moment(home: Path) -> None:
     token.chmod(0o644)  # as Ray itself leaves it
     make_token()
     assert token.read_text() == secret and mode_of(token) == 0o600
+
+
+LOCAL = """
+import json, os, stat, threading
+from pathlib import Path
+from shardrank.cluster import start_ray
+from tests.support.listening import listening
+os.setsid()
+seen, is_started = set(), threading.Event()
+
+def look():
+    place = Path.home() / ".ray"
+    while not is_started.wait(0.001):
+        for path in (place, place / "auth_token"):
+            if path.exists():
+                seen.add((path.name, oct(stat.S_IMODE(path.stat().st_mode))))
+
+looking = threading.Thread(target=look, daemon=True)
+looking.start()
+start_ray(None)
+is_started.set()
+looking.join()
+print(json.dumps([sorted(seen), listening(os.getpid())]))
+"""
+
+
+def test_a_local_ray_is_nobody_elses(home: Path) -> None:
+    """The job's as much as the endpoint's: neither its secret nor a port is open for a moment."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    seen, ports = json.loads(done.stdout.splitlines()[-1])
+    assert seen == [[".ray", "0o700"], ["auth_token", "0o600"]]
+    assert set(ports) <= LOOPBACK and sum(ports.values()) > 5, ports
 
 
 @pytest.mark.parametrize(

@@ -75,23 +75,31 @@ class MediaReader:
 
     def read(self, path: str) -> bytes:
         """Raises a MediaError: of no file, none that may be read, none that can, or too much."""
-        local = self.local_path(path)
-        if local is None and self._web is not None and _scheme(path) in _WEB:
+        opened = self.open_local(path)
+        if opened is None and self._web is not None and _scheme(path) in _WEB:
             return self._web.read(path)
-        if local is None:
+        if opened is None:
             return _read_object(*self._bucket_and_place(path), name_of(path))
         try:
-            with self._opened(local, path) as file:
+            with opened as file:
                 _check_size(os.fstat(file.fileno()).st_size, name_of(path))
                 return file.read()
         except OSError as error:
-            raise MediaUnreachable(f"{name_of(path)}: {error.strerror or error}") from error
+            raise _unreachable(path, error) from error
 
-    def _opened(self, local: Path, path: str) -> BinaryIO:
-        """Opened, and only then checked to be a file inside the roots: a link or a pipe may have
+    def open_local(self, path: str) -> BinaryIO | None:
+        """The local file behind `path`, or None where `read` has to fetch it.
+
+        It is opened, and only then checked to be a file inside the roots: a link or a pipe may have
         been put in its place since its path was looked at.
         """
-        file = os.fdopen(os.open(local, os.O_RDONLY | os.O_NONBLOCK), "rb")
+        local = self.local_path(path)
+        if local is None:
+            return None
+        try:
+            file = open(local.absolute(), "rb", opener=_at_once)  # noqa: SIM115  (given)
+        except OSError as error:
+            raise _unreachable(path, error) from error
         opened = Path(f"/proc/self/fd/{file.fileno()}")
         place = Path(os.readlink(opened)) if opened.is_symlink() else local.resolve()
         roots = self._local_roots
@@ -191,6 +199,14 @@ def name_of(path: str) -> str:
         bucket, slash, key = place.partition("/")
         path = f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}"
     return _redacted(path)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _unreachable(path: str, error: OSError) -> MediaUnreachable:
+    return MediaUnreachable(f"{name_of(path)}: {error.strerror or error}")
 
 
 def _redacted(text: str) -> str:

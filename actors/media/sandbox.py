@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping
 
 _KEPT_VARIABLES = (
-    *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"),
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD"),  # where torch may have its own libraries from
     *("LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SYSTEMROOT"),
 )
 

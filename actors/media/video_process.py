@@ -19,9 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from queue import LifoQueue
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -132,19 +133,31 @@ class _Child:
             env=environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # FFmpeg writes a line for every damaged frame
+            stderr=subprocess.PIPE,  # until it is ready
             start_new_session=True,  # Ctrl-C is for the job: here it would look like a bad file
         )
         theirs.close()
+        assert process.stderr is not None
         child = cls(process, ours)
         try:
             if ours.poll(TIMEOUT_S):
                 ours.recv()
+                process.stderr.close()
                 return child
         except (EOFError, OSError):
             pass
         child.stop()
-        raise VideoDecodeError("the process that decodes media does not start")
+        why = child._last_words() or "it says nothing"
+        raise VideoDecodeError(f"the process that decodes media does not start: {why}")
+
+    def _last_words(self) -> str:
+        """What it wrote last; whoever else has its pipe is not waited for."""
+        assert self.process.stderr is not None
+        with self.process.stderr as written, suppress(BlockingIOError):
+            os.set_blocking(written.fileno(), False)
+            lines = os.read(written.fileno(), 1 << 16).decode("utf-8", "replace").split("\n")
+            return next((line[:300] for line in reversed(lines) if line.strip()), "")
+        return ""
 
     def stop(self) -> None:
         self.connection.close()
@@ -181,30 +194,33 @@ class VideoProcess:
 
         Raises a MediaError, DecoderLost where the child dies of the file or is too slow.
         """
-        local = _local(video, reader)
-        return self.answer(
-            _Request(*local, options, max_pixels, max_seconds, self._decoder, self._timeout_s)
-        )
+        with _local(video, reader) as (*local, file):
+            return self.answer(
+                _Request(*local, options, max_pixels, max_seconds, self._decoder, self._timeout_s),
+                file,
+            )
 
-    def answer(self, request: _Request | _ImageRequest) -> Any:
-        """What `frames` returns, or for an image its pixels."""
+    def answer(self, request: _Request | _ImageRequest, file: BinaryIO | None = None) -> Any:
+        """What `frames` returns, or an image's pixels. file: what the request's path leads to."""
         with self._lock:
-            reply = self._ask(request)
+            reply = self._ask(request, file)
             if reply is None:  # killed by the file, or by somebody else: a second child tells
-                reply = self._ask(request) or DecoderLost(
+                reply = self._ask(request, file) or DecoderLost(
                     f"{request.name}: the decoder's process died of it, twice"
                 )
         if isinstance(reply, RerankError):
             raise reply
         return reply
 
-    def _ask(self, request: _Request | _ImageRequest) -> Any:
+    def _ask(self, request: _Request | _ImageRequest, file: BinaryIO | None) -> Any:
         """The child's reply, an error where it is too slow, None where it died."""
         child = self._running()
         ends = time.monotonic() + request.timeout_s
         silence_s = self._silence_s if isinstance(request, _Request) else request.timeout_s
         try:
             child.connection.send(request)
+            if file is not None:
+                send_handle(child.connection, file.fileno(), child.process.pid)
             while child.connection.poll(min(silence_s, max(0.0, ends - time.monotonic()))):
                 reply = child.connection.recv()
                 if reply is not _ALIVE:
@@ -287,11 +303,10 @@ class VideoProcesses:
         max_tokens: float = math.inf,
     ) -> tuple[np.ndarray, list[float]]:
         """Frames by an idle VideoProcess, or the next to be. max_tokens: see video_file_pixels."""
-        local = _local(video, reader)
         limits = max_pixels, max_seconds
-        return self._answer(
-            _Request(*local, options, *limits, self._decoder, TIMEOUT_S, max_tokens)
-        )
+        with _local(video, reader) as (*local, file):
+            request = _Request(*local, options, *limits, self._decoder, TIMEOUT_S, max_tokens)
+            return self._answer(request, file)
 
     def image(self, data: bytes, name: str, max_pixels: int, depth: ImageDepth) -> np.ndarray:
         """(H, W, 3) uint8: load_image in a child. Raises a MediaError."""
@@ -300,11 +315,11 @@ class VideoProcesses:
         except DecoderLost as error:
             raise ImageDecodeError(str(error)) from error
 
-    def _answer(self, request: _Request | _ImageRequest) -> Any:
+    def _answer(self, request: _Request | _ImageRequest, file: BinaryIO | None = None) -> Any:
         with self._alone(request):
             process = self._idle.get()
             try:
-                return process.answer(request)
+                return process.answer(request, file)
             finally:
                 self._idle.put(process)
 
@@ -329,15 +344,22 @@ class VideoProcesses:
                 self._changed.notify_all()
 
 
-def _local(video: Video, reader: MediaReader) -> tuple[Video, str]:
-    """The video as bytes or an absolute path, and its name in error sentences."""
+@contextmanager
+def _local(video: Video, reader: MediaReader) -> Iterator[tuple[Video, str, BinaryIO | None]]:
+    """The video as bytes or an absolute path, its name in error sentences, and what is open of it:
+    the path may lead elsewhere by the time that it is decoded.
+    """
     source = video.source
     assert source is not None
     if isinstance(source, bytes):
-        return video, f"a video of {len(source)} bytes"
-    local = reader.local_path(source)
-    opened = str(local.absolute()) if local else reader.read(source)
-    return Video(opened, fps=video.fps), name_of(source)
+        yield video, f"a video of {len(source)} bytes", None
+        return
+    file = reader.open_local(source)
+    if file is None:
+        yield Video(reader.read(source), fps=video.fps), name_of(source), None
+        return
+    with file:
+        yield Video(str(file.name), fps=video.fps), name_of(source), file
 
 
 def serve(handle: int, parent: int) -> None:
@@ -349,18 +371,22 @@ def serve(handle: int, parent: int) -> None:
     reader = MediaReader()
     at_start = _data_bytes()
     alive = _Alive(connection)
+    os.dup2(1, 2)  # to nowhere: FFmpeg writes a line for every damaged frame
     connection.send(_ALIVE)
     while True:
         try:
             request = connection.recv()
+            file = recv_handle(connection) if _has_path(request) else None
         except EOFError:
             return
         _limit_memory(at_start + max(_MIN_BYTES, _BYTES_PER_PIXEL * request.max_pixels))
         within = math.ceil(request.timeout_s) + _GRACE_S
         sandbox.limit_cpu(within * _MAX_CPUS)
         signal.alarm(within)
-        reply = _answer(request, reader, alive)
+        reply = _answer(request, file, reader, alive)
         signal.alarm(0)
+        if file is not None:
+            os.close(file)
         connection.send(reply)
 
 
@@ -408,8 +434,13 @@ def _limit_memory(size_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (within, hardest))
 
 
+def _has_path(request: _Request | _ImageRequest) -> bool:
+    """Then the open file follows the request."""
+    return isinstance(request, _Request) and isinstance(request.video.source, str)
+
+
 def _answer(
-    request: _Request | _ImageRequest, reader: MediaReader, alive: _Alive
+    request: _Request | _ImageRequest, file: int | None, reader: MediaReader, alive: _Alive
 ) -> np.ndarray | tuple[np.ndarray, list[float]] | RerankError:
     if isinstance(request, _ImageRequest):
         try:
@@ -417,11 +448,13 @@ def _answer(
             return np.asarray(decode_image(request.data, request.name, *limits))
         except RerankError as error:
             return error
-    options = request.options
+    options, video = request.options, request.video
     assert options.fps is not None and options.max_frames is not None
+    if file is not None:
+        video = Video(f"/dev/fd/{file}", fps=video.fps)
     try:
         sampled = load_video(
-            request.video,
+            video,
             reader,
             options.fps,
             options.max_frames,
@@ -436,4 +469,6 @@ def _answer(
         )
         return sampled.frames, sampled.times_s
     except RerankError as error:
-        return error
+        if file is None:
+            return error
+        return type(error)(str(error).replace(str(video.source), str(request.video.source)))

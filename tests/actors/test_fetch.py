@@ -222,12 +222,12 @@ def test_only_urls_of_the_web_lose_their_query_in_messages(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "is_refused"),
     [
-        ("s3://b/1.png?X-Amz-Signature=SECRET", True),
-        ("s3://b/X-Amz-Signature=SECRET/1.png", False),
-        ("a/1.png?password=SECRET&w=1", True),
-        ("gs://b/1.png?X-Goog-Credential=SECRET", True),
-        ("hdfs://h/1.png?sig=SECRET", True),
-        ("/etc/my-token=SECRET", True),
+        ("s3://b/1.png?X-Amz-Signature=wJalrXU", True),
+        ("s3://b/X-Amz-Signature=wJalrXU/1.png", False),
+        ("a/1.png?password=wJalrXU&w=1", True),
+        ("gs://b/1.png?X-Goog-Credential=wJalrXU", True),
+        ("hdfs://h/1.png?sig=wJalrXU", True),
+        ("/etc/my-token=wJalrXU", True),
     ],
 )
 def test_what_looks_like_a_secret_is_in_no_message(
@@ -238,7 +238,7 @@ def test_what_looks_like_a_secret_is_in_no_message(
         with pytest.raises(MediaError) as raised:
             MediaReader(str(tmp_path)).read(path)
         messages.append(str(raised.value))
-    assert [("SECRET" in each, "***" in each) for each in messages] == [(False, True)] * len(
+    assert [("wJalrXU" in each, "***" in each) for each in messages] == [(False, True)] * len(
         messages
     )
 

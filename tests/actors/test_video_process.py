@@ -3,6 +3,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from shardrank.actors.config import OFFICIAL_OPTIONS, RerankerConfig
 from shardrank.actors.data import CandidateSet, Video
-from shardrank.actors.errors import MediaForbidden, VideoDecodeError, VideoTooLong, VideoTooShort
+from shardrank.actors.errors import (
+    MediaForbidden,
+    MediaNotFound,
+    VideoDecodeError,
+    VideoTooLong,
+    VideoTooShort,
+)
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.media import sandbox, video_process
 from shardrank.actors.media.pixels import video_file_pixels
@@ -184,12 +192,68 @@ def test_a_child_that_does_not_start_is_not_the_files_fault(monkeypatch):
             frames_of(videos, str(CLIP))
 
 
+def test_a_child_that_does_not_start_says_why(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudnn.so.9: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(VideoDecodeError, match=r"not start: ImportError: libcudnn\.so\.9: cannot"):
+        frames_of(VideoProcess(), str(CLIP))
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="makes a library")
+def test_the_child_has_the_libraries_that_its_parent_was_given(monkeypatch, tmp_path):
+    """Without them torch, or what replaces malloc for it, is another one, or none."""
+    (tmp_path / "given.c").write_text("int given;")
+    library = str(tmp_path / "given.so")
+    subprocess.run(["gcc", "-shared", "-o", library, str(tmp_path / "given.c")], check=True)
+    monkeypatch.setenv("LD_PRELOAD", library)
+    videos = VideoProcess()
+    frames_of(videos, str(CLIP))
+    assert library in _text(child_id(videos), "maps")
+
+
 def test_the_media_root_holds_before_the_child_is_asked():
     reader = MediaReader(str(GOLDEN / "tiny"))
     videos = VideoProcess()
     with pytest.raises(MediaForbidden):
         frames_of(videos, "../media/v2s_24.mp4", reader)
     assert videos._child is None
+
+
+@pytest.mark.parametrize("trap", ["link", "fifo", "another file"])
+def test_what_was_put_in_a_files_place_after_the_check_is_not_decoded(trap, tmp_path):
+    """Also while the child waits for it: it has the file, not the path."""
+    root, place = tmp_path / "root", tmp_path / "root" / "clip.mp4"
+    root.mkdir()
+    shutil.copy(GOLDEN / "media" / "v9s_10.mp4", place)
+
+    def overtake() -> None:
+        place.unlink()
+        os.mkfifo(place) if trap == "fifo" else place.symlink_to(CLIP)
+
+    class Overtaken(MediaReader):
+        def local_path(self, path: str) -> Path | None:
+            found = super().local_path(path)
+            if trap != "another file":
+                overtake()
+            return found
+
+        def open_local(self, path: str) -> BinaryIO | None:
+            found = super().open_local(path)
+            overtake()
+            return found
+
+    videos = VideoProcess(silence_s=5)
+    if trap == "another file":
+        assert len(frames_of(videos, "clip.mp4", Overtaken(str(root)))[1]) > 4
+        return
+    with pytest.raises(MediaNotFound, match="no such file any more"):
+        frames_of(videos, "clip.mp4", Overtaken(str(root)))
+
+
+def test_a_damaged_file_is_named_as_it_was_given():
+    with pytest.raises(VideoDecodeError) as raised:
+        frames_of(VideoProcess(), str(GOLDEN / "media" / "a.gif"))
+    assert "a.gif" in str(raised.value) and "/dev/fd" not in str(raised.value)
 
 
 def test_errors_of_the_child_keep_their_kind():

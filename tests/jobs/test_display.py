@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from shardrank.jobs.run.display import LOG_EVERY_S, Display
-from shardrank.jobs.run.progress import Meter, Step, Underway
+from shardrank.jobs.run.progress import STEADY_AFTER_S, Meter, Step, Underway
 from tests.support.terminal import Terminal
 
 SHOWS = """
@@ -79,10 +79,50 @@ def test_a_log_has_a_line_at_least_every_ten_seconds_and_the_last_one_once(
     ]  # fmt: skip
 
 
-def scored(unit: int, chunk: int, num_rows: int) -> pa.Table:
+def test_a_terminal_that_cannot_draw_has_the_log_alone() -> None:
+    terminal = Terminal([sys.executable, "-c", SHOWS], 80, {"TERM": "dumb"})
+    terminal.type("\n")
+    for pairs in ("1000", "2000", "3000"):
+        assert terminal.watch(lambda text, p=pairs: f"with {p} pairs" in text)
+        assert "━" not in terminal.text
+        terminal.type("\n")
+    assert not terminal.watch()
+    assert terminal.lines[0] == "a first line" and terminal.lines[-1] == "the last line"
+
+
+def test_counts_are_brought_up_to_date_while_something_is_at_work(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    shown, step = Display(is_live=False), Step("regrouping", total=9)
+
+    def poll() -> None:
+        step.num += 1
+
+    with shown.polled(step, poll):
+        shown.tick(LOG_EVERY_S)
+    shown.tick(LOG_EVERY_S)
+    assert [record.message for record in caplog.records] == ["regrouping: 1/9 pairs"] * 2
+
+
+def scored(unit: int, chunk: int, num_rows: int, num_failed: int = 0) -> pa.Table:
     names = {"unit": unit, "chunk": chunk, "num_tokens": 3}
     columns = {name: pa.array([value] * num_rows) for name, value in names.items()}
-    return pa.table(columns | {"error_code": pa.nulls(num_rows, pa.string())})
+    codes = ["image_decode"] * num_failed + [None] * (num_rows - num_failed)
+    return pa.table(columns | {"error_code": pa.array(codes, pa.string())})
+
+
+def test_rates_are_of_what_came_after_the_first_scores_and_errors_count() -> None:
+    meter = Meter(total_pairs=150, total_groups=10)
+    meter.started -= 1_000
+    meter.add(scored(0, 0, 100, num_failed=2))
+    assert meter.first is not None
+    since, *counts = meter.first
+    meter.first = since - 2 * STEADY_AFTER_S, *counts
+    meter.add(scored(0, 1, 80, num_failed=1))
+    assert meter.rates() == pytest.approx((80 / 40, 240 / 40), rel=0.01)
+    assert meter.num_errors == 3
+    assert meter.line().startswith("180/180 pairs") and "ETA 0:00" in meter.line()
 
 
 def test_pairs_count_as_they_are_scored_and_once() -> None:

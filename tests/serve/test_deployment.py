@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.deployment import AppArguments, app
+from tests.support.listening import LOOPBACK, listening, processes
 from tests.support.serve_app import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -100,45 +101,10 @@ def spoken(text: str) -> tuple[list[str], list[str]]:
     return [line for line in lines if line not in logged], logged
 
 
-def processes(parent: int) -> dict[Path, bytes]:
-    """Folders and titles of what belongs to the Ray that `parent` started."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (path / "cmdline").read_bytes()
-            session = (path / "stat").read_text().rpartition(")")[2].split()[3]
-        except OSError:
-            continue
-        if session == str(os.getsid(parent)):
-            found[path] = title
-    return found
-
-
 def replicas(parent: int) -> list[int]:
     """Process ids of the replicas of a Ray that `parent` started."""
     titles = processes(parent).items()
     return [int(path.name) for path, title in titles if title.startswith(b"ray::ServeReplica")]
-
-
-LOOPBACK = {"0100007F", "0" * 16 + "FFFF00000100007F", "0" * 24 + "01000000"}
-
-
-def listening(parent: int) -> Counter[str]:
-    """How many ports these processes listen on at each address, as /proc/net/tcp writes it."""
-    sockets = set()
-    for path in processes(parent):
-        with suppress(OSError):
-            sockets |= {os.readlink(each) for each in (path / "fd").iterdir()}
-    lines = [
-        line.split()
-        for name in ("tcp", "tcp6")
-        for line in Path("/proc/net", name).read_text().splitlines()[1:]
-    ]
-    return Counter(
-        line[1].partition(":")[0]
-        for line in lines
-        if line[3] == "0A" and f"socket:[{line[9]}]" in sockets
-    )
 
 
 @pytest.mark.timeout(600)
@@ -287,6 +253,21 @@ def test_a_wrong_command_is_one_sentence(options, sentence, capsys, monkeypatch)
     assert main(["serve", "--port", str(free_port()), *options]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
+
+
+def test_no_process_of_ray_is_given_the_keys_themselves(monkeypatch):
+    from shardrank.cli import main
+
+    given: dict[str, str] = {}
+
+    def start_ray(address: str | None) -> None:
+        given.update(os.environ)
+        raise ConnectionError("that is enough")
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "SHARDRANK_API_KEYS": KEY})
+    monkeypatch.setattr("shardrank.cluster.start_ray", start_ray)
+    assert main(["serve", "--model", str(TINY), "--port", str(free_port())]) == 1
+    assert given and KEY not in str(given)
 
 
 def test_the_configuration_has_only_names_that_serve_knows():
