@@ -12,15 +12,14 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shardrank.jobs.errors import JobError, UnreadableInput
+from shardrank.jobs.errors import JobError
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.inputs.parquet import open_parquet
-from shardrank.jobs.outputs.files import Output, write_unit
-from shardrank.jobs.outputs.scores import row_schema, with_summary
-from shardrank.jobs.storage import Location, comes_from_storage, write_atomically
+from shardrank.jobs.outputs.files import Output, whole, write_unit
+from shardrank.jobs.outputs.scores import PART_SCHEMA, row_schema, with_known, with_summary
+from shardrank.jobs.storage import Location, write_atomically
 from shardrank.jobs.units.documents import DocumentPlan, DocumentUnit
 from shardrank.jobs.units.plan import PairsUnit, Unit
 from shardrank.jobs.units.reading import pair_row, read_ids
@@ -28,31 +27,18 @@ from shardrank.jobs.units.reading import pair_row, read_ids
 _NUM_READERS = 16
 """Parts read at a time: on an object store each is a few requests that mostly wait."""
 
-_SCHEMA = pa.schema(
-    [
-        ("place", pa.int64()),
-        ("score", pa.float32()),
-        ("logit", pa.float32()),
-        ("num_tokens", pa.int32()),
-        ("num_visual_tokens", pa.int32()),
-        ("is_truncated", pa.bool_()),
-        ("error_code", pa.large_string()),
-        ("error", pa.large_string()),
-    ]
-)
-
 
 def write_part(
     output: Output, bucket_places: Sequence[int], unit: DocumentUnit, rows: pa.Table
 ) -> None:
     """Commit a unit's rows. bucket_places: the first place of each bucket, and the end."""
-    part = with_summary(rows.select(_SCHEMA.names).cast(_SCHEMA).sort_by("place"), rows)
+    part = with_summary(rows.select(PART_SCHEMA.names).cast(PART_SCHEMA).sort_by("place"), rows)
     bounds = np.searchsorted(part["place"].to_numpy(), bucket_places).tolist()
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, part.schema, compression="zstd") as writer:
         for low, high in pairwise(bounds):
             writer.write_table(part.slice(low, high - low), row_group_size=max(1, high - low))
-    write_atomically(output.part_file(unit), sink.getvalue())
+    write_atomically(output.file(unit), sink.getvalue())
 
 
 def regroup(
@@ -83,7 +69,7 @@ def read_bucket(parts: Sequence[Location], bucket: int) -> pa.Table:
     """The bucket's rows of all parts, by place."""
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         tables = list(pool.map(partial(_read_row_group, bucket), parts))
-    rows = pa.concat_tables([_SCHEMA.empty_table(), *tables])
+    rows = pa.concat_tables([PART_SCHEMA.empty_table(), *tables])
     rows = rows.take(pa.array(np.argsort(rows["place"].to_numpy())))
     if (np.diff(rows["place"].to_numpy()) == 0).any():
         raise JobError("the parts hold a pair twice; delete them and run the command again")
@@ -91,13 +77,8 @@ def read_bucket(parts: Sequence[Location], bucket: int) -> pa.Table:
 
 
 def _read_row_group(bucket: int, part: Location) -> pa.Table:
-    try:
-        with open_parquet(part) as file:
-            return file.read_row_group(bucket, use_threads=False)
-    except UnreadableInput as error:
-        if comes_from_storage(error.__cause__):
-            raise
-        raise JobError(f"{error}; delete it and run the same command again") from error
+    with whole(part), open_parquet(part) as file:
+        return file.read_row_group(bucket, use_threads=False)
 
 
 def rows_of(documents: DocumentPlan, units: Sequence[Unit], rows: pa.Table) -> pa.Table:
@@ -120,7 +101,7 @@ def errors_in_parts(
 
 
 def _read_errors(part: Location) -> pa.Table:
-    with open_parquet(part) as file:
+    with whole(part), open_parquet(part) as file:
         return file.read(["place", "error_code"], use_threads=False)
 
 
@@ -139,21 +120,4 @@ def _unit_rows(job_input: JobInput, start: int, unit: PairsUnit, scored: pa.Tabl
     num_missing = int((index < 0).sum() - is_known_bad.sum())
     if num_missing:
         raise JobError(f"the parts lack {num_missing} pairs; delete them and run the command again")
-    return _joined(rows, scored.take(pa.array(index, mask=index < 0)))
-
-
-def _joined(rows: pa.Table, scored: pa.Table) -> pa.Table:
-    """Rows with an error of their own have none in `scored`, which is null there."""
-    columns = {
-        "score": scored["score"],
-        "logit": scored["logit"],
-        "num_tokens": pc.fill_null(scored["num_tokens"], 0),
-        "num_visual_tokens": pc.fill_null(scored["num_visual_tokens"], 0),
-        "is_truncated": pc.fill_null(scored["is_truncated"], False),
-        "error_code": pc.coalesce(rows["error_code"], scored["error_code"]),
-        "error": pc.coalesce(rows["error"], scored["error"]),
-    }
-    known = rows.drop_columns(["error_code", "error"])
-    for name, values in columns.items():
-        known = known.append_column(name, values)
-    return known
+    return with_known(rows, scored.take(pa.array(index, mask=index < 0)))

@@ -15,9 +15,9 @@ from shardrank.actors.fetch import object_store
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.jobs.errors import JobError, UsageError, VerificationError
 from shardrank.jobs.inputs.parquet import read_range
+from shardrank.jobs.outputs.done import unit_files
 from shardrank.jobs.outputs.files import PARTS, SCORES, Output, write_trec_run
 from shardrank.jobs.outputs.parts import _read_row_group
-from shardrank.jobs.outputs.status import unit_files
 from shardrank.jobs.outputs.verify import verify_units
 from shardrank.jobs.storage import (
     Location,
@@ -231,7 +231,7 @@ def job(place: Location, tmp_path: Path) -> tuple[Output, Plan]:
     plan = plan_of(write_sets(tmp_path / "sets.parquet", text_rows(3, 4)))
     local, _ = run_inline(plan, tmp_path / "out")
     output = Output(place)
-    content = Path(local.scores_file(plan.units[0]).path).read_bytes()
+    content = Path(local.file(plan.units[0]).path).read_bytes()
     for name in (SCORES, PARTS):
         write_atomically(place.child(name).child("part-000000.parquet"), content)
     return output, plan
