@@ -22,7 +22,7 @@ from bench.stand_in import make_engine
 from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.rerank import JobOptions, rerank
-from shardrank.jobs.run.chunks import CHUNK_PAIRS
+from shardrank.jobs.run.preparing import CHUNK_PAIRS
 
 _HEAD_CPUS = 4
 """Logical: for preparing, whatever number of nodes."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.discovery import check_one_split
 from shardrank.jobs.inputs.lines import by_blanks, by_tabs, scan_rows, text_lines
 from shardrank.jobs.inputs.parquet import read_footer, read_range
-from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.storage import Location, list_files
 
 Qrels = dict[str, dict[str, int]]

@@ -16,11 +16,16 @@ import pyarrow.types as pt
 from shardrank.actors.config import QueryOptions
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs import lines, parquet
-from shardrank.jobs.inputs.discovery import DataFile, data_files, nothing_found
+from shardrank.jobs.inputs.discovery import (
+    DataFile,
+    Layouts,
+    data_files,
+    nothing_found,
+    tsv_columns,
+)
 from shardrank.jobs.inputs.lines import Scan
 from shardrank.jobs.inputs.parquet import Footer
 from shardrank.jobs.inputs.paths import is_begun, names_near, type_at, value_at
-from shardrank.jobs.inputs.tsv import Layouts, tsv_columns
 from shardrank.jobs.storage import Location
 
 OPTION_COLUMNS = tuple(each.name for each in fields(QueryOptions))
