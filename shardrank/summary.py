@@ -60,7 +60,7 @@ def status_values(status: Status) -> dict[str, object]:
         "lease_age_s": status.lease_age_s,
         "num_units": status.num_units,
         "num_units_done": len(status.units),
-        "num_parts": len(status.parts),
+        "num_parts": len(status.by_document),
         "num_pairs": status.num_pairs,
         "errors": status.errors,
         "seconds": status.manifest.seconds,
@@ -75,9 +75,9 @@ def print_status(status: Status, console: Console) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("state", _state(status))
     table.add_row("units", f"{len(status.units):,} of {status.num_units:,} done")
-    if status.parts:
-        pairs = sum(unit.num_pairs for unit in status.parts)
-        table.add_row("parts", f"{len(status.parts):,} by document, {pairs:,} pairs")
+    if status.by_document:
+        pairs = sum(unit.num_pairs for unit in status.by_document)
+        table.add_row("parts", f"{len(status.by_document):,} by document, {pairs:,} pairs")
     table.add_row("rows", f"{status.num_pairs:,}")
     table.add_row("errors", f"{sum(status.errors.values()):,}")
     table.add_row("time", f"{duration(manifest.seconds)} in {manifest.num_runs} runs")

@@ -24,9 +24,9 @@ from shardrank.actors.errors import (
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.joins import NO_CANDIDATES
 from shardrank.jobs.inputs.parquet import open_parquet
-from shardrank.jobs.outputs.files import ID_ERRORS, PARTS, SCORES, Output, read_scores, whole
+from shardrank.jobs.outputs.by_document import errors_by_document
+from shardrank.jobs.outputs.files import BY_DOCUMENT, ID_ERRORS, SCORES, Output, read_scores, whole
 from shardrank.jobs.outputs.manifest import Manifest
-from shardrank.jobs.outputs.parts import errors_in_parts
 from shardrank.jobs.outputs.scores import UNIT_KEY
 from shardrank.jobs.storage import Location, list_directory, read_bytes
 from shardrank.jobs.units.documents import DocumentUnit, scorable
@@ -137,7 +137,12 @@ def _with_documents(
 ) -> Remaining:
     """With the errors of what no score file has, and their document-major units will give them."""
     assert plan.documents is not None
-    files = {file.name: file for file in unit_files(output.directory.child(PARTS))}
+    if output.names("parts"):
+        raise UsageError(
+            f"{output.directory}/parts has documents that an earlier version scored: finish the "
+            "job with that version, or delete the folder to score them again"
+        )
+    files = {file.name: file for file in unit_files(output.directory.child(BY_DOCUMENT))}
     found = replace(found, needed=plan.documents.units_with([u.index for u in found.units]))
     failed = []
     for unit in found.needed:
@@ -146,7 +151,7 @@ def _with_documents(
             found.documents.append(unit)
         elif file.errors:
             failed.append(output.file(unit))
-    found.errors.update(errors_in_parts(failed, plan.documents, found.units))
+    found.errors.update(errors_by_document(failed, plan.documents, found.units))
     for pairs in found.units:
         if isinstance(pairs, PairsUnit):
             found.errors.update(id_errors(pairs.pairs()))

@@ -1,7 +1,7 @@
 """What a job leaves: one score file a unit, nested rankings and a TREC run on request.
 
-A unit's score file is written last and at once: where it exists, the unit is done. Parts (parts.py)
-are there only while a document-major job runs.
+A unit's score file is written last and at once: where it exists, the unit is done. What is
+scored by document (by_document.py) is there only while a document-major job runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ SUCCESS = "_SUCCESS"
 TREC_RUN = "run.trec"
 SCORES = "scores"
 RANKINGS = "rankings"
-PARTS = "parts"
+BY_DOCUMENT = "by_document"
 
 ID_ERRORS = frozenset(error.code for error in InvalidRow.__subclasses__())
 """Found from ids alone, each time anew: a document that was not there may have come."""
@@ -59,8 +59,8 @@ class Output:
     with_rankings: bool = False
 
     def file(self, unit: Unit | DocumentUnit) -> Location:
-        """Where the unit's score rows are: a score file, or a part by document."""
-        folder = PARTS if isinstance(unit, DocumentUnit) else SCORES
+        """Where the unit's score rows are: a score file, or a file by document."""
+        folder = BY_DOCUMENT if isinstance(unit, DocumentUnit) else SCORES
         return self.directory.child(folder).child(f"{unit_name(unit)}.parquet")
 
     def rankings_file(self, unit: Unit) -> Location:
@@ -76,15 +76,15 @@ class Output:
 
     def remove_leftovers(self) -> None:
         """Only for who holds the lease, which is itself renewed in the directory meanwhile."""
-        for name in (SCORES, RANKINGS, PARTS):
+        for name in (SCORES, RANKINGS, BY_DOCUMENT):
             remove_leftovers(self.directory.child(name))
         remove_leftovers(self.directory, older_than_s=_ABANDONED_S)
         for name in self.names(RANKINGS) - self.names(SCORES):
             delete_file(self.directory.child(RANKINGS).child(name))  # killed before its scores
 
-    def remove_parts(self) -> None:
-        """Only after all score files were verified: they hold what the parts held."""
-        remove_directory(self.directory.child(PARTS))
+    def remove_by_document(self) -> None:
+        """Only after all score files were verified: they hold the same rows."""
+        remove_directory(self.directory.child(BY_DOCUMENT))
 
 
 class UnitCollector:

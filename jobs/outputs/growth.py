@@ -18,8 +18,8 @@ from shardrank.jobs.inputs.joins import id_codes, scan_columns
 from shardrank.jobs.inputs.tables import OpenedTable
 from shardrank.jobs.outputs.done import UnitFile, unit_files
 from shardrank.jobs.outputs.files import (
+    BY_DOCUMENT,
     ID_ERRORS,
-    PARTS,
     SCORES,
     SUCCESS,
     TREC_RUN,
@@ -43,10 +43,10 @@ def find_held(output: Output, manifest: Manifest, opened: OpenedInput) -> Held:
     """
     check_grown_files(output.directory, manifest.job, opened)
     files = unit_files(output.directory.child(SCORES))
-    if list_directory(output.directory.child(PARTS)):
+    if list_directory(output.directory.child(BY_DOCUMENT)):
         raise UsageError(
             f"--add-new: the documents of {output.directory} are scored and not regrouped yet; "
-            f"finish the job without what is new, or delete {PARTS}/ to score them again"
+            f"finish the job without what is new, or delete {BY_DOCUMENT}/ to score them again"
         )
     is_whole = len(files) in (0, manifest.job["num_units"])
     if manifest.job["order"] == "document" and not is_whole:

@@ -65,8 +65,8 @@ def _schema(when: Sequence[When], job_input: JobInput | None = None) -> pa.Schem
 
 PLACE_SCHEMA = _schema(["placed", "error"])
 """As row_schema, in document-major order."""
-PART_SCHEMA = _schema(["placed", "scored", "error"])
-"""The columns of a part, which has the scores in document-major order."""
+DOCUMENT_SCHEMA = _schema(["placed", "scored", "error"])
+"""The columns of the files by document."""
 
 
 def row_schema(job_input: JobInput) -> pa.Schema:
@@ -106,7 +106,7 @@ def with_scores(rows: pa.Table, scores: Sequence[PairScore]) -> pa.Table:
 
 
 def with_known(rows: pa.Table, scored: pa.Table) -> pa.Table:
-    """The same, of scores that a part has: null in `scored` for rows with an error of their own."""
+    """The same, of scores by document: null in `scored` for rows with an error of their own."""
     unscored = {name: getattr(PairScore(), name) for name in names("scored")}
     values = {
         name: scored[name] if value is None else pc.fill_null(scored[name], value)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from shardrank.jobs.errors import UsageError, Way
 from shardrank.jobs.outputs.budget import ways_beyond
 from shardrank.jobs.outputs.done import UnitFile, unit_files
-from shardrank.jobs.outputs.files import PARTS, SCORES, Output
+from shardrank.jobs.outputs.files import BY_DOCUMENT, SCORES, Output
 from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
 from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.storage import Location
@@ -22,7 +22,7 @@ NUM_SLOWEST = 5
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`parts`: the document-major units that are scored, while they wait to be regrouped.
+    """`by_document`: the document-major units that are scored, while they wait to be regrouped.
 
     `lease_age_s`: since the holder last said that it lives, by this clock and the storage's.
     """
@@ -34,7 +34,7 @@ class Status:
     lease_age_s: float | None
     num_units: int
     units: Sequence[UnitFile]
-    parts: Sequence[UnitFile]
+    by_document: Sequence[UnitFile]
 
     @property
     def num_pairs(self) -> int:
@@ -43,13 +43,13 @@ class Status:
     @property
     def errors(self) -> dict[str, int]:
         total: Counter[str] = Counter()
-        for unit in self.units or self.parts:
+        for unit in self.units or self.by_document:
             total.update(unit.errors)
         return dict(total.most_common())
 
     @property
     def slowest(self) -> list[UnitFile]:
-        timed = [unit for unit in (*self.units, *self.parts) if unit.seconds is not None]
+        timed = [unit for unit in (*self.units, *self.by_document) if unit.seconds is not None]
         return sorted(timed, key=lambda unit: -(unit.seconds or 0))[:NUM_SLOWEST]
 
     @property
@@ -93,7 +93,7 @@ def read_status(output: str) -> Status:
         _age_s(directory.child(LEASE)),
         num_units,
         units,
-        unit_files(directory.child(PARTS)),
+        unit_files(directory.child(BY_DOCUMENT)),
     )
 
 

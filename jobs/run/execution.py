@@ -24,10 +24,10 @@ from shardrank.cluster import private_directory
 from shardrank.jobs.cluster import own_errors
 from shardrank.jobs.errors import JobError, UnitsFailed
 from shardrank.jobs.outputs.budget import Budget
+from shardrank.jobs.outputs.by_document import regroup, rows_of, write_by_document
 from shardrank.jobs.outputs.done import Remaining, check_strays
 from shardrank.jobs.outputs.files import Output, UnitCollector, write_unit
 from shardrank.jobs.outputs.manifest import Check, Counts, Manifest
-from shardrank.jobs.outputs.parts import regroup, rows_of, write_part
 from shardrank.jobs.outputs.scores import lookups_of
 from shardrank.jobs.outputs.verify import verify_units
 from shardrank.jobs.run.attempts import AttemptLog, RemoteLog
@@ -68,14 +68,14 @@ class Run:
 
     def score(self) -> None:
         """Score the units and write each as soon as it is complete, over what is there of it. In
-        document-major order they are scored into parts, which are then regrouped by query.
+        document-major order they are scored by document, and then regrouped by query.
         """
         units, documents = self.remaining.units, self.plan.documents
         if documents is None:
             writer = _Writer(write_unit, self.output, self.plan.input)
             _score(self, units, "queries", writer, lambda rows: rows)
             return
-        writer = _Writer(write_part, self.output, documents.bucket_places)
+        writer = _Writer(write_by_document, self.output, documents.bucket_places)
         counted = partial(rows_of, documents, units)
         _score(self, self.remaining.documents, "documents", writer, counted)
         _regroup(self, documents)
@@ -95,7 +95,7 @@ class Run:
     def finish(self, gpu_hour_price: float | None) -> None:
         self.manifest.guard()
         # Before _SUCCESS: where only some are gone, all score files are there and suffice.
-        self.output.remove_parts()
+        self.output.remove_by_document()
         self.output.remove_leftovers()  # of writers that were killed in this run
         pool = self.workers.pool
         self.manifest.finish(self.counts, pool.num_actors * pool.num_gpus, gpu_hour_price)
@@ -294,7 +294,7 @@ class _Writer:
 
 
 def _regroup(run: Run, documents: DocumentPlan) -> None:
-    """Score files out of parts, a task a bucket."""
+    """Score files out of those by document, a task a bucket."""
     units, output = run.remaining.units, run.output
     missing = {unit.index for unit in output.remaining(units)}
     for unit in units:
@@ -303,8 +303,8 @@ def _regroup(run: Run, documents: DocumentPlan) -> None:
             run.tick()
             delete_file(output.file(unit))
     task = ray.remote(num_cpus=1, max_retries=5)(regroup)
-    parts = ray.put([output.file(unit) for unit in run.remaining.needed])
-    common = output, ray.put(run.plan.input), parts
+    files = ray.put([output.file(unit) for unit in run.remaining.needed])
+    common = output, ray.put(run.plan.input), files
     tasks = (task.remote(*common, *bucket) for bucket in _buckets(documents, units))
     _results(run, tasks, Step("regrouped by query", _num_pairs(units)), int)
 

@@ -121,8 +121,8 @@ class Plan:
             digest.update(hashlib.sha256(unit.content).digest())
         if self.documents is not None and not self.has_grown:
             digest.update(repr(self.documents.bucket_starts).encode())
-            for part in self.documents.units:
-                digest.update(hashlib.sha256(part.content).digest())
+            for unit_of_documents in self.documents.units:
+                digest.update(hashlib.sha256(unit_of_documents.content).digest())
         return digest.hexdigest()
 
 

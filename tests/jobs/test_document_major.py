@@ -29,10 +29,10 @@ from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.inputs.parquet import Footer, RowGroup
 from shardrank.jobs.inputs.tables import OpenedTable, Table
 from shardrank.jobs.outputs.budget import Budget, MaxErrors
+from shardrank.jobs.outputs.by_document import read_bucket, regroup, write_by_document
 from shardrank.jobs.outputs.done import find_remaining
 from shardrank.jobs.outputs.files import Output
 from shardrank.jobs.outputs.manifest import Counts, Manifest
-from shardrank.jobs.outputs.parts import read_bucket, regroup, write_part
 from shardrank.jobs.outputs.scores import lookups_of
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
 from shardrank.jobs.run.display import Display
@@ -279,7 +279,7 @@ def part_of(output: Output, unit: DocumentUnit, places: list[int]) -> None:
         rows = rows.append_column(name, pa.array([0] * len(places)))
     for name in ("error_code", "error"):
         rows = rows.append_column(name, pa.nulls(len(places)))
-    write_part(output, (0, 5, 10), unit, rows)
+    write_by_document(output, (0, 5, 10), unit, rows)
 
 
 def test_a_bucket_has_its_rows_of_all_parts_by_place(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_bucket_has_its_rows_of_all_parts_by_place(tmp_path: Path) -> None:
     assert read_bucket(parts, 0)["place"].to_pylist() == [0, 1, 2, 4]
     assert read_bucket(parts, 1)["place"].to_pylist() == [7, 9]
     part_of(output, units[1], [4, 0, 1])
-    with pytest.raises(JobError, match="hold a pair twice"):
+    with pytest.raises(JobError, match="holds a pair twice"):
         read_bucket(parts, 0)
     Path(parts[0].path).write_bytes(b"PAR1 broken")
     with pytest.raises(JobError, match=r"part-000000\.parquet cannot be read .* delete it"):
@@ -304,7 +304,7 @@ def test_a_pair_that_no_part_has_is_never_left_out(tmp_path: Path) -> None:
     output = Output(Location.parse(str(tmp_path / "out")))
     part_of(output, plan.documents.units[0], [0, 1, 2])
     parts = [output.file(plan.documents.units[0])]
-    with pytest.raises(JobError, match="the parts lack 5 pairs"):
+    with pytest.raises(JobError, match="by_document/ lacks 5 pairs"):
         regroup(output, plan.input, parts, 0, [(0, plan.units[0])])
     assert not (tmp_path / "out" / "scores").exists()
 
@@ -480,7 +480,7 @@ def test_a_job_that_was_cut_goes_on_where_it_was(tmp_path: Path, ray_address: st
     blocker.mkdir(parents=True)
     with pytest.raises(JobError):
         run_job(options, out, log)
-    parts = sorted((out / "parts").glob("part-*"))
+    parts = sorted((out / "by_document").glob("part-*"))
     assert len(parts) == 7 and num_scored(log) == 120
 
     for path in (*parts[3:], *(out / "scores").glob("part-00000[0-3]*")):
@@ -528,11 +528,11 @@ def test_errors_are_scored_again_before_and_after_a_job_is_finished(
         mend(index)
     with pytest.raises(TooManyErrors):
         score()
-    assert list((out / "parts").iterdir()) and not (out / "scores").exists()
+    assert list((out / "by_document").iterdir()) and not (out / "scores").exists()
     mend(4)
     summary = score("media_not_found", max_errors="8")
     assert summary.manifest.errors == {"media_not_found": 8}
-    assert not (out / "parts").exists()
+    assert not (out / "by_document").exists()
     mend(5)
     summary = score("all")
     assert not summary.was_finished and summary.manifest.errors == {}

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from shardrank.jobs.errors import VerificationError
+from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.by_document import rows_of
 from shardrank.jobs.outputs.done import Remaining, find_remaining, id_errors, unit_files
 from shardrank.jobs.outputs.files import Output, read_scores
-from shardrank.jobs.outputs.parts import rows_of
 from shardrank.jobs.units.plan import PairsUnit, Plan
 from shardrank.jobs.units.reading import read_ids
 from tests.jobs.test_document_major import everything_wrong
@@ -103,6 +103,13 @@ def test_parts_with_an_error_that_is_tried_again_are_stale_and_count_when_they_a
         rows = rows_of(plan.documents, again.units, read_scores(output.file(unit)))
         errors.update(code for code in rows["error_code"].to_pylist() if code)
     assert errors.total() == before.total()
+
+
+def test_what_an_earlier_version_scored_by_document_is_not_passed_over(tmp_path: Path) -> None:
+    plan, output = document_major(tmp_path)
+    (tmp_path / "out" / "by_document").rename(tmp_path / "out" / "parts")
+    with pytest.raises(UsageError, match="out/parts has documents .* delete the folder"):
+        find_remaining(plan, output, ())
 
 
 def test_the_errors_of_ids_are_those_that_reading_finds(tmp_path: Path) -> None:
