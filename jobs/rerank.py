@@ -21,9 +21,8 @@ from shardrank.jobs.outputs.files import MANIFEST, Output, write_trec_run
 from shardrank.jobs.outputs.lease import holder_of, leased
 from shardrank.jobs.outputs.manifest import Check, Counts, Manifest
 from shardrank.jobs.planning import PlannedJob, plan_job, resume
-from shardrank.jobs.run.display import Display, display
 from shardrank.jobs.run.engine import Engine, own_engine
-from shardrank.jobs.run.progress import Step, counted
+from shardrank.jobs.run.progress import Display, Step, counted, display
 from shardrank.jobs.storage import delete_file
 from shardrank.jobs.units.order import WantedOrder
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS

@@ -31,9 +31,8 @@ from shardrank.jobs.outputs.manifest import Check, Counts, Manifest
 from shardrank.jobs.outputs.scores import lookups_of
 from shardrank.jobs.outputs.verify import verify_units
 from shardrank.jobs.run.attempts import AttemptLog, RemoteLog
-from shardrank.jobs.run.display import Display
 from shardrank.jobs.run.pipeline import Workers, score_units
-from shardrank.jobs.run.progress import Meter, Step
+from shardrank.jobs.run.progress import Display, Meter, Step
 from shardrank.jobs.storage import Location, delete_file
 from shardrank.jobs.units.documents import DocumentPlan, DocumentUnit
 from shardrank.jobs.units.plan import KEPT, PairsUnit, Plan, Unit, unit_name

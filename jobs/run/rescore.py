@@ -25,9 +25,8 @@ from shardrank.jobs.outputs.files import read_scores
 from shardrank.jobs.outputs.job import as_kept, config_of
 from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.outputs.verify import open_output
-from shardrank.jobs.run.display import display
 from shardrank.jobs.run.engine import Engine, PreprocessorLike, ScorerLike
-from shardrank.jobs.run.progress import Step
+from shardrank.jobs.run.progress import Step, display
 from shardrank.jobs.units.plan import Unit
 from shardrank.jobs.units.reading import DOCUMENT_NAME, QueryRow, Row, expected_ids, read_unit
 

@@ -35,8 +35,8 @@ from shardrank.jobs.outputs.files import Output
 from shardrank.jobs.outputs.manifest import Counts, Manifest
 from shardrank.jobs.outputs.scores import lookups_of
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
-from shardrank.jobs.run.display import Display
 from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.progress import Display
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.documents import (
     DocumentPlan,
