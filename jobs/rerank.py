@@ -87,7 +87,8 @@ def rerank(options: JobOptions, config: RerankerConfig, engine: Engine | None = 
         measure = _measure(options)
         job = plan_job(options, config)
         logger.info(job.plan.choice)
-        if job.is_finished and not (job.is_growing or job.wants_trec_run or options.qrels):
+        is_wanted = job.is_growing or job.wants_trec_run or options.qrels
+        if not is_wanted and job.is_finished:
             return Summary(str(job.output.directory), job.begun, was_finished=True)
         with hold(job.output) as check_lease:
             resume(job, check_lease)

@@ -316,10 +316,10 @@ def _results(
     The step is shown, with the pairs of each result; the run is told that time goes by.
     """
     max_in_flight = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    pending = list(islice(tasks, max_in_flight))
     results: list[Any] = []
     run.shown.show(step)
     with own_errors():
+        pending = list(islice(tasks, max_in_flight))
         while pending:
             finished, pending = ray.wait(pending, timeout=1)
             for found in ray.get(finished):

@@ -5,7 +5,6 @@ is to make no difference beyond the last bits: this measures how large it is.
 """
 
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from shardrank.actors.data import Content, PairScore, parse_or_error
 from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.outputs.budget import parse_percent
 from shardrank.jobs.outputs.files import read_scores
 from shardrank.jobs.outputs.job import as_kept, config_of
 from shardrank.jobs.outputs.manifest import Manifest
@@ -79,15 +79,12 @@ def _ranks_moved(moved: Sequence[Moved]) -> str:
     )
 
 
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
-
-
 def parse_share(text: str) -> float:
     """`1%` as 0.01. Raises UsageError."""
-    match = _SHARE.fullmatch(text)
-    if match is None or not 0 < float(match[1]) <= 100:
+    share = parse_percent(text)
+    if not share:
         raise UsageError(f"--rescore must be a share of the pairs such as 1%, got {text!r}")
-    return float(match[1]) / 100
+    return share
 
 
 def rescored(output: str, share: float, engine: Engine, model: str | None = None) -> Rescored:
