@@ -132,7 +132,7 @@ def _rescore_unit(
     sample = _sample(sets, share)
     for query in read_unit(job_input, unit) if sample else ():
         scored = sets[query.index]
-        wanted = sample.get(query.index, frozenset())
+        wanted = sample.get(query.index, set())
         for doc_id, score in _scored_alone(query, wanted, preprocessor, scorer):
             pair = query.query_id, doc_id
             if score.logit is None or score.score is None:
