@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from shardrank.jobs.command import how_to_go_on
-from shardrank.jobs.run.display import SHOW_CURSOR
+from shardrank.jobs.run.progress import SHOW_CURSOR
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVES_AFTER_S = 30.0

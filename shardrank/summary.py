@@ -1,15 +1,14 @@
 """What `rerank` prints of a job at its end, and `status` at any time."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from shardrank.jobs.command import HIDDEN_SENTENCE, pasteable
 from shardrank.jobs.errors import Way
+from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.outputs.status import Status
 from shardrank.jobs.rerank import Summary
 from shardrank.jobs.run.progress import duration
@@ -17,43 +16,39 @@ from shardrank.jobs.secrets import HIDDEN
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    manifest = summary.manifest
     if summary.was_finished:
         console.print(f"already finished: {summary.output} holds this job's results")
     table = Table(show_header=False, box=None)
     for name, value in _summary_rows(summary):
         table.add_row(name, value)
     console.print(table)
-    for code, count in manifest["errors"].items():
+    for code, count in summary.counts.errors.items():
         console.print(f"  {count:,} x {code}", style="yellow", highlight=False)
 
 
 def _summary_rows(summary: Summary) -> list[tuple[str, str]]:
-    manifest = summary.manifest
+    manifest, counts = summary.manifest, summary.counts
     rows = [
-        ("queries", f"{manifest['num_queries']:,}"),
-        ("pairs", f"{manifest['num_pairs']:,} ({manifest['num_failed']:,} with an error)"),
-        ("truncated", f"{manifest['num_truncated']:,}"),
-        (
-            "tokens",
-            f"{manifest['num_tokens']:,} ({manifest['num_visual_tokens']:,} visual)",
-        ),
-        ("time", f"{duration(manifest['seconds'])} ({manifest['pairs_per_s']:,.1f} pairs/s)"),
+        ("queries", f"{counts.num_queries:,}"),
+        ("pairs", f"{counts.num_pairs:,} ({counts.num_failed:,} with an error)"),
+        ("truncated", f"{counts.num_truncated:,}"),
+        ("tokens", f"{counts.num_tokens:,} ({counts.num_visual_tokens:,} visual)"),
+        ("time", f"{duration(manifest.seconds)} ({manifest.pairs_per_s:,.1f} pairs/s)"),
         ("scores", f"{summary.output}/scores/"),
     ]
-    if "vision_cache_hit_rate" in manifest:
+    if manifest.vision_cache_hit_rate is not None:
         rows.append(("vision cache", _lookups(manifest)))
-    if "cost" in manifest:
-        rows.append(("cost", f"{manifest['cost']:,.4f}"))
+    if manifest.cost is not None:
+        rows.append(("cost", f"{manifest.cost:,.4f}"))
     if summary.trec_run:
         rows.append(("TREC run", summary.trec_run))
     return rows + [(name, f"{value:.4f}") for name, value in summary.measures.items()]
 
 
-def _lookups(manifest: Mapping[str, Any]) -> str:
-    hits, misses = manifest["vision_cache_hits"], manifest["num_visuals_encoded"]
+def _lookups(manifest: Manifest) -> str:
+    hits, misses = manifest.vision_cache_hits or 0, manifest.num_visuals_encoded or 0
     return (
-        f"{hits:,} of {hits + misses:,} lookups hit ({manifest['vision_cache_hit_rate']:.1%}), "
+        f"{hits:,} of {hits + misses:,} lookups hit ({manifest.vision_cache_hit_rate:.1%}), "
         f"{misses:,} visuals encoded"
     )
 
@@ -65,11 +60,11 @@ def status_values(status: Status) -> dict[str, object]:
         "lease_age_s": status.lease_age_s,
         "num_units": status.num_units,
         "num_units_done": len(status.units),
-        "num_parts": len(status.parts),
+        "num_parts": len(status.by_document),
         "num_pairs": status.num_pairs,
         "errors": status.errors,
-        "seconds": status.manifest["seconds"],
-        "num_runs": status.manifest["num_runs"],
+        "seconds": status.manifest.seconds,
+        "num_runs": status.manifest.num_runs,
         "slowest": [asdict(unit) for unit in status.slowest],
         "resume": next((command for _, command in _ways(status)), None),
     }
@@ -80,13 +75,13 @@ def print_status(status: Status, console: Console) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("state", _state(status))
     table.add_row("units", f"{len(status.units):,} of {status.num_units:,} done")
-    if status.parts:
-        pairs = sum(unit.num_pairs for unit in status.parts)
-        table.add_row("parts", f"{len(status.parts):,} by document, {pairs:,} pairs")
+    if status.by_document:
+        pairs = sum(unit.num_pairs for unit in status.by_document)
+        table.add_row("parts", f"{len(status.by_document):,} by document, {pairs:,} pairs")
     table.add_row("rows", f"{status.num_pairs:,}")
     table.add_row("errors", f"{sum(status.errors.values()):,}")
-    table.add_row("time", f"{duration(manifest['seconds'])} in {manifest['num_runs']} runs")
-    table.add_row("model", manifest["model"]["name"])
+    table.add_row("time", f"{duration(manifest.seconds)} in {manifest.num_runs} runs")
+    table.add_row("model", manifest.model["name"])
     console.print(table, highlight=False)
     for code, num in status.errors.items():
         console.print(f"  {num:,} x {code}", style="yellow", highlight=False)

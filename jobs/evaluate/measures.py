@@ -8,7 +8,7 @@ run has none. A pair that failed is not in the reranked run: its document counts
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import ir_measures
@@ -16,6 +16,7 @@ import ir_measures
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.evaluate.qrels import Qrels
 from shardrank.jobs.inputs.parquet import read_footer, read_range
+from shardrank.jobs.outputs.files import whole
 from shardrank.jobs.storage import Location, list_files
 
 Run = dict[str, dict[str, float]]
@@ -28,16 +29,6 @@ _PROVIDERS = ir_measures.providers.FallbackProvider(
 )
 """Those that need no other package and no Perl."""
 
-_COLUMNS = (
-    "query_id",
-    "doc_id",
-    "score",
-    "logit",
-    "first_stage_rank",
-    "first_stage_score",
-    "error_code",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -48,6 +39,10 @@ class Candidate:
     logit: float | None
     first_stage_rank: int | None
     first_stage_score: float | None
+
+
+_FIELDS = [each.name for each in fields(Candidate)]
+_COLUMNS = ["query_id", *_FIELDS, "error_code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +163,8 @@ def load_scores(directory: str, queries: Iterable[str] | None = None) -> Scores:
             or (keep is not None and str(query_id) not in keep)
         ):
             continue
-        scores.candidates.setdefault(str(query_id), []).append(_candidate(row))
+        known = {name: row[name] for name in _FIELDS} | {"doc_id": str(row["doc_id"])}
+        scores.candidates.setdefault(str(query_id), []).append(Candidate(**known))
     return Scores(scores.candidates, num_pairs, scores.errors)
 
 
@@ -188,22 +184,13 @@ def _score_files(directory: str) -> list[Location]:
 
 def _score_rows(files: Iterable[Location]) -> Iterator[dict[str, Any]]:
     for file in files:
-        footer = read_footer(file)
-        missing = sorted(set(_COLUMNS) - set(footer.schema.names))
-        if missing:
-            raise UsageError(f"{file} is not a file of scores: it has no column {missing[0]}")
-        for table in read_range(file, 0, footer.num_rows, _COLUMNS):
-            yield from table.to_pylist()
-
-
-def _candidate(row: Mapping[str, Any]) -> Candidate:
-    return Candidate(
-        str(row["doc_id"]),
-        row["score"],
-        row["logit"],
-        row["first_stage_rank"],
-        row["first_stage_score"],
-    )
+        with whole(file):
+            footer = read_footer(file)
+            missing = sorted(set(_COLUMNS) - set(footer.schema.names))
+            if missing:
+                raise UsageError(f"{file} is not a file of scores: it has no column {missing[0]}")
+            for table in read_range(file, 0, footer.num_rows, _COLUMNS):
+                yield from table.to_pylist()
 
 
 def reranked_run(scores: Scores) -> Run:

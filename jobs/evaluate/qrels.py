@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.discovery import check_one_split
 from shardrank.jobs.inputs.lines import by_blanks, by_tabs, scan_rows, text_lines
 from shardrank.jobs.inputs.parquet import read_footer, read_range
-from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.storage import Location, list_files
 
 Qrels = dict[str, dict[str, int]]
@@ -144,18 +144,13 @@ def _order_without_header(place: str, fields: Sequence[str]) -> tuple[int, int, 
 
 def _choose_columns(
     place: str, present: Sequence[str], columns: Mapping[str, str]
-) -> tuple[str, str, str | None]:
+) -> list[str | None]:
     """The names for query, document and relevance; no relevance where there are two columns."""
-    query_id = _choose_column(place, present, columns.get("query_id"), "query_id", QUERY_COLUMNS)
-    doc_id = _choose_column(place, present, columns.get("doc_id"), "doc_id", DOCUMENT_COLUMNS)
-    if len(present) == 2 and "relevance" not in columns:
-        return query_id, doc_id, None
-    mapped = columns.get("relevance")
-    return (
-        query_id,
-        doc_id,
-        _choose_column(place, present, mapped, "relevance", RELEVANCE_COLUMNS),
-    )
+    is_list = len(present) == 2 and "relevance" not in columns
+    known = {"query_id": QUERY_COLUMNS, "doc_id": DOCUMENT_COLUMNS}
+    known |= {} if is_list else {"relevance": RELEVANCE_COLUMNS}
+    found = [_choose_column(place, present, columns.get(r), r, k) for r, k in known.items()]
+    return [*found, None] if is_list else [*found]
 
 
 def _choose_column(

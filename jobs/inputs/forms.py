@@ -11,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.inputs.parts import find_part, subsets
+from shardrank.jobs.inputs.discovery import Layouts, find_part, subsets
 from shardrank.jobs.inputs.runs import run_files
 from shardrank.jobs.inputs.tables import (
     CANDIDATE_COLUMNS,
@@ -26,7 +26,6 @@ from shardrank.jobs.inputs.tables import (
     plain_type,
     require,
 )
-from shardrank.jobs.inputs.tsv import Layouts
 from shardrank.jobs.storage import Location, would_read
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines, parquet
+from shardrank.jobs.inputs.discovery import check_one_split
 from shardrank.jobs.inputs.forms import OpenedInput
 from shardrank.jobs.inputs.paths import column_at, type_at
 from shardrank.jobs.inputs.runs import (
@@ -23,7 +24,6 @@ from shardrank.jobs.inputs.runs import (
     run_files,
     settled_ranks,
 )
-from shardrank.jobs.inputs.splits import check_one_split
 from shardrank.jobs.inputs.tables import (
     DOCUMENT_COLUMNS,
     QUERY_COLUMNS,

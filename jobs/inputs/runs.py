@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines
-from shardrank.jobs.inputs.discovery import JSON_LINES, PARQUET, kind_of
-from shardrank.jobs.inputs.splits import check_one_split
+from shardrank.jobs.inputs.discovery import JSON_LINES, PARQUET, check_one_split, kind_of
 from shardrank.jobs.storage import Location, list_files
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 Tables: `input` (candidate sets or pairs), or `queries`, `corpus` and `run`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -16,11 +16,16 @@ import pyarrow.types as pt
 from shardrank.actors.config import QueryOptions
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs import lines, parquet
-from shardrank.jobs.inputs.discovery import DataFile, data_files, nothing_found
+from shardrank.jobs.inputs.discovery import (
+    DataFile,
+    Layouts,
+    data_files,
+    nothing_found,
+    tsv_columns,
+)
 from shardrank.jobs.inputs.lines import Scan
 from shardrank.jobs.inputs.parquet import Footer
 from shardrank.jobs.inputs.paths import is_begun, names_near, type_at, value_at
-from shardrank.jobs.inputs.tsv import Layouts, tsv_columns
 from shardrank.jobs.storage import Location
 
 OPTION_COLUMNS = tuple(each.name for each in fields(QueryOptions))
@@ -398,7 +403,7 @@ def _check_type(
 ) -> None:
     """source: the path of the table's column in which `shown` is."""
     expected = _EXPECTED.get(column)
-    if expected is None or expected[1](kind):
+    if expected is None or any(is_one(kind) for is_one in expected[1]):
         return
     found = [(plain_type(part.type_of(source)), file) for file, part in opened.filled]
     whole = _one_type(opened.table.name, source, opened.filled)
@@ -409,56 +414,43 @@ def _check_type(
     )
 
 
-def _is_id(kind: pa.DataType) -> bool:
-    return pt.is_large_string(kind) or pt.is_integer(kind)
+_Kinds = tuple[Callable[[pa.DataType], bool], ...]
 
-
-def _is_text_type(kind: pa.DataType) -> bool:
-    return pt.is_null(kind) or pt.is_large_string(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pt.is_null(kind) or pt.is_integer(kind) or pt.is_floating(kind)
-
-
-def _is_media(kind: pa.DataType) -> bool:
-    return _is_content(kind) or pt.is_large_list(kind)
-
-
-def _is_content(kind: pa.DataType) -> bool:
-    return _is_text_type(kind) or pt.is_large_binary(kind) or pt.is_struct(kind)
-
-
-def _is_text_or_list(kind: pa.DataType) -> bool:
-    return _is_text_type(kind) or (pt.is_large_list(kind) and _is_text_type(kind.value_type))
-
-
-def _is_ids(kind: pa.DataType) -> bool:
-    return pt.is_large_list(kind) and _is_id(kind.value_type)
+_ID: _Kinds = (pt.is_large_string, pt.is_integer)
+_TEXT: _Kinds = (pt.is_null, pt.is_large_string)
+_NUMBER: _Kinds = (pt.is_null, pt.is_integer, pt.is_floating)
+_CONTENT: _Kinds = (*_TEXT, pt.is_large_binary, pt.is_struct)
 
 
 def _is_candidates(kind: pa.DataType) -> bool:
     return pt.is_large_list(kind) and pt.is_struct(kind.value_type)
 
 
-_EXPECTED: dict[str, tuple[str, Any]] = {
-    "query_id": ("a string or an integer", _is_id),
-    "doc_id": ("a string or an integer", _is_id),
-    "doc_ids": ("a list of ids", _is_ids),
-    "query": ("a string, an image or a struct of text, image and video", _is_content),
-    "doc": ("a string, an image or a struct of text, image and video", _is_content),
-    "text": ("a string or a list of strings", _is_text_or_list),
-    "title": ("a string", _is_text_type),
-    "image": ("bytes, a path, a struct of both, or a list of them", _is_media),
-    "video": ("bytes, a path, a struct, or a list of them", _is_media),
-    "instruction": ("a string", _is_text_type),
-    "rank": ("a number", _is_number),
-    "score": ("a number", _is_number),
+def _list_of(kinds: _Kinds) -> Callable[[pa.DataType], bool]:
+    return lambda kind: pt.is_large_list(kind) and any(each(kind.value_type) for each in kinds)
+
+
+_CONTENTS_TEXT = "a string, an image or a struct of text, image and video"
+_IMAGES = ("bytes, a path, a struct of both, or a list of them", (*_CONTENT, pt.is_large_list))
+_VIDEOS = ("bytes, a path, a struct, or a list of them", (*_CONTENT, pt.is_large_list))
+_EXPECTED: dict[str, tuple[str, _Kinds]] = {
+    "query_id": ("a string or an integer", _ID),
+    "doc_id": ("a string or an integer", _ID),
+    "doc_ids": ("a list of ids", (_list_of(_ID),)),
+    "query": (_CONTENTS_TEXT, _CONTENT),
+    "doc": (_CONTENTS_TEXT, _CONTENT),
+    "text": ("a string or a list of strings", (*_TEXT, _list_of(_TEXT))),
+    "title": ("a string", _TEXT),
+    "image": _IMAGES,
+    "video": _VIDEOS,
+    "instruction": ("a string", _TEXT),
+    "rank": ("a number", _NUMBER),
+    "score": ("a number", _NUMBER),
     "candidates": (
         "a list of structs with doc_id and doc (or text, image, video)",
-        _is_candidates,
+        (_is_candidates,),
     ),
-    "query_image": ("bytes, a path, a struct of both, or a list of them", _is_media),
-    "query_video": ("bytes, a path, a struct, or a list of them", _is_media),
-    **{name: ("a number", _is_number) for name in OPTION_COLUMNS},
+    "query_image": _IMAGES,
+    "query_video": _VIDEOS,
+    **{name: ("a number", _NUMBER) for name in OPTION_COLUMNS},
 }

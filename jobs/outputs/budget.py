@@ -1,5 +1,6 @@
 """How many pairs of a job may have an error before it stops: going wrong wholesale is no result."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,7 +8,12 @@ from dataclasses import dataclass, field
 
 from shardrank.jobs.errors import TooManyErrors, UsageError, Way
 
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+
+def parse_percent(text: str) -> float | None:
+    """`2.5%` as 0.025; None for what is no share of a whole."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    share = float(match[1]) / 100 if match else math.inf
+    return share if share <= 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +28,10 @@ class MaxErrors:
         """`2.5%` or `1000`. Raises UsageError."""
         if text.isdecimal():
             return cls(0.0, int(text))
-        match = _SHARE.fullmatch(text)
-        if match is None or float(match[1]) > 100:
+        share = parse_percent(text)
+        if share is None:
             raise UsageError(f"--max-errors must be a number or a share such as 1%, got {text!r}")
-        return cls(float(match[1]) / 100, 0)
+        return cls(share, 0)
 
     def limit(self, num_pairs: int) -> int:
         return max(int(self.share * num_pairs), self.num)

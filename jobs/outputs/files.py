@@ -1,10 +1,11 @@
 """What a job leaves: one score file a unit, nested rankings and a TREC run on request.
 
-A unit's score file is written last and at once: where it exists, the unit is done. Parts (parts.py)
-are there only while a document-major job runs.
+A unit's score file is written last and at once: where it exists, the unit is done. What is
+scored by document (by_document.py) is there only while a document-major job runs.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardrank.actors.errors import InvalidRow
-from shardrank.jobs.errors import JobError, UsageError, VerificationError
+from shardrank.jobs.errors import JobError, UnreadableInput, UsageError, VerificationError
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.outputs.scores import (
-    UNIT_COLUMNS,
+    names,
     nested,
     ranked,
     score_schema,
@@ -25,6 +26,7 @@ from shardrank.jobs.outputs.scores import (
 )
 from shardrank.jobs.storage import (
     Location,
+    comes_from_storage,
     delete_file,
     list_directory,
     read_bytes,
@@ -42,7 +44,7 @@ SUCCESS = "_SUCCESS"
 TREC_RUN = "run.trec"
 SCORES = "scores"
 RANKINGS = "rankings"
-PARTS = "parts"
+BY_DOCUMENT = "by_document"
 
 ID_ERRORS = frozenset(error.code for error in InvalidRow.__subclasses__())
 """Found from ids alone, each time anew: a document that was not there may have come."""
@@ -56,48 +58,33 @@ class Output:
     directory: Location
     with_rankings: bool = False
 
-    def scores_file(self, unit: Unit) -> Location:
-        return self.directory.child(SCORES).child(f"{unit_name(unit)}.parquet")
+    def file(self, unit: Unit | DocumentUnit) -> Location:
+        """Where the unit's score rows are: a score file, or a file by document."""
+        folder = BY_DOCUMENT if isinstance(unit, DocumentUnit) else SCORES
+        return self.directory.child(folder).child(f"{unit_name(unit)}.parquet")
 
     def rankings_file(self, unit: Unit) -> Location:
         return self.directory.child(RANKINGS).child(f"{unit_name(unit)}.parquet")
 
-    def part_file(self, unit: DocumentUnit) -> Location:
-        return self.directory.child(PARTS).child(f"{unit_name(unit)}.parquet")
-
     def remaining(self, units: Sequence[Unit]) -> list[Unit]:
         """The units without a score file, by one listing."""
-        done = self._names(SCORES)
-        return [unit for unit in units if self.scores_file(unit).name not in done]
+        done = self.names(SCORES)
+        return [unit for unit in units if self.file(unit).name not in done]
 
-    def remaining_parts(self, units: Sequence[DocumentUnit]) -> list[DocumentUnit]:
-        """The document-major units without a part, by one listing."""
-        done = self._names(PARTS)
-        return [unit for unit in units if self.part_file(unit).name not in done]
-
-    def strays(self, units: Sequence[Unit]) -> list[str]:
-        """Files among the score files that are no unit's, and would be read with them."""
-        return sorted(self._names(SCORES) - {self.scores_file(unit).name for unit in units})
-
-    def numbers(self) -> list[int]:
-        """Of the score files that are there."""
-        names = (name.removesuffix(".parquet").rpartition("-")[2] for name in self._names(SCORES))
-        return [int(name) for name in names if name.isdecimal()]
-
-    def _names(self, directory: str) -> set[str]:
+    def names(self, directory: str) -> set[str]:
         return {place.name for place, _ in list_directory(self.directory.child(directory))}
 
     def remove_leftovers(self) -> None:
         """Only for who holds the lease, which is itself renewed in the directory meanwhile."""
-        for name in (SCORES, RANKINGS, PARTS):
+        for name in (SCORES, RANKINGS, BY_DOCUMENT):
             remove_leftovers(self.directory.child(name))
         remove_leftovers(self.directory, older_than_s=_ABANDONED_S)
-        for name in self._names(RANKINGS) - self._names(SCORES):
+        for name in self.names(RANKINGS) - self.names(SCORES):
             delete_file(self.directory.child(RANKINGS).child(name))  # killed before its scores
 
-    def remove_parts(self) -> None:
-        """Only after all score files were verified: they hold what the parts held."""
-        remove_directory(self.directory.child(PARTS))
+    def remove_by_document(self) -> None:
+        """Only after all score files were verified: they hold the same rows."""
+        remove_directory(self.directory.child(BY_DOCUMENT))
 
 
 class UnitCollector:
@@ -118,15 +105,13 @@ class UnitCollector:
             if len(self._chunks[unit]) == self._num_chunks.get(unit):
                 del self._num_chunks[unit]
                 parts = self._chunks.pop(unit)
-                names = [name for name, _ in UNIT_COLUMNS]
-                rows = pa.concat_tables(parts.values())
-                yield unit, rows.drop_columns(names)
+                yield unit, pa.concat_tables(parts.values()).drop_columns(names("chunk"))
 
 
 def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) -> None:
     """Rank a unit's rows and commit them. Doing it twice gives the same files."""
     if unit.kept:
-        earlier = read_scores(output.scores_file(unit))
+        earlier = read_scores(output.file(unit))
         rows = with_kept(rows, earlier, ID_ERRORS)
     rows = ranked(rows)
     schema = score_schema(job_input)
@@ -136,7 +121,7 @@ def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) 
     if output.with_rankings:
         rankings = nested(scores, rows["query_index"].to_numpy())
         write_atomically(output.rankings_file(unit), _to_parquet(rankings))
-    write_atomically(output.scores_file(unit), _to_parquet(scores))
+    write_atomically(output.file(unit), _to_parquet(scores))
 
 
 def _to_parquet(table: pa.Table) -> pa.Buffer:
@@ -148,12 +133,23 @@ def _to_parquet(table: pa.Table) -> pa.Buffer:
 def read_scores(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """Raises StorageError, and VerificationError only where the file itself is broken."""
     content = read_bytes(location)
-    try:
+    with whole(location):
         return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
-    except (OSError, UnicodeError, pa.ArrowException) as error:
+
+
+@contextmanager
+def whole(place: Location) -> Iterator[None]:
+    """A file that the job wrote is read. Raises VerificationError where it is broken, and what it
+    was where its storage fails.
+    """
+    try:
+        yield
+    except (UnreadableInput, OSError, UnicodeError, pa.ArrowException) as error:
+        cause = error.__cause__ if isinstance(error, UnreadableInput) else error
+        if comes_from_storage(cause):
+            raise
         raise VerificationError(
-            f"{location} cannot be read as Parquet: {error}; delete it and run the same command "
-            "again"
+            f"{place} cannot be read as Parquet: {cause}; delete it and run the same command again"
         ) from error
 
 
@@ -164,7 +160,7 @@ def write_trec_run(output: Output, units: Sequence[Unit], tag: str = "shardrank"
     """
     place = output.directory.child(TREC_RUN)
     columns = ["query_id", "doc_id", "rank", "logit"]
-    tables = (read_scores(output.scores_file(unit), columns) for unit in units)
+    tables = (read_scores(output.file(unit), columns) for unit in units)
     write_stream(place, ("".join(trec_lines(scores, tag)).encode() for scores in tables))
     return place
 

@@ -16,18 +16,19 @@ from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import OpenedInput
 from shardrank.jobs.inputs.joins import id_codes, scan_columns
 from shardrank.jobs.inputs.tables import OpenedTable
+from shardrank.jobs.outputs.done import UnitFile, unit_files
 from shardrank.jobs.outputs.files import (
+    BY_DOCUMENT,
     ID_ERRORS,
-    PARTS,
     SCORES,
     SUCCESS,
     TREC_RUN,
     Output,
     read_scores,
 )
-from shardrank.jobs.outputs.input_files import check_grown_files, input_files, num_known
-from shardrank.jobs.outputs.manifest import Manifest, check_same_job, save_manifest
-from shardrank.jobs.outputs.status import UnitFile, unit_files
+from shardrank.jobs.outputs.input_files import Job, check_grown_files, input_files, num_known
+from shardrank.jobs.outputs.job import as_kept, check_same_job
+from shardrank.jobs.outputs.manifest import Growth, Manifest
 from shardrank.jobs.storage import delete_file, list_directory, write_atomically
 from shardrank.jobs.units.growth import Held
 
@@ -40,15 +41,15 @@ def find_held(output: Output, manifest: Manifest, opened: OpenedInput) -> Held:
     Raises UsageError for an input that did anything but grow, and for an output in the middle of
     something that would be lost.
     """
-    check_grown_files(output, manifest, opened)
+    check_grown_files(output.directory, manifest.job, opened)
     files = unit_files(output.directory.child(SCORES))
-    if list_directory(output.directory.child(PARTS)):
+    if list_directory(output.directory.child(BY_DOCUMENT)):
         raise UsageError(
             f"--add-new: the documents of {output.directory} are scored and not regrouped yet; "
-            f"finish the job without what is new, or delete {PARTS}/ to score them again"
+            f"finish the job without what is new, or delete {BY_DOCUMENT}/ to score them again"
         )
-    is_whole = len(files) in (0, manifest["job"]["num_units"])
-    if manifest["job"]["order"] == "document" and not is_whole:
+    is_whole = len(files) in (0, manifest.job["num_units"])
+    if manifest.job["order"] == "document" and not is_whole:
         raise UsageError(
             f"--add-new: {output.directory} lacks score files; finish the job without what is new"
         )
@@ -57,9 +58,9 @@ def find_held(output: Output, manifest: Manifest, opened: OpenedInput) -> Held:
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         tables = list(pool.map(partial(_pairs_of, output), files))
     held = pa.concat_tables(tables or [_PAIRS.empty_table()])
-    _check_instructions(manifest, opened, held)
+    _check_instructions(manifest.job, opened, held)
     if opened.form == "pairs":
-        _check_first_rows(manifest, opened.queries)
+        _check_first_rows(manifest.job, opened.queries)
     return Held(held, True)
 
 
@@ -73,12 +74,12 @@ _PAIRS = pa.schema(
 )
 
 
-def _check_instructions(manifest: Manifest, opened: OpenedInput, held: pa.Table) -> None:
+def _check_instructions(job: Job, opened: OpenedInput, held: pa.Table) -> None:
     """Raises UsageError for an instruction that came to a query which was scored without one."""
     if opened.instructions is None:
         return
     scanned = scan_columns(opened.instructions, ["query_id"])
-    is_old = _is_old(manifest, opened.instructions, scanned)
+    is_old = _is_old(job, opened.instructions, scanned)
     ids = scanned["query_id"].cast(pa.large_string())
     known = ids.filter(pa.array(is_old))
     new = ids.filter(pa.array(~is_old)).unique()
@@ -92,10 +93,10 @@ def _check_instructions(manifest: Manifest, opened: OpenedInput, held: pa.Table)
         )
 
 
-def _check_first_rows(manifest: Manifest, opened: OpenedTable) -> None:
+def _check_first_rows(job: Job, opened: OpenedTable) -> None:
     """Raises UsageError for a new row before an old one that has the same pair, or query."""
     scanned = scan_columns(opened, ["query_id", "doc_id"])
-    is_old = _is_old(manifest, opened, scanned)
+    is_old = _is_old(job, opened, scanned)
     is_valid = pc.and_(scanned["query_id"].is_valid(), scanned["doc_id"].is_valid()).to_numpy()
     scanned, is_old = scanned.filter(pa.array(is_valid)), is_old[is_valid]
     queries, documents = (
@@ -113,8 +114,8 @@ def _check_first_rows(manifest: Manifest, opened: OpenedTable) -> None:
             )
 
 
-def _is_old(manifest: Manifest, opened: OpenedTable, scanned: pa.Table) -> np.ndarray:
-    ends = np.array(num_known(manifest, opened.table))
+def _is_old(job: Job, opened: OpenedTable, scanned: pa.Table) -> np.ndarray:
+    ends = np.array(num_known(job, opened.table))
     return scanned["position"].to_numpy() < ends[scanned["file"].to_numpy()]
 
 
@@ -147,46 +148,28 @@ def _pairs_of(output: Output, file: UnitFile) -> pa.Table:
     )
 
 
-def begin_growth(
-    output: Output, manifest: Manifest, job: Manifest, opened: OpenedInput, held: Held
-) -> None:
+def begin_growth(manifest: Manifest, job: Job, opened: OpenedInput, held: Held) -> None:
     """The output is of the grown input from now on; whenever this ends, it is of one of the two."""
-    unchanged = ("input", "num_units", "units_sha256")
-    before = manifest["job"]
-    check_same_job(output, manifest, job | {name: before[name] for name in unchanged})
+    output, before, earlier = manifest.output, manifest.job, manifest.growth
+    unchanged = {name: before[name] for name in ("input", "num_units", "units_sha256")}
+    check_same_job(output.directory, before, job | unchanged)
+    manifest.guard()
     delete_file(output.directory.child(SUCCESS))
-    earlier = manifest.get("growth", {"record": None, "num": 0})
-    num = earlier["num"] + 1
+    num = earlier.num + 1 if earlier else 1
     record = f"growth-{num}.parquet"
     sink = pa.BufferOutputStream()
     pq.write_table(held.table, sink, compression="zstd")
     write_atomically(output.directory.child(record), sink.getvalue())
     files = input_files(opened, job["input"], with_digests=True)
-    manifest["job"] = job | {"input": files}
-    with_trec_run = had_trec_run(output) or lacks_trec_run(manifest)
-    growth = {"record": record, "num": num, "is_open": True}
-    manifest["growth"] = growth | ({_LACKS_TREC_RUN: True} if with_trec_run else {})
-    manifest["status"] = "running"
-    save_manifest(output, manifest)
-    if earlier["record"]:
-        delete_file(output.directory.child(earlier["record"]))
+    manifest.job = as_kept(job | {"input": files})
+    with_trec_run = had_trec_run(output) or manifest.lacks_trec_run
+    manifest.growth = Growth(record, num, True, with_trec_run or None)
+    manifest.status = "running"
+    manifest.save()
+    if earlier:
+        delete_file(output.directory.child(earlier.record))
 
 
 def had_trec_run(output: Output) -> bool:
     """Whether an earlier run wrote one, which is to be of the grown input too."""
     return output.directory.child(TREC_RUN).exists()
-
-
-_LACKS_TREC_RUN = "lacks_trec_run"
-
-
-def lacks_trec_run(manifest: Manifest | None) -> bool:
-    """Whether there was a run.trec as the input grew, and none of what it grew to since."""
-    return (manifest or {}).get("growth", {}).get(_LACKS_TREC_RUN, False)
-
-
-def note_trec_run(output: Output, manifest: Manifest) -> None:
-    """run.trec is written, and of the whole input."""
-    if lacks_trec_run(manifest):
-        del manifest["growth"][_LACKS_TREC_RUN]
-        save_manifest(output, manifest)

@@ -18,7 +18,6 @@ from shardrank.jobs.inputs.lines import is_compressed
 from shardrank.jobs.inputs.parquet import read_footer
 from shardrank.jobs.inputs.paths import column_of
 from shardrank.jobs.inputs.tables import DataFile, Table
-from shardrank.jobs.outputs.files import Output
 from shardrank.jobs.storage import Location, list_files
 
 _NUM_READERS = 8
@@ -27,6 +26,8 @@ DIGESTED_BYTES = 1 << 30
 
 Entry = dict[str, Any]
 """A file: table, path, size_bytes, mtime_ns, num_rows and, where it is known, sha256."""
+Job = dict[str, Any]
+"""A job's fingerprint, as it is kept and compared: whole. `input` has its files."""
 
 
 def input_files(
@@ -111,19 +112,18 @@ def _input_file(table: str, file: DataFile, num_rows: int | None) -> Entry:
     }
 
 
-def known_paths(manifest: Entry) -> dict[str, list[str]]:
+def known_paths(job: Job) -> dict[str, list[str]]:
     """Table -> the paths of its files, in the order in which units count them."""
     paths: dict[str, list[str]] = {}
-    for entry in manifest["job"]["input"]:
+    for entry in job["input"]:
         paths.setdefault(entry["table"], []).append(entry["path"])
     return paths
 
 
-def has_new_input(manifest: Entry, job: Entry) -> bool:
-    """Whether the input is another one than the manifest's job was planned for."""
-    before = manifest["job"]
-    is_same = before["units_sha256"] == job["units_sha256"]
-    return not is_same or input_change(before["input"], job["input"]) is not None
+def has_new_input(before: Job, now: Job) -> bool:
+    """Whether the input is another one than the job was planned for."""
+    is_same = before["units_sha256"] == now["units_sha256"]
+    return not is_same or input_change(before["input"], now["input"]) is not None
 
 
 _FILE_FACTS = ("size_bytes", "mtime_ns", "num_rows")
@@ -145,7 +145,7 @@ def input_change(before: Sequence[Entry], now: Sequence[Entry]) -> str | None:
     return f"{new[0]}{more} came to it (--add-new scores what is new)"
 
 
-def check_grown_files(output: Output, manifest: Entry, opened: OpenedInput) -> None:
+def check_grown_files(directory: Location, job: Job, opened: OpenedInput) -> None:
     """Raises UsageError that names a file which did anything but stay, or grow at its end.
 
     A run's files are not looked at: its pairs are compared one by one.
@@ -154,7 +154,7 @@ def check_grown_files(output: Output, manifest: Entry, opened: OpenedInput) -> N
         (name, str(file.location)): (file, columns) for name, file, _, columns in _listed(opened)
     }
     now = {(entry["table"], entry["path"]): entry for entry in input_files(opened, ())}
-    for entry in manifest["job"]["input"]:
+    for entry in job["input"]:
         place = entry["table"], entry["path"]
         if entry["table"] == "run":
             continue
@@ -174,7 +174,7 @@ def check_grown_files(output: Output, manifest: Entry, opened: OpenedInput) -> N
             continue
         raise UsageError(
             f"--add-new: {entry['path']} {change}; only new files and new rows at a file's end can "
-            f"be added to {output.directory}"
+            f"be added to {directory}"
         )
 
 
@@ -189,11 +189,9 @@ def _unclear_end(file: DataFile, entry: Entry) -> str | None:
     return None
 
 
-def num_known(manifest: Entry, table: Table) -> list[float]:
+def num_known(job: Job, table: Table) -> list[float]:
     """Rows, or bytes of lines, that the job knows of each file; of one that is the same, all."""
-    known = {
-        entry["path"]: entry for entry in manifest["job"]["input"] if entry["table"] == table.name
-    }
+    known = {entry["path"]: entry for entry in job["input"] if entry["table"] == table.name}
     ends = []
     for file in table.files:
         entry = known.get(str(file.location), {"size_bytes": 0, "num_rows": 0})

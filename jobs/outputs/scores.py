@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,106 +14,119 @@ from shardrank.jobs.errors import JobError
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.units.plan import KEPT
 
-UNIT_COLUMNS = (("unit", pa.int32()), ("chunk", pa.int32()), ("is_last", pa.bool_()))
-"""Which chunk of which unit a row belongs to; dropped when the unit is written."""
+When = Literal["indexed", "placed", "known", "scored", "ranked", "error", "measured", "chunk"]
 
-FIGURES = (
-    ("vision_hits", pa.int64()),
-    ("vision_misses", pa.int64()),
-    ("seconds", pa.float64()),
+COLUMNS: tuple[tuple[str, pa.DataType | None, When], ...] = (
+    ("query_index", pa.int32(), "indexed"),
+    ("doc_index", pa.int32(), "indexed"),
+    ("place", pa.int64(), "placed"),
+    ("query_id", None, "known"),
+    ("doc_id", None, "known"),
+    ("score", pa.float32(), "scored"),
+    ("logit", pa.float32(), "scored"),
+    ("rank", pa.int32(), "ranked"),
+    ("first_stage_rank", pa.int32(), "known"),
+    ("first_stage_score", pa.float64(), "known"),
+    ("num_tokens", pa.int32(), "scored"),
+    ("num_visual_tokens", pa.int32(), "scored"),
+    ("is_truncated", pa.bool_(), "scored"),
+    ("error_code", pa.large_string(), "error"),
+    ("error", pa.large_string(), "error"),
+    ("vision_hits", pa.int64(), "measured"),
+    ("vision_misses", pa.int64(), "measured"),
+    ("seconds", pa.float64(), "measured"),
+    ("unit", pa.int32(), "chunk"),
+    ("chunk", pa.int32(), "chunk"),
+    ("is_last", pa.bool_(), "chunk"),
 )
-"""In a chunk's first row: what the scorer's vision cache had and had not, null without one, and
-the time that preparing and scoring took. Not among the columns that are written.
+"""A row on its way from its unit to its score file; the ids have the types that the input has.
+
+Before it is scored a row is indexed within its unit, or has its place in document-major order;
+known of it are its ids and first stage, and an error, if it is not to be scored. Scoring fills in
+`scored`, or an error; ranking adds the rank. Measured, in a chunk's first row: what the scorer's
+vision cache had and had not, null without one, and the time that preparing and scoring took.
+`chunk`: which of which unit it is in.
 """
 
-PLACE_SCHEMA = pa.schema(
-    [("place", pa.int64()), ("error_code", pa.large_string()), ("error", pa.large_string())]
-)
+_TYPES = {name: kind for name, kind, _ in COLUMNS}
+
+
+def names(*when: When) -> list[str]:
+    """The names of a row's columns, in the order of COLUMNS."""
+    return [name for name, _, each in COLUMNS if each in when]
+
+
+def _schema(when: Sequence[When], job_input: JobInput | None = None) -> pa.Schema:
+    types = dict(_TYPES)
+    if job_input is not None:
+        types |= {"query_id": job_input.query_id_type, "doc_id": job_input.doc_id_type}
+    return pa.schema([(name, types[name]) for name in names(*when)])
+
+
+PLACE_SCHEMA = _schema(["placed", "error"])
 """As row_schema, in document-major order."""
+DOCUMENT_SCHEMA = _schema(["placed", "scored", "error"])
+"""The columns of the files by document."""
 
 
 def row_schema(job_input: JobInput) -> pa.Schema:
     """What is known of a pair before it is scored; an error here means it will not be."""
-    return pa.schema(
-        [
-            ("query_index", pa.int32()),
-            ("doc_index", pa.int32()),
-            ("query_id", job_input.query_id_type),
-            ("doc_id", job_input.doc_id_type),
-            ("first_stage_rank", pa.int32()),
-            ("first_stage_score", pa.float64()),
-            ("error_code", pa.large_string()),
-            ("error", pa.large_string()),
-        ]
-    )
+    return _schema(["indexed", "known", "error"], job_input)
 
 
 def score_schema(job_input: JobInput) -> pa.Schema:
     """The columns of `scores/*.parquet`."""
-    return pa.schema(
-        [
-            ("query_id", job_input.query_id_type),
-            ("doc_id", job_input.doc_id_type),
-            ("score", pa.float32()),
-            ("logit", pa.float32()),
-            ("rank", pa.int32()),
-            ("first_stage_rank", pa.int32()),
-            ("first_stage_score", pa.float64()),
-            ("num_tokens", pa.int32()),
-            ("num_visual_tokens", pa.int32()),
-            ("is_truncated", pa.bool_()),
-            ("error_code", pa.large_string()),
-            ("error", pa.large_string()),
-        ]
-    )
+    return _schema(["known", "scored", "ranked", "error"], job_input)
+
+
+def filled(rows: pa.Table, values: Mapping[str, Any]) -> pa.Table:
+    """The rows with these columns, lists or arrays, in the place of what they had there."""
+    rows = rows.drop_columns([name for name in values if name in rows.schema.names])
+    for name, column in values.items():
+        is_list = isinstance(column, list)
+        rows = rows.append_column(name, pa.array(column, _TYPES[name]) if is_list else column)
+    return rows
 
 
 def with_scores(rows: pa.Table, scores: Sequence[PairScore]) -> pa.Table:
     """Fill in the scores of the rows without an error, in order; the others get null scores."""
     codes = rows["error_code"].to_pylist()
-    messages = rows["error"].to_pylist()
     assert codes.count(None) == len(scores), f"{len(scores)} scores for {codes.count(None)} pairs"
     remaining = iter(scores)
     results = [next(remaining) if code is None else PairScore() for code in codes]
-    columns: dict[str, tuple[pa.DataType, list[Any]]] = {
-        "score": (pa.float32(), [r.score for r in results]),
-        "logit": (pa.float32(), [r.logit for r in results]),
-        "num_tokens": (pa.int32(), [r.num_tokens for r in results]),
-        "num_visual_tokens": (pa.int32(), [r.num_visual_tokens for r in results]),
-        "is_truncated": (pa.bool_(), [r.is_truncated for r in results]),
-        "error_code": (
-            pa.large_string(),
-            [r.error.code if r.error else code for r, code in zip(results, codes, strict=True)],
-        ),
-        "error": (
-            pa.large_string(),
-            [str(r.error) if r.error else m for r, m in zip(results, messages, strict=True)],
-        ),
+    known = list(zip(results, codes, rows["error"].to_pylist(), strict=True))
+    return filled(
+        rows,
+        {name: [getattr(result, name) for result in results] for name in names("scored")}
+        | {
+            "error_code": [r.error.code if r.error else code for r, code, _ in known],
+            "error": [str(r.error) if r.error else message for r, _, message in known],
+        },
+    )
+
+
+def with_known(rows: pa.Table, scored: pa.Table) -> pa.Table:
+    """The same, of scores by document: null in `scored` for rows with an error of their own."""
+    unscored = {name: getattr(PairScore(), name) for name in names("scored")}
+    values = {
+        name: scored[name] if value is None else pc.fill_null(scored[name], value)
+        for name, value in unscored.items()
     }
-    scored = rows.drop_columns(["error_code", "error"])
-    for name, (kind, values) in columns.items():
-        scored = scored.append_column(name, pa.array(values, kind))
-    return scored
+    errors = {name: pc.coalesce(rows[name], scored[name]) for name in names("error")}
+    return filled(rows, values | errors)
 
 
 def with_figures(scored: pa.Table, figures: Sequence[float | None]) -> pa.Table:
-    """Add FIGURES to a chunk's rows."""
-    for (name, kind), value in zip(FIGURES, figures, strict=True):
-        values = [value, *[None] * (scored.num_rows - 1)]
-        scored = scored.append_column(name, pa.array(values[: scored.num_rows], kind))
-    return scored
+    """Add what was measured to a chunk's rows."""
+    rest = [None] * (scored.num_rows - 1)
+    values = zip(names("measured"), figures, strict=True)
+    return filled(scored, {name: [value, *rest][: scored.num_rows] for name, value in values})
 
 
 def lookups_of(scored: pa.Table) -> tuple[int, int] | None:
     """(hits, misses) of the chunks in a table, None where the scorer has no vision cache."""
     hits, misses = (pc.sum(scored[name]).as_py() for name in ("vision_hits", "vision_misses"))
     return None if hits is None else (hits, misses)
-
-
-_RESULT = (
-    *("score", "logit", "num_tokens", "num_visual_tokens", "is_truncated"),
-    *("error_code", "error"),
-)
 
 
 def with_kept(rows: pa.Table, earlier: pa.Table, id_errors: Collection[str]) -> pa.Table:
@@ -132,11 +145,8 @@ def with_kept(rows: pa.Table, earlier: pa.Table, id_errors: Collection[str]) -> 
         raise JobError("a score file lacks pairs that it had as the job began; run it again")
     is_kept = pc.is_valid(pa.array(places, pa.int64()))
     taken = earlier.take(pa.array(places, pa.int64()))
-    for name in _RESULT:
-        column = rows.schema.get_field_index(name)
-        values = taken[name].cast(rows.schema.field(name).type)
-        rows = rows.set_column(column, name, pc.if_else(is_kept, values, rows[name]))
-    return rows
+    kept = {name: taken[name].cast(_TYPES[name]) for name in names("scored", "error")}
+    return filled(rows, {n: pc.if_else(is_kept, values, rows[n]) for n, values in kept.items()})
 
 
 UNIT_KEY = b"shardrank"
@@ -145,7 +155,7 @@ UNIT_KEY = b"shardrank"
 def with_summary(table: pa.Table, rows: pa.Table, **more: Any) -> pa.Table:
     """The table as a file of a unit, whose footer says what is in it and how long it took.
 
-    rows: the unit's, with FIGURES where they were measured. more: what else the footer says.
+    rows: the unit's, with what was measured, if it was. more: what else the footer says.
     """
     errors = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
     seconds = pc.sum(rows["seconds"]).as_py() if "seconds" in rows.schema.names else None

@@ -7,7 +7,7 @@ Reads ids again from the input and from the output, and compares them unit by un
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
@@ -15,52 +15,16 @@ import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions, JobInput, open_job_input
+from shardrank.jobs.outputs.done import check_strays, read_held
 from shardrank.jobs.outputs.files import Output, read_scores
 from shardrank.jobs.outputs.input_files import known_paths
-from shardrank.jobs.outputs.manifest import (
-    Manifest,
-    check_same_input,
-    read_held,
-    read_manifest,
-)
+from shardrank.jobs.outputs.job import check_same_input
+from shardrank.jobs.outputs.manifest import Counts, Manifest
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.plan import Plan, Unit, plan_units, unit_name
 from shardrank.jobs.units.reading import expected_ids
 
 _NUM_THREADS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the rows add up to; unit_hashes: of the rows of each unit, by its name."""
-
-    num_queries: int = 0
-    num_pairs: int = 0
-    num_failed: int = 0
-    num_truncated: int = 0
-    num_tokens: int = 0
-    num_visual_tokens: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    unit_hashes: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def total(cls, parts: Iterable["Counts"]) -> "Counts":
-        parts = list(parts)
-        errors: Counter[str] = Counter()
-        hashes: dict[str, str] = {}
-        for part in parts:
-            errors.update(part.errors)
-            hashes.update(part.unit_hashes)
-        return cls(
-            sum(part.num_queries for part in parts),
-            sum(part.num_pairs for part in parts),
-            sum(part.num_failed for part in parts),
-            sum(part.num_truncated for part in parts),
-            sum(part.num_tokens for part in parts),
-            sum(part.num_visual_tokens for part in parts),
-            dict(errors.most_common()),
-            dict(sorted(hashes.items())),
-        )
 
 
 def verify_output(output: str) -> Counts:
@@ -81,16 +45,16 @@ def open_output(output: str) -> tuple[Output, Manifest, Plan]:
     verify_output.
     """
     kept = Output(Location.parse(output))
-    manifest = read_manifest(kept)
-    if manifest is None or "input" not in manifest:
+    manifest = Manifest.read(kept)
+    if manifest is None or manifest.input is None:
         raise UsageError(f"{kept.directory} has no manifest.json that names the job's input")
-    job = manifest["job"]
-    options = InputOptions(**manifest["input"])
+    job = manifest.job
+    options = InputOptions(**manifest.input)
     opened = open_job_input(replace(options, maps=tuple(options.maps)))
-    opened = opened.ordered_as(known_paths(manifest))
+    opened = opened.ordered_as(known_paths(job))
     held = read_held(kept, manifest)
     plan = plan_units(opened, job["unit_pairs"], job["order"], held=held)
-    check_same_input(kept, manifest, opened, plan)
+    check_same_input(kept.directory, job, opened, plan)
     missing = kept.remaining(plan.units)
     if missing:
         raise VerificationError(
@@ -105,22 +69,12 @@ def _check_hashes(output: Output, manifest: Manifest, hashes: dict[str, str]) ->
 
     A job that is going on again, or of a version without hashes, has none to compare with.
     """
-    for unit, known in manifest.get("unit_hashes", {}).items():
+    for unit, known in manifest.counts.unit_hashes.items() if manifest.counts else ():
         if hashes.get(unit) != known:
             raise VerificationError(
                 f"{output.directory}/scores/{unit}.parquet has other rows than when the job ended; "
                 "delete the file and run the same command again"
             )
-
-
-def check_strays(output: Output, plan: Plan) -> None:
-    """Raises VerificationError for files beside the units' own."""
-    strays = output.strays(plan.units)
-    if strays:
-        raise VerificationError(
-            f"{output.directory}/scores has {len(strays)} files that are none of this job's, such "
-            f"as {strays[0]}; move them away"
-        )
 
 
 def verify_units(job_input: JobInput, output: Output, units: Iterable[Unit]) -> Counts:
@@ -129,7 +83,7 @@ def verify_units(job_input: JobInput, output: Output, units: Iterable[Unit]) -> 
 
 def verify_unit(job_input: JobInput, output: Output, unit: Unit) -> Counts:
     """Raises VerificationError that names the file and a pair that is missing or too many."""
-    place = output.scores_file(unit)
+    place = output.file(unit)
     rows = read_scores(place)
     found = Counter(zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True))
     expected: Counter[tuple[str | int | None, str | int | None]] = Counter()

@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from shardrank.actors.errors import Crashed, Failure, TimedOut
 from shardrank.jobs.run.progress import Underway
@@ -162,34 +163,19 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class Attempts(Protocol):
-    """A log as a worker sees it."""
-
-    def begin(self, work: Step) -> Deaths: ...
-    def at(self, work: Step, step: Step, hangs: bool = False) -> None: ...
-    def end(self, work: Step) -> None: ...
-    def done(self, work: Step, num_pairs: int) -> None: ...
-    def fail(self, unit: int, message: str) -> None: ...
-    def cut(self, work: Step, index: int, num_rows: int) -> None: ...
-    def cuts(self, work: Step) -> dict[int, int]: ...
-    def lose_video(self, key: str, why: str) -> None: ...
-    def lost_video(self, key: str) -> str | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class RemoteLog:
     """An AttemptLog that is a Ray actor; a call returns when the log has it."""
 
     actor: Any
 
-    def begin(self, work: Step) -> Deaths:
-        return self._call("begin", work)
-
-    def at(self, work: Step, step: Step, hangs: bool = False) -> None:
-        self._call("at", work, step, hangs)
-
-    def end(self, work: Step) -> None:
-        self._call("end", work)
+    def __getattr__(self, name: str) -> Any:
+        """What the log has under this name. Nothing of it is there before the actor is, as in a
+        copy that is being unpickled.
+        """
+        if name == "actor" or not hasattr(AttemptLog, name):
+            raise AttributeError(name)
+        return partial(self._call, name)
 
     def done(self, work: Step, num_pairs: int) -> None:
         self.actor.done.remote(work, num_pairs)  # whether it comes matters to nobody
@@ -197,28 +183,14 @@ class RemoteLog:
     def underway(self) -> Underway:
         return self._call("underway", timeout=_ANSWERS_WITHIN_S)
 
-    def fail(self, unit: int, message: str) -> None:
-        self._call("fail", unit, message)
-
-    def failures(self) -> dict[int, str]:
-        return self._call("failures")
-
-    def cut(self, work: Step, index: int, num_rows: int) -> None:
-        self._call("cut", work, index, num_rows)
-
-    def cuts(self, work: Step) -> dict[int, int]:
-        return self._call("cuts", work)
-
-    def lose_video(self, key: str, why: str) -> None:
-        self._call("lose_video", key, why)
-
-    def lost_video(self, key: str) -> str | None:
-        return self._call("lost_video", key)
-
     def _call(self, name: str, *arguments: Any, timeout: float | None = None) -> Any:
         import ray  # so that everything else here is tested without it
 
         return ray.get(getattr(self.actor, name).remote(*arguments), timeout=timeout)
+
+
+Attempts = AttemptLog | RemoteLog
+"""A log as a worker sees it."""
 
 
 class Attempt:

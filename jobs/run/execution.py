@@ -5,12 +5,14 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from functools import partial
 from itertools import islice, pairwise
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +23,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shardrank.cluster import private_directory
 from shardrank.jobs.cluster import own_errors
 from shardrank.jobs.errors import JobError, UnitsFailed
+from shardrank.jobs.outputs.budget import Budget
+from shardrank.jobs.outputs.by_document import regroup, rows_of, write_by_document
+from shardrank.jobs.outputs.done import Remaining, check_strays
 from shardrank.jobs.outputs.files import Output, UnitCollector, write_unit
-from shardrank.jobs.outputs.parts import regroup, rows_of, write_part
-from shardrank.jobs.outputs.verify import Counts, verify_units
+from shardrank.jobs.outputs.manifest import Check, Counts, Manifest
+from shardrank.jobs.outputs.scores import lookups_of
+from shardrank.jobs.outputs.verify import verify_units
 from shardrank.jobs.run.attempts import AttemptLog, RemoteLog
-from shardrank.jobs.run.display import Display
 from shardrank.jobs.run.pipeline import Workers, score_units
-from shardrank.jobs.run.progress import Meter, Step
+from shardrank.jobs.run.progress import Display, Meter, Step
 from shardrank.jobs.storage import Location, delete_file
 from shardrank.jobs.units.documents import DocumentPlan, DocumentUnit
-from shardrank.jobs.units.plan import PairsUnit, Plan, Unit, unit_name
+from shardrank.jobs.units.plan import KEPT, PairsUnit, Plan, Unit, unit_name
 
 logger = logging.getLogger(__name__)
 
@@ -41,103 +46,118 @@ _POLL_EVERY_S = 5.0
 _SHOWN_FAILURES = 5
 
 
-class Watcher(Protocol):
-    """Who is told what happens; what it raises ends the run."""
+@dataclass(slots=True)
+class Run:
+    """A run of the job: what it has to score, with what, and who is told of it. It is shown, and
+    noted in the manifest; what the telling raises ends the run.
+    """
+
+    plan: Plan
+    remaining: Remaining
+    workers: Workers
+    manifest: Manifest
+    budget: Budget
+    shown: Display
+    check_interruption: Check
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def output(self) -> Output:
+        return self.manifest.output
+
+    def score(self) -> None:
+        """Score the units and write each as soon as it is complete, over what is there of it. In
+        document-major order they are scored by document, and then regrouped by query.
+        """
+        units, documents = self.remaining.units, self.plan.documents
+        if documents is None:
+            writer = _Writer(write_unit, self.output, self.plan.input)
+            _score(self, units, "queries", writer, lambda rows: rows)
+            return
+        writer = _Writer(write_by_document, self.output, documents.bucket_places)
+        counted = partial(rows_of, documents, units)
+        _score(self, self.remaining.documents, "documents", writer, counted)
+        _regroup(self, documents)
+
+    def verify(self) -> None:
+        """Verify every unit on CPU tasks, also those of runs before this one, and that no file is
+        beside theirs.
+        """
+        task = ray.remote(num_cpus=1)(verify_units)
+        units, job_input = self.plan.units, ray.put(self.plan.input)
+        starts = range(0, len(units), _VERIFY_UNITS)
+        tasks = (task.remote(job_input, self.output, units[i : i + _VERIFY_UNITS]) for i in starts)
+        step = Step("verified", _num_pairs(units))
+        self.counts = Counts.total(_results(self, tasks, step, attrgetter("num_pairs")))
+        check_strays(self.output, self.plan)
+
+    def finish(self, gpu_hour_price: float | None) -> None:
+        self.manifest.guard()
+        # Before _SUCCESS: where only some are gone, all score files are there and suffice.
+        self.output.remove_by_document()
+        self.output.remove_leftovers()  # of writers that were killed in this run
+        pool = self.workers.pool
+        self.manifest.finish(self.counts, pool.num_actors * pool.num_gpus, gpu_hour_price)
 
     def tick(self) -> None:
         """Now and then while something is awaited."""
+        self.check_interruption()
+        self.manifest.progress()
 
     def scored(self, rows: pa.Table) -> None:
         """Score rows that came, of any units."""
+        lookups = lookups_of(rows)
+        if lookups is not None:
+            self.manifest.add_lookups(*lookups)
 
     def written(self, rows: pa.Table) -> None:
         """All rows of the remaining units within what is being written, each once."""
+        codes = Counter(rows["error_code"].drop_null().to_pylist())
+        codes.pop(KEPT, None)  # counted as the run began
+        try:
+            self.budget.add(codes, rows["error"].drop_null().to_pylist())
+        finally:
+            self.manifest.note_errors(self.budget)
 
 
-def score_remaining(
-    plan: Plan,
-    remaining: Sequence[Unit],
-    output: Output,
-    workers: Workers,
-    watcher: Watcher,
-    shown: Display,
-    stale_parts: Collection[str] = (),
-) -> None:
-    """Score the units and write each as soon as it is complete, over what is there of it.
-
-    stale_parts: names of parts that are to be scored again.
-    """
-    if plan.documents is not None:
-        _score_documents(
-            plan, plan.documents, remaining, output, workers, watcher, shown, stale_parts
-        )
-        return
-    meter = Meter(
-        sum(unit.num_pairs for unit in remaining),
-        sum(unit.num_queries for unit in remaining),
-        num_actors=workers.pool.num_actors,
-    )
-    writer = _Writer(write_unit, output, plan.input)
-    _score(plan, remaining, workers, meter, writer, watcher, shown, lambda rows: rows)
+def _num_pairs(units: Sequence[Unit] | Sequence[DocumentUnit]) -> int:
+    return sum(unit.num_pairs for unit in units)
 
 
-def _score_documents(
-    plan: Plan,
-    documents: DocumentPlan,
-    remaining: Sequence[Unit],
-    output: Output,
-    workers: Workers,
-    watcher: Watcher,
-    shown: Display,
-    stale_parts: Collection[str],
-) -> None:
-    """Score into parts what the remaining units need, then regroup the parts by query."""
-    needed = documents.units_with([unit.index for unit in remaining])
-    absent = {unit.index for unit in output.remaining_parts(needed)}
-    missing = [unit for unit in needed if unit.index in absent or unit_name(unit) in stale_parts]
-    meter = Meter(
-        sum(unit.num_pairs for unit in missing),
-        sum(unit.num_documents for unit in missing),
-        "documents",
-        workers.pool.num_actors,
-    )
-    writer = _Writer(write_part, output, documents.bucket_places)
-    counted = partial(rows_of, documents, remaining)
-    _score(plan, missing, workers, meter, writer, watcher, shown, counted)
-    _regroup(plan, documents, remaining, needed, output, watcher, shown)
+def _num_groups(unit: Unit | DocumentUnit) -> int:
+    return unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
 
 
 def _score(
-    plan: Plan,
+    run: Run,
     remaining: Sequence[Unit] | Sequence[DocumentUnit],
-    workers: Workers,
-    meter: Meter,
+    groups: str,
     writer: "_Writer",
-    watcher: Watcher,
-    shown: Display,
     counted: Callable[[pa.Table], pa.Table],
 ) -> None:
     """Raises UnitsFailed after everything else is written. counted: a unit's rows that are told."""
     if not remaining:
         return
-    units = {unit.index: unit for unit in remaining}
+    units: dict[int, Unit | DocumentUnit] = {unit.index: unit for unit in remaining}
+    num_groups = sum(map(_num_groups, remaining))
+    meter = Meter(_num_pairs(remaining), num_groups, groups, run.workers.pool.num_actors)
     collector = UnitCollector()
     with own_errors(), _attempt_log() as log:
         failures = _Failures(log, units)
         try:
-            with shown.polled(meter, partial(_look, log, meter)):
-                for scored in score_units(remaining, plan.input, workers, log):
+            with run.shown.polled(meter, partial(_look, log, meter)):
+                for scored in score_units(remaining, run.plan.input, run.workers, log):
                     meter.add(scored)
                     meter.groups_of.update(_begun(scored, units))
-                    watcher.scored(scored)
+                    run.scored(scored)
                     for index, rows in collector.add(scored):
                         unit = units.pop(index)
                         writer.write(unit, rows)
-                        watcher.written(counted(rows))
+                        run.written(counted(rows))
                         meter.groups_of[index] = _num_groups(unit)
                     failures.poll()
-                    watcher.tick()
-            shown.finish(meter)
+                    run.tick()
+            run.shown.finish(meter)
         finally:
             writer.wait(0)
         failures.check()
@@ -146,10 +166,6 @@ def _score(
 def _look(log: RemoteLog, meter: Meter) -> None:
     with suppress(RayError):  # it is begun again, or the job is at its end
         meter.underway = log.underway()
-
-
-def _num_groups(unit: Unit | DocumentUnit) -> int:
-    return unit.num_documents if isinstance(unit, DocumentUnit) else unit.num_queries
 
 
 def _begun(scored: pa.Table, units: Mapping[int, Any]) -> Counter[int]:
@@ -166,8 +182,16 @@ def _begun(scored: pa.Table, units: Mapping[int, Any]) -> Counter[int]:
 @contextmanager
 def _attempt_log() -> Iterator[RemoteLog]:
     """On the driver's own node: where that goes, the job goes. So does its journal."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    kept = ray.remote(AttemptLog).options(
+        scheduling_strategy=here, num_cpus=0, max_restarts=-1, max_task_retries=-1
+    )
     with _journal() as journal:
-        yield from _logging_to(journal)
+        actor = kept.remote(journal)
+        try:
+            yield RemoteLog(actor)
+        finally:
+            ray.kill(actor)
 
 
 @contextmanager
@@ -189,17 +213,6 @@ def _journal() -> Iterator[str]:
         os.close(made)
         with suppress(OSError):
             os.unlink(path)
-
-
-def _logging_to(journal: str) -> Iterator[RemoteLog]:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    kept = ray.remote(AttemptLog)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    actor = kept.options(scheduling_strategy=here, **options).remote(journal)
-    try:
-        yield RemoteLog(actor)
-    finally:
-        ray.kill(actor)
 
 
 class _Failures:
@@ -253,13 +266,7 @@ class _Writer:
     def write(self, unit: Unit | DocumentUnit, rows: pa.Table) -> None:
         self._pending.append(self._task.remote(self._output, self._common, unit, rows))
         if self._first is None:
-            output = self._output
-            place = (
-                output.part_file(unit)
-                if isinstance(unit, DocumentUnit)
-                else output.scores_file(unit)
-            )
-            self._first = self._pending[-1], place
+            self._first = self._pending[-1], self._output.file(unit)
         self.wait(_MAX_WRITES_IN_FLIGHT)
 
     def wait(self, num_left: int) -> None:
@@ -285,47 +292,43 @@ class _Writer:
             )
 
 
-def _regroup(
-    plan: Plan,
-    documents: DocumentPlan,
-    remaining: Sequence[Unit],
-    needed: Sequence[DocumentUnit],
-    output: Output,
-    watcher: Watcher,
-    shown: Display,
-) -> None:
-    """Score files out of parts, a task a bucket."""
-    missing = {unit.index for unit in output.remaining(remaining)}
-    for unit in remaining:
+def _regroup(run: Run, documents: DocumentPlan) -> None:
+    """Score files out of those by document, a task a bucket."""
+    units, output = run.remaining.units, run.output
+    missing = {unit.index for unit in output.remaining(units)}
+    for unit in units:
         # It is to be made again, and what is there would be kept, which here it need not be.
         if unit.index not in missing and not unit.kept:
-            watcher.tick()
-            delete_file(output.scores_file(unit))
+            run.tick()
+            delete_file(output.file(unit))
     task = ray.remote(num_cpus=1, max_retries=5)(regroup)
-    common = ray.put(plan.input), ray.put([output.part_file(unit) for unit in needed])
-    tasks = (task.remote(output, *common, *bucket) for bucket in _buckets(documents, remaining))
-    step = Step("regrouped by query", sum(unit.num_pairs for unit in remaining))
-    shown.show(step)
-    for num_pairs in _results(tasks, watcher):
-        step.num += num_pairs
-    shown.finish(step)
+    files = ray.put([output.file(unit) for unit in run.remaining.needed])
+    common = output, ray.put(run.plan.input), files
+    tasks = (task.remote(*common, *bucket) for bucket in _buckets(documents, units))
+    _results(run, tasks, Step("regrouped by query", _num_pairs(units)), int)
 
 
-def _results(tasks: Iterator[Any], watcher: Watcher) -> Iterator[Any]:
-    """What tasks return, in no order; they are begun as they are taken, as many as there are CPUs.
+def _results(
+    run: Run, tasks: Iterator[Any], step: Step, num_pairs: Callable[[Any], int]
+) -> list[Any]:
+    """What tasks return, in no order; they are begun as there are CPUs for them.
 
-    The watcher is told that time goes by.
+    The step is shown, with the pairs of each result; the run is told that time goes by.
     """
     max_in_flight = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    pending: list[Any] = []
+    results: list[Any] = []
+    run.shown.show(step)
     with own_errors():
-        while True:
-            pending += islice(tasks, max_in_flight - len(pending))
-            if not pending:
-                return
+        pending = list(islice(tasks, max_in_flight))
+        while pending:
             finished, pending = ray.wait(pending, timeout=1)
-            yield from ray.get(finished)
-            watcher.tick()
+            for found in ray.get(finished):
+                step.num += num_pairs(found)
+                results.append(found)
+            run.tick()
+            pending += islice(tasks, max_in_flight - len(pending))
+    run.shown.finish(step)
+    return results
 
 
 def _buckets(
@@ -339,19 +342,3 @@ def _buckets(
         if placed:
             buckets.append((bucket, placed))
     return buckets
-
-
-def verify_all(plan: Plan, output: Output, watcher: Watcher, shown: Display) -> Counts:
-    """Verify every unit on CPU tasks, also those of runs before this one."""
-    task = ray.remote(num_cpus=1)(verify_units)
-    job_input = ray.put(plan.input)
-    starts = range(0, len(plan.units), _VERIFY_UNITS)
-    tasks = (task.remote(job_input, output, plan.units[i : i + _VERIFY_UNITS]) for i in starts)
-    step = Step("verified", sum(unit.num_pairs for unit in plan.units))
-    shown.show(step)
-    counts = []
-    for found in _results(tasks, watcher):
-        counts.append(found)
-        step.num += found.num_pairs
-    shown.finish(step)
-    return Counts.total(counts)

@@ -4,13 +4,12 @@ In this process, without Ray. What rode together with a pair, on which worker an
 is to make no difference beyond the last bits: this measures how large it is.
 """
 
-import json
 import math
-import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,15 @@ from shardrank.actors.data import Content, PairScore, parse_or_error
 from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.outputs.budget import parse_percent
 from shardrank.jobs.outputs.files import read_scores
-from shardrank.jobs.outputs.manifest import Manifest, config_of
+from shardrank.jobs.outputs.job import as_kept, config_of
+from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.outputs.verify import open_output
-from shardrank.jobs.run.display import display
 from shardrank.jobs.run.engine import Engine, PreprocessorLike, ScorerLike
-from shardrank.jobs.run.progress import Step
+from shardrank.jobs.run.progress import Step, display
 from shardrank.jobs.units.plan import Unit
-from shardrank.jobs.units.reading import DOCUMENT_NAME, QueryRow, Row, read_unit
+from shardrank.jobs.units.reading import DOCUMENT_NAME, QueryRow, Row, expected_ids, read_unit
 
 Pair = tuple[Any, Any]  # query id, document id
 
@@ -79,15 +79,12 @@ def _ranks_moved(moved: Sequence[Moved]) -> str:
     )
 
 
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
-
-
 def parse_share(text: str) -> float:
     """`1%` as 0.01. Raises UsageError."""
-    match = _SHARE.fullmatch(text)
-    if match is None or not 0 < float(match[1]) <= 100:
+    share = parse_percent(text)
+    if not share:
         raise UsageError(f"--rescore must be a share of the pairs such as 1%, got {text!r}")
-    return float(match[1]) / 100
+    return share
 
 
 def rescored(output: str, share: float, engine: Engine, model: str | None = None) -> Rescored:
@@ -97,7 +94,9 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
     what the job had, and VerificationError if the output is not complete.
     """
     kept, manifest, plan = open_output(output)
-    config = config_of(manifest, model)
+    name, revision = manifest.model["name"], manifest.model["revision"]
+    found_at, revision = (name, revision) if model is None else (model, None)
+    config = config_of(manifest.job, found_at, revision, manifest.dtype)
     _check_model(config, manifest)
     preprocessor, scorer = engine.preprocessor(config), engine.scorer(config)
     found, step = Rescored(), Step("scored again", len(plan.units), "units")
@@ -105,7 +104,7 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
     with display() as shown:
         shown.show(step)
         for unit in plan.units:
-            rows = read_scores(kept.scores_file(unit), columns)
+            rows = read_scores(kept.file(unit), columns)
             _rescore_unit(plan.input, unit, rows, share, preprocessor, scorer, found)
             step.num += 1
     return found
@@ -116,7 +115,7 @@ def _check_model(config: RerankerConfig, manifest: Manifest) -> None:
         checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
-    if json.loads(json.dumps(checkpoint_fingerprint(checkpoint))) != manifest["job"]["model"]:
+    if as_kept(checkpoint_fingerprint(checkpoint)) != manifest.job["model"]:
         raise UsageError(f"--model: {config.model} is not the model that the job had")
 
 
@@ -129,34 +128,48 @@ def _rescore_unit(
     scorer: ScorerLike,
     found: Rescored,
 ) -> None:
-    ranked: dict[Any, dict[Any, Row]] = {}
-    for row in rows.to_pylist():
-        if row["logit"] is not None:
-            ranked.setdefault(row["query_id"], {})[row["doc_id"]] = row
-    sample = _sample([(q, d) for q, documents in ranked.items() for d in documents], share)
+    sets = list(_scored_rows(job_input, unit, rows))
+    sample = _sample(sets, share)
     for query in read_unit(job_input, unit) if sample else ():
-        wanted = {doc_id for query_id, doc_id in sample if query_id == query.query_id}
+        scored = sets[query.index]
+        wanted = sample.get(query.index, set())
         for doc_id, score in _scored_alone(query, wanted, preprocessor, scorer):
             pair = query.query_id, doc_id
             if score.logit is None or score.score is None:
                 found.failed.append((pair, str(score.error)))
                 continue
-            of_query = ranked[query.query_id]
-            row = of_query[doc_id]
+            row = scored[doc_id]
             found.num_pairs += 1
             found.max_difference = max(found.max_difference, abs(score.score - row["score"]))
-            new_rank = _new_rank(row, score.logit, of_query.values())
+            new_rank = _new_rank(row, score.logit, scored.values())
             if new_rank != row["rank"]:
                 found.moved.append(Moved(pair, row["rank"], new_rank))
 
 
-def _sample(pairs: Sequence[Pair], share: float) -> set[Pair]:
-    """The pairs whose ids have the smallest hashes: chosen by nobody, and the same every time."""
+def _scored_rows(job_input: JobInput, unit: Unit, rows: pa.Table) -> Iterator[dict[Any, Row]]:
+    """Document id -> its row, of the scored ones of each candidate set: a file's rows stand in the
+    order of its unit's sets, of which two may have one query id.
+    """
+    listed = iter(rows.to_pylist())
+    for _, doc_ids in expected_ids(job_input, unit):
+        of_set = islice(listed, len(doc_ids))
+        yield {row["doc_id"]: row for row in of_set if row["logit"] is not None}
 
-    def key(pair: Pair) -> bytes:
-        return blake2b(repr(pair).encode(), digest_size=16).digest()
 
-    return set(sorted(pairs, key=key)[: math.ceil(share * len(pairs))])
+def _sample(sets: Sequence[Mapping[Any, Row]], share: float) -> dict[int, set[Any]]:
+    """Set -> document ids, of the pairs whose ids have the smallest hashes: chosen by nobody, and
+    the same every time.
+    """
+
+    def key(pair: tuple[int, Row]) -> bytes:
+        ids = pair[1]["query_id"], pair[1]["doc_id"]
+        return blake2b(repr(ids).encode(), digest_size=16).digest()
+
+    pairs = [(index, row) for index, rows in enumerate(sets) for row in rows.values()]
+    sample: dict[int, set[Any]] = {}
+    for index, row in sorted(pairs, key=key)[: math.ceil(share * len(pairs))]:
+        sample.setdefault(index, set()).add(row["doc_id"])
+    return sample
 
 
 def _scored_alone(

@@ -23,7 +23,7 @@ from shardrank.actors.data import PairScore
 from shardrank.actors.errors import Crashed, TimedOut, Unexpected
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.inputs.parquet import from_ipc
-from shardrank.jobs.outputs.scores import with_figures, with_scores
+from shardrank.jobs.outputs.scores import filled, names, with_figures, with_scores
 from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
 from shardrank.jobs.run.engine import PackedEngine, PreparedPairs, ScorerLike, check_outline
 from shardrank.jobs.run.pool import Pool, fair_threads
@@ -104,13 +104,10 @@ class Score:
         scored = with_scores(rows, scores)
         seconds = batch["seconds"][index].as_py() + time.monotonic() - started
         scored = with_figures(scored, [*_since(before, self._lookups()), seconds])
-        for name in ("unit", "chunk", "is_last"):
-            value = batch[name][index]
-            column = pa.array([value.as_py()] * scored.num_rows, value.type)
-            scored = scored.append_column(name, column)
+        chunk = {name: [batch[name][index].as_py()] * scored.num_rows for name in names("chunk")}
         attempt.end()
         self._first_timeout_s = None
-        return scored
+        return filled(scored, chunk)
 
     def _unpacked(self, batch: pa.Table, index: int) -> _Ready:
         prepared = pickle.loads(batch["prepared"][index].as_buffer())

@@ -1,7 +1,7 @@
 """Document-major planning: each document of the corpus with all the pairs that name it.
 
 Works on the list of pairs alone. A pair's `place` is its row in that list, which is in query order:
-by it a score finds its query again (parts.py).
+by it a score finds its query again (outputs/by_document.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,11 +46,11 @@ class DocumentUnit:
 
 @dataclass(frozen=True, slots=True)
 class DocumentPlan:
-    """The document-major units, whose rows are the parts, and how parts become score files.
+    """The document-major units, and how their rows become score files.
 
     unit_starts: the first place of each unit in query order, and the end.
     bucket_starts: the first unit in query order of each bucket, and the end. A bucket is what one
-    task regroups, and one row group of every part.
+    task regroups, and one row group of every file by document.
     """
 
     units: tuple[DocumentUnit, ...]
@@ -133,10 +133,10 @@ def _document_units(
     chosen = pairs.select(_COLUMNS).take(pa.array(places)).append_column("place", pa.array(places))
     start = 0
     for index, stop in enumerate(unit_ends(np.unique(groups), documents, unit_pairs)):
-        part = chosen.slice(start, stop - start)
-        part = part.set_column(4, "instruction", part["instruction"].dictionary_encode())
+        own = chosen.slice(start, stop - start)
+        own = own.set_column(4, "instruction", own["instruction"].dictionary_encode())
         num_documents = len(np.unique(keys[start:stop]))
-        yield DocumentUnit(index, to_ipc(part), num_documents, stop - start)
+        yield DocumentUnit(index, to_ipc(own), num_documents, stop - start)
         start = stop
 
 

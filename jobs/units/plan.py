@@ -5,8 +5,10 @@ finds its files again.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -121,8 +123,8 @@ class Plan:
             digest.update(hashlib.sha256(unit.content).digest())
         if self.documents is not None and not self.has_grown:
             digest.update(repr(self.documents.bucket_starts).encode())
-            for part in self.documents.units:
-                digest.update(hashlib.sha256(part.content).digest())
+            for unit_of_documents in self.documents.units:
+                digest.update(hashlib.sha256(unit_of_documents.content).digest())
         return digest.hexdigest()
 
 
@@ -206,24 +208,18 @@ def _row_ranges(
     footer: Footer, columns: Sequence[str], leaf: str | None, unit_pairs: int
 ) -> Iterator[tuple[int, int, int]]:
     """(start, stop, pairs): small row groups together, large ones in equal parts."""
-    start = stop = pairs = 0
-    cost = 0.0
-    for group in footer.row_groups:
-        group_pairs = group.columns[leaf][0] if leaf else group.num_rows
-        group_cost = max(group_pairs / unit_pairs, group.size_bytes(columns) / UNIT_BYTES)
-        if start < stop and cost + group_cost > 1:
-            yield start, stop, pairs
-            start, pairs, cost = stop, 0, 0.0
-        if group_cost > 1:
-            parts = min(group.num_rows, int(np.ceil(group_cost)))
-            bounds = np.linspace(stop, stop + group.num_rows, parts + 1).astype(int).tolist()
-            for low, high in zip(bounds, bounds[1:], strict=False):
-                yield low, high, round(group_pairs * (high - low) / group.num_rows)
-            start = stop = bounds[-1]
-            continue
-        stop, pairs, cost = stop + group.num_rows, pairs + group_pairs, cost + group_cost
-    if start < stop:
-        yield start, stop, pairs
+    groups = footer.row_groups
+    pairs = [group.columns[leaf][0] if leaf else group.num_rows for group in groups]
+    sizes = [group.size_bytes(columns) / UNIT_BYTES for group in groups]
+    costs = [max(num / unit_pairs, size) for num, size in zip(pairs, sizes, strict=True)]
+    firsts = [0, *accumulate(group.num_rows for group in groups)]
+    for low, high in _within(costs, 1):
+        start, stop = firsts[low], firsts[high]
+        num_parts = min(stop - start, math.ceil(costs[low])) if high - low == 1 else 1
+        bounds = np.linspace(start, stop, max(1, num_parts) + 1).astype(int).tolist()
+        for first, last in pairwise(bounds):
+            if first < last:
+                yield first, last, round(sum(pairs[low:high]) * (last - first) / (stop - start))
 
 
 def _pairs_units(
@@ -234,7 +230,7 @@ def _pairs_units(
     bounds = np.append(np.flatnonzero(np.diff(codes, prepend=-1)), len(codes)).tolist()
     units = tuple(
         _pairs_unit(index, pairs.slice(bounds[low], bounds[high] - bounds[low]), high - low)
-        for index, (low, high) in enumerate(_query_ranges(bounds, limit))
+        for index, (low, high) in enumerate(_within(np.diff(bounds).tolist(), limit))
     )
     types = (pairs.schema.field("query_id").type, pairs.schema.field("doc_id").type)
     return job_input(opened, *types), units
@@ -275,15 +271,16 @@ def _limit(unit_pairs: int, table: OpenedTable, columns: Sequence[str]) -> int:
     return max(1, min(unit_pairs, UNIT_BYTES // table.row_bytes(columns)))
 
 
-def _query_ranges(bounds: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Ranges of whole queries with at most `limit` pairs, or of one query that has more."""
-    low = 0
-    for high in range(1, len(bounds)):
-        if bounds[high] - bounds[low] > limit and high - 1 > low:
-            yield low, high - 1
-            low = high - 1
-    if low < len(bounds) - 1:
-        yield low, len(bounds) - 1
+def _within(costs: Sequence[float], budget: float) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbours that cost at most the budget together, or of one that costs more."""
+    low, cost = 0, 0.0
+    for high, own in enumerate(costs):
+        if high > low and cost + own > budget:
+            yield low, high
+            low, cost = high, 0.0
+        cost += own
+    if low < len(costs):
+        yield low, len(costs)
 
 
 def _pairs_unit(index: int, pairs: pa.Table, num_queries: int) -> PairsUnit:

@@ -412,7 +412,7 @@ def join_nodes(run: Run, point: Point) -> bool:
 
 SCORE = "ray::MapWorker(MapBatches(Score))"
 PREPARE = "ray::MapBatches(prepare_unit)"
-WRITE = ("ray::write_unit", "ray::write_part")
+WRITE = ("ray::write_unit", "ray::write_by_document")
 
 KINDS: dict[str, Callable[[Run, Point], bool]] = {
     "actor": functools.partial(kill_worker, functools.partial(titled, SCORE)),

@@ -16,8 +16,8 @@ from typing import Any
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import PairScore
-from shardrank.jobs.run.chunks import CHUNK_BYTES
 from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.preparing import CHUNK_BYTES
 
 PREPARE_S = 0.03
 SCORE_S = 0.05

@@ -123,7 +123,7 @@ def make_document_job(directory: Path, num_units: int) -> Job:
     inputs = (*(f"--{name}={path}" for name, path in paths.items()), "--order=document")
     scores = file_names("scores", num_units)
     rows = read_rows(directory / "undisturbed", scores)
-    return Job(inputs, rows, scores, file_names("parts", num_units))
+    return Job(inputs, rows, scores, file_names("by_document", num_units))
 
 
 def on_store(job: Job, store: Store) -> Job:

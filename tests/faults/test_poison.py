@@ -192,7 +192,7 @@ def test_too_many_errors_stop_the_job_and_a_larger_budget_goes_on(
         run(sets, out, log, max_errors=MaxErrors.parse("20%"))
     assert sorted((out / "scores").glob("part-*.parquet")) == kept
     summary = run(sets, out, log, max_errors=MaxErrors.parse("100%"))
-    assert summary.manifest["errors"] == {"unexpected": 400}
+    assert summary.manifest.errors == {"unexpected": 400}
 
 
 def test_a_file_that_is_gone_costs_its_own_units_alone(tmp_path: Path, log: Path) -> None:

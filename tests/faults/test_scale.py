@@ -20,7 +20,7 @@ from bench.__main__ import main as bench
 from bench.job import workers
 from bench.peers.usage import status_bytes
 from shardrank.jobs.outputs.verify import verify_output
-from shardrank.jobs.run.chunks import CHUNK_PAIRS
+from shardrank.jobs.run.preparing import CHUNK_PAIRS
 from tests.faults.sweep_place import ROOT, simulated
 from tests.support.engine import TINY
 

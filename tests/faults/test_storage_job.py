@@ -51,7 +51,7 @@ def test_a_job_between_buckets_that_fail_every_fifth_request(
         proxy.faults = every(5, [SLOW_DOWN, DROPPED, BROKEN_OFF])
         output = f"s3://bucket/job/out{proxy.query}"
         summary = run(f"s3://bucket/job/sets.parquet{proxy.query}", output)
-        assert (summary.manifest["status"], summary.manifest["num_pairs"]) == ("finished", 400)
+        assert (summary.manifest.status, summary.counts.num_pairs) == ("finished", 400)
         assert proxy.num_failed > 20
         proxy.faults = lambda request: None
         rows: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(
     assert not [path.name for path in (out / "scores").iterdir() if path.name.endswith(".tmp")]
     assert not (out / "_SUCCESS").exists()
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    assert run(sets, str(out)).manifest["num_pairs"] == 1_200
+    assert run(sets, str(out)).counts.num_pairs == 1_200
     run_inline(plan_of(sets, 20), tmp_path / "inline")
     assert score_rows(out) == score_rows(tmp_path / "inline")
     assert all((out / "scores" / name).read_bytes() == content for name, content in kept.items())

@@ -15,9 +15,9 @@ from shardrank.actors.fetch import object_store
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.jobs.errors import JobError, UsageError, VerificationError
 from shardrank.jobs.inputs.parquet import read_range
-from shardrank.jobs.outputs.files import PARTS, SCORES, Output, write_trec_run
-from shardrank.jobs.outputs.parts import _read_row_group
-from shardrank.jobs.outputs.status import unit_files
+from shardrank.jobs.outputs.by_document import _read_row_group
+from shardrank.jobs.outputs.done import unit_files
+from shardrank.jobs.outputs.files import BY_DOCUMENT, SCORES, Output, write_trec_run
 from shardrank.jobs.outputs.verify import verify_units
 from shardrank.jobs.storage import (
     Location,
@@ -231,8 +231,8 @@ def job(place: Location, tmp_path: Path) -> tuple[Output, Plan]:
     plan = plan_of(write_sets(tmp_path / "sets.parquet", text_rows(3, 4)))
     local, _ = run_inline(plan, tmp_path / "out")
     output = Output(place)
-    content = Path(local.scores_file(plan.units[0]).path).read_bytes()
-    for name in (SCORES, PARTS):
+    content = Path(local.file(plan.units[0]).path).read_bytes()
+    for name in (SCORES, BY_DOCUMENT):
         write_atomically(place.child(name).child("part-000000.parquet"), content)
     return output, plan
 
@@ -244,7 +244,9 @@ READERS: dict[str, Callable[[Output, Plan], Any]] = {
     ),
     "status": lambda output, _: unit_files(output.directory.child(SCORES))[0].num_pairs,
     "regroup": lambda output, _: (
-        _read_row_group(0, output.directory.child(PARTS).child("part-000000.parquet")).num_rows
+        _read_row_group(
+            0, output.directory.child(BY_DOCUMENT).child("part-000000.parquet")
+        ).num_rows
     ),
 }
 
@@ -279,7 +281,7 @@ def test_of_a_broken_file_it_is_said_that_it_can_be_deleted(
     proxy: FaultProxy, job: tuple[Output, Plan], reader: str
 ) -> None:
     output, _ = job
-    for name in (SCORES, PARTS):
+    for name in (SCORES, BY_DOCUMENT):
         write_atomically(output.directory.child(name).child("part-000000.parquet"), b"PAR1 PAR1")
     with pytest.raises((JobError, UsageError), match=r"part-000000\.parquet cannot .*; delete it"):
         READERS[reader](*job)

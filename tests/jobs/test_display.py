@@ -7,14 +7,13 @@ import sys
 import pyarrow as pa
 import pytest
 
-from shardrank.jobs.run.display import LOG_EVERY_S, Display
-from shardrank.jobs.run.progress import STEADY_AFTER_S, Meter, Step, Underway
+from shardrank.jobs.run.progress import LOG_EVERY_S, STEADY_AFTER_S, Display, Meter, Step, Underway
 from tests.support.terminal import Terminal
 
 SHOWS = """
 import logging, sys
 from shardrank.cluster import _stderr_held_back
-from shardrank.jobs.run.display import display
+from shardrank.jobs.run.progress import display
 from shardrank.jobs.run.progress import Meter, Step
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")

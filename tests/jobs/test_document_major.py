@@ -28,14 +28,15 @@ from shardrank.jobs.errors import JobError, TooManyErrors, UsageError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.inputs.parquet import Footer, RowGroup
 from shardrank.jobs.inputs.tables import OpenedTable, Table
-from shardrank.jobs.outputs.budget import MaxErrors
+from shardrank.jobs.outputs.budget import Budget, MaxErrors
+from shardrank.jobs.outputs.by_document import read_bucket, regroup, write_by_document
+from shardrank.jobs.outputs.done import find_remaining
 from shardrank.jobs.outputs.files import Output
-from shardrank.jobs.outputs.manifest import add_lookups
-from shardrank.jobs.outputs.parts import read_bucket, regroup, write_part
+from shardrank.jobs.outputs.manifest import Counts, Manifest
 from shardrank.jobs.outputs.scores import lookups_of
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
-from shardrank.jobs.run.display import Display
 from shardrank.jobs.run.engine import Engine
+from shardrank.jobs.run.progress import Display
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.documents import (
     DocumentPlan,
@@ -278,7 +279,7 @@ def part_of(output: Output, unit: DocumentUnit, places: list[int]) -> None:
         rows = rows.append_column(name, pa.array([0] * len(places)))
     for name in ("error_code", "error"):
         rows = rows.append_column(name, pa.nulls(len(places)))
-    write_part(output, (0, 5, 10), unit, rows)
+    write_by_document(output, (0, 5, 10), unit, rows)
 
 
 def test_a_bucket_has_its_rows_of_all_parts_by_place(tmp_path: Path) -> None:
@@ -286,11 +287,11 @@ def test_a_bucket_has_its_rows_of_all_parts_by_place(tmp_path: Path) -> None:
     units = [DocumentUnit(i, b"", 1, 3) for i in range(2)]
     part_of(output, units[0], [7, 1, 9])
     part_of(output, units[1], [4, 0, 2])
-    parts = [output.part_file(unit) for unit in units]
+    parts = [output.file(unit) for unit in units]
     assert read_bucket(parts, 0)["place"].to_pylist() == [0, 1, 2, 4]
     assert read_bucket(parts, 1)["place"].to_pylist() == [7, 9]
     part_of(output, units[1], [4, 0, 1])
-    with pytest.raises(JobError, match="hold a pair twice"):
+    with pytest.raises(JobError, match="holds a pair twice"):
         read_bucket(parts, 0)
     Path(parts[0].path).write_bytes(b"PAR1 broken")
     with pytest.raises(JobError, match=r"part-000000\.parquet cannot be read .* delete it"):
@@ -302,8 +303,8 @@ def test_a_pair_that_no_part_has_is_never_left_out(tmp_path: Path) -> None:
     assert plan.documents is not None
     output = Output(Location.parse(str(tmp_path / "out")))
     part_of(output, plan.documents.units[0], [0, 1, 2])
-    parts = [output.part_file(plan.documents.units[0])]
-    with pytest.raises(JobError, match="the parts lack 5 pairs"):
+    parts = [output.file(plan.documents.units[0])]
+    with pytest.raises(JobError, match="by_document/ lacks 5 pairs"):
         regroup(output, plan.input, parts, 0, [(0, plan.units[0])])
     assert not (tmp_path / "out" / "scores").exists()
 
@@ -416,12 +417,6 @@ class NotingScorer(standin.StandInScorer):
         return super().score(sets, progressed)
 
 
-class NoWatcher:
-    def tick(self) -> None: ...
-    def scored(self, rows: pa.Table) -> None: ...
-    def written(self, rows: pa.Table) -> None: ...
-
-
 def by_value(build: Callable[..., Any], *arguments: Any) -> Any:
     """`build` for workers that cannot import this module."""
     import ray
@@ -433,7 +428,7 @@ def by_value(build: Callable[..., Any], *arguments: Any) -> Any:
 def test_each_document_is_read_and_encoded_once_on_two_actors(
     tmp_path: Path, ray_address: str
 ) -> None:
-    from shardrank.jobs.run.execution import score_remaining, verify_all
+    from shardrank.jobs.run.execution import Run
     from shardrank.jobs.run.pipeline import Workers
     from shardrank.jobs.run.pool import Pool
 
@@ -443,22 +438,26 @@ def test_each_document_is_read_and_encoded_once_on_two_actors(
     engine = Engine(by_value(NotingPreprocessor, log), by_value(CachingScorer))
     output = Output(Location.parse(str(tmp_path / "out")))
 
-    class Watcher(NoWatcher):
+    class CountingRun(Run):
         num_ticks = 0
 
         def scored(self, rows: pa.Table) -> None:
             lookups.append(lookups_of(rows))
 
+        def written(self, rows: pa.Table) -> None: ...
+
         def tick(self) -> None:
             self.num_ticks += 1
 
     workers = Workers(CONFIG, engine, Pool(2, 0.25, 0))
-    watcher = Watcher()
-    shown = Display(is_live=False)
-    score_remaining(plan, plan.units, output, workers, watcher, shown)
-    num_ticks = watcher.num_ticks
-    assert verify_all(plan, output, watcher, shown).num_failed == 0
-    assert watcher.num_ticks > num_ticks  # so that a lost lease or Ctrl-C ends it
+    manifest, budget = Manifest(output, {}, {}), Budget(MaxErrors(), 120)
+    remaining, shown = find_remaining(plan, output, ()), Display(is_live=False)
+    run = CountingRun(plan, remaining, workers, manifest, budget, shown, lambda: None)
+    run.score()
+    num_ticks = run.num_ticks
+    run.verify()
+    assert run.counts.num_failed == 0
+    assert run.num_ticks > num_ticks  # so that a lost lease or Ctrl-C ends it
     assert sum(misses for _, misses in lookups) == 20
     opened = log.read_text().splitlines()
     assert len(opened) == len(set(opened)) == 20
@@ -481,7 +480,7 @@ def test_a_job_that_was_cut_goes_on_where_it_was(tmp_path: Path, ray_address: st
     blocker.mkdir(parents=True)
     with pytest.raises(JobError):
         run_job(options, out, log)
-    parts = sorted((out / "parts").glob("part-*"))
+    parts = sorted((out / "by_document").glob("part-*"))
     assert len(parts) == 7 and num_scored(log) == 120
 
     for path in (*parts[3:], *(out / "scores").glob("part-00000[0-3]*")):
@@ -497,12 +496,12 @@ def test_a_job_that_was_cut_goes_on_where_it_was(tmp_path: Path, ray_address: st
     assert len(written) == 4
     summary = run_job(options, out, tmp_path / "third")
     assert num_scored(tmp_path / "third") == 0
-    assert not summary.was_finished and summary.manifest["job"]["order"] == "document"
+    assert not summary.was_finished and summary.manifest.job["order"] == "document"
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "manifest.json", "scores"]
     run_inline(plan_of(options, 12, order="query"), tmp_path / "inline")
     assert score_rows(out) == score_rows(tmp_path / "inline")
-    assert "vision_cache_hits" not in summary.manifest  # the stand-in has no such cache
+    assert summary.manifest.vision_cache_hits is None  # the stand-in has no such cache
     with pytest.raises(UsageError, match='order was "document" and is now "query"'):
         rerank(JobOptions(str(out), options, unit_pairs=12, order="query"), CONFIG)
 
@@ -529,14 +528,14 @@ def test_errors_are_scored_again_before_and_after_a_job_is_finished(
         mend(index)
     with pytest.raises(TooManyErrors):
         score()
-    assert list((out / "parts").iterdir()) and not (out / "scores").exists()
+    assert list((out / "by_document").iterdir()) and not (out / "scores").exists()
     mend(4)
     summary = score("media_not_found", max_errors="8")
-    assert summary.manifest["errors"] == {"media_not_found": 8}
-    assert not (out / "parts").exists()
+    assert summary.manifest.errors == {"media_not_found": 8}
+    assert not (out / "by_document").exists()
     mend(5)
     summary = score("all")
-    assert not summary.was_finished and summary.manifest["errors"] == {}
+    assert not summary.was_finished and summary.manifest.errors == {}
     assert {row["doc_id"] for row in score_rows(out) if row["score"] is not None} == {
         f"d{i}" for i in range(6)
     }
@@ -560,14 +559,13 @@ def test_ids_that_are_wrong_wholesale_stop_the_job_before_anything_is_scored(
 def test_the_vision_caches_lookups_are_counted_over_runs_and_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    manifest: dict[str, Any] = {"num_queries": 1, "num_pairs": 1_200, "num_failed": 0}
-    manifest |= {"num_truncated": 0, "num_tokens": 9, "num_visual_tokens": 8, "seconds": 1.0}
-    manifest |= {"pairs_per_s": 1.0, "errors": {}}
+    manifest = Manifest(Output(Location.parse("out")), {}, {}, pairs_per_s=1.0)
+    manifest.counts = Counts(1, 1_200, 0, 0, 9, 8)
     print_summary(Summary("out", manifest), Console(width=120))
     assert "vision cache" not in capsys.readouterr().out
-    add_lookups(manifest, 1_000, 50)
-    add_lookups(manifest, 140, 10)
+    manifest.add_lookups(1_000, 50)
+    manifest.add_lookups(140, 10)
     print_summary(Summary("out", manifest), Console(width=120))
     line = "1,140 of 1,200 lookups hit (95.0%), 60 visuals encoded"
     assert line in capsys.readouterr().out
-    assert manifest["vision_cache_hit_rate"] == 0.95
+    assert manifest.vision_cache_hit_rate == 0.95

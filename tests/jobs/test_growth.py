@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.outputs.files import Output
-from shardrank.jobs.outputs.manifest import Manifest, save_manifest
+from shardrank.jobs.outputs.manifest import Growth, Manifest
 from shardrank.jobs.outputs.verify import verify_output
-from shardrank.jobs.rerank import JobOptions, Summary, _still, rerank
+from shardrank.jobs.planning import still
+from shardrank.jobs.rerank import JobOptions, Summary, rerank
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.growth import Held, placed
@@ -148,7 +150,7 @@ def test_a_run_that_grew_has_only_its_new_pairs_scored(
     assert prepared(tmp_path) == [*expected, "query 5 | document 0", "query 5 | document 1"]
     changed = {name for name, mtime in files(tmp_path).items() if before.get(name) != mtime}
     assert len(changed) == 2 and set(before) - changed
-    assert (summary.manifest["num_pairs"], summary.manifest["num_failed"]) == (29, 1)
+    assert (summary.counts.num_pairs, summary.counts.num_failed) == (29, 1)
     assert summary.trec_run and len(Path(summary.trec_run).read_text().splitlines()) == 28
     ranks = sorted(
         row["rank"] for (query, _), row in by_pair(tmp_path / "out").items() if query == "q1"
@@ -163,10 +165,10 @@ def test_a_document_that_came_later_is_scored_then(tmp_path: Path) -> None:
     order: Any = "document"
     tables(tmp_path, 3, 4)
     write_run(tmp_path, [(i, j) for i in range(3) for j in (0, 1, 2, 7)])
-    assert run(tmp_path, run_options(tmp_path), order=order).manifest["num_failed"] == 3
+    assert run(tmp_path, run_options(tmp_path), order=order).counts.num_failed == 3
     prepared(tmp_path)
     tables(tmp_path, 3, 8)  # the same rows, and others after them
-    assert run(tmp_path, run_options(tmp_path), order=order, add_new=True).manifest["errors"] == {}
+    assert run(tmp_path, run_options(tmp_path), order=order, add_new=True).manifest.errors == {}
     assert prepared(tmp_path) == [f"query {i} | document 7" for i in range(3)]
     assert_as_in_one_go(tmp_path, run_options(tmp_path))
 
@@ -178,7 +180,7 @@ def test_a_pair_that_comes_again_is_a_duplicate_and_is_not_scored(tmp_path: Path
     prepared(tmp_path)
     write_run(tmp_path, [(0, 1), (0, 2)], "b")
     summary = run(tmp_path, run_options(tmp_path), add_new=True)
-    assert summary.manifest["errors"] == {"duplicate_id": 1}
+    assert summary.manifest.errors == {"duplicate_id": 1}
     assert prepared(tmp_path) == ["query 0 | document 2"]
 
 
@@ -260,7 +262,7 @@ def test_an_error_of_content_is_kept_and_counted(tmp_path: Path) -> None:
     run(tmp_path, run_options(tmp_path), order="query")
     write_run(tmp_path, [(0, 2)], "b")
     summary = run(tmp_path, run_options(tmp_path), order="query", add_new=True)
-    assert summary.manifest["errors"] == {"image_decode": 1}
+    assert summary.manifest.errors == {"image_decode": 1}
     more = {"order": "query", "retry_errors": ("image_decode",)}
     assert not run(tmp_path, run_options(tmp_path), **more).was_finished
 
@@ -279,7 +281,7 @@ def test_an_error_of_a_querys_options_is_counted_once_where_a_document_is_missin
     run(tmp_path, run_options(tmp_path), **more)
     write_run(tmp_path, [(0, 1)], "b")
     summary = run(tmp_path, run_options(tmp_path), add_new=True, **more)
-    assert summary.manifest["errors"] == {"invalid_content": 2}
+    assert summary.manifest.errors == {"invalid_content": 2}
     assert_as_in_one_go(tmp_path, run_options(tmp_path))
 
 
@@ -325,11 +327,11 @@ def test_trec_run_and_measures_are_of_what_the_input_grew_to_though_growth_was_k
     write_table(tmp_path / "corpus.parquet", [*documents, {"doc_id": "d4", "text": "fatal"}])
     write_run(tmp_path, [(0, 0), (1, 1)])
     manifest = run(tmp_path, run_options(tmp_path), with_trec_run=True).manifest
-    measured = manifest | {"measures": {"nDCG@10": 1.0}}
+    measured = manifest.values() | {"measures": {"nDCG@10": 1.0}}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(measured))
     write_run(tmp_path, [(0, 4), (2, 1)], "b")
     killed(tmp_path, run_options(tmp_path), add_new=True)
-    assert "measures" not in run(tmp_path, run_options(tmp_path), add_new=True).manifest
+    assert run(tmp_path, run_options(tmp_path), add_new=True).manifest.measures is None
     assert len((tmp_path / "out" / "run.trec").read_text().splitlines()) == 4
     (tmp_path / "out" / "run.trec").unlink()
     assert run(tmp_path, run_options(tmp_path)).trec_run is None
@@ -478,7 +480,7 @@ def test_pairs_grow_by_lines(tmp_path: Path) -> None:
         stream.write(line(1, 9) + line(7, 7) + line(0, 0))
     summary = run(tmp_path, InputOptions(str(path)), add_new=True)
     assert prepared(tmp_path) == ["query 1 | document 9", "query 7 | document 7"]
-    assert summary.manifest["errors"] == {"duplicate_id": 1}
+    assert summary.manifest.errors == {"duplicate_id": 1}
     path.write_text(path.read_text().replace("document 2", "document 3"))
     with pytest.raises(
         UsageError, match=r"pairs.jsonl has changed: its first [\d,]+ bytes are not"
@@ -491,12 +493,12 @@ def test_pairs_grow_by_lines(tmp_path: Path) -> None:
 
 def test_growth_is_not_written_over_what_another_run_added_meanwhile(tmp_path: Path) -> None:
     output = Output(Location.parse(str(tmp_path)))
-    planned: Manifest = {"job": {"num_units": 1}, "seconds": 1.0}
-    save_manifest(output, planned | {"seconds": 2.0})
-    assert _still(output, planned)["seconds"] == 2.0
-    save_manifest(output, planned | {"growth": {"num": 1}})
+    planned = Manifest(output, {"num_units": 1}, {}, seconds=1.0)
+    replace(planned, seconds=2.0).save()
+    assert still(output, planned).seconds == 2.0
+    replace(planned, growth=Growth("growth-1.parquet", 1)).save()
     with pytest.raises(JobError, match="another run changed it meanwhile"):
-        _still(output, planned)
+        still(output, planned)
 
 
 def test_a_mere_touch_is_no_change(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions
-from shardrank.jobs.outputs.verify import Counts
+from shardrank.jobs.outputs.manifest import Counts
 from tests.support.job_cases import (
     candidate,
     image,

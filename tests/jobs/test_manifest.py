@@ -10,19 +10,15 @@ from shardrank.actors.fetch.web import WebMedia
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.outputs.files import Output
-from shardrank.jobs.outputs.manifest import (
-    Manifest,
-    check_same_dtype,
-    check_same_job,
-    job_fingerprint,
-)
+from shardrank.jobs.outputs.job import Job, check_same_job, job_fingerprint
+from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.run.pool import Pool, settled_dtype
 from shardrank.jobs.storage import Location
 from shardrank.jobs.units.plan import plan_units
 from tests.support.job_cases import CONFIG, text_rows, write_sets
 
 
-def fingerprint(tmp_path: Path, config: RerankerConfig) -> Manifest:
+def fingerprint(tmp_path: Path, config: RerankerConfig) -> Job:
     path = tmp_path / "sets.parquet"
     if not path.exists():
         write_sets(path, text_rows(2, 2))
@@ -30,9 +26,9 @@ def fingerprint(tmp_path: Path, config: RerankerConfig) -> Manifest:
     return job_fingerprint(opened, plan_units(opened, 4), config, {"sha256": "x"}, 4, False)
 
 
-def check(tmp_path: Path, before: Manifest, config: RerankerConfig) -> None:
-    output = Output(Location.parse(str(tmp_path / "out")), False)
-    check_same_job(output, {"job": before}, fingerprint(tmp_path, config))
+def check(tmp_path: Path, before: Job, config: RerankerConfig) -> None:
+    directory = Location.parse(str(tmp_path / "out"))
+    check_same_job(directory, before, fingerprint(tmp_path, config))
 
 
 def test_settings_that_came_later_are_not_in_a_directorys_fingerprint(tmp_path: Path) -> None:
@@ -60,13 +56,13 @@ def test_a_setting_that_decides_on_scores_is_another_job(
 
 def test_auto_is_not_two_dtypes_in_one_output(tmp_path: Path) -> None:
     output = Output(Location.parse(str(tmp_path / "out")), False)
-    begun: Manifest = {}
+    begun = Manifest(output, {}, {})
     for _ in range(2):
-        check_same_dtype(output, begun, settled_dtype("auto", Pool(1, 1, 0)))
-    assert begun == {"dtype": "float32"}
+        begun.settle_dtype(settled_dtype("auto", Pool(1, 1, 0)))
+    assert begun.dtype == "float32"
     with pytest.raises(UsageError, match="scored in float32 so far, and --dtype auto means bfl"):
-        check_same_dtype(output, begun, settled_dtype("auto", Pool(1, 0, 1)))
-    check_same_dtype(output, begun, settled_dtype("float32", Pool(1, 0, 1)))
+        begun.settle_dtype(settled_dtype("auto", Pool(1, 0, 1)))
+    begun.settle_dtype(settled_dtype("float32", Pool(1, 0, 1)))
 
 
 def test_a_setting_that_decides_on_speed_alone_is_the_same_job(tmp_path: Path) -> None:
@@ -115,3 +111,26 @@ def test_media_roots_are_kept_absolute_and_without_credentials(
 def test_no_media_root_is_kept_as_it_is(tmp_path: Path, roots: Any) -> None:
     kept = fingerprint(tmp_path, replace(CONFIG, media_root=roots))
     assert kept["options"]["media_root"] == roots
+
+
+def test_a_manifest_is_saved_as_it_was_read_whatever_version_wrote_it(tmp_path: Path) -> None:
+    """What this version does not know stays, and what is not there does not come."""
+    growth = {"record": "growth-2.parquet", "num": 2, "is_open": False}
+    kept = {"status": "finished", "job": {"num_units": 1}, "seconds": 1.5, "num_runs": 3}
+    kept |= {"model": {"name": "m", "revision": None}, "versions": {}, "started": "then"}
+    kept |= {"num_queries": 1, "num_pairs": 2, "num_failed": 0, "num_truncated": 0}
+    kept |= {"num_tokens": 7, "num_visual_tokens": 0, "errors": {}, "growth": growth, "later": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(kept))
+    manifest = Manifest.read(Output(Location.parse(str(tmp_path))))
+    assert manifest is not None and manifest.counts is not None and manifest.growth is not None
+    assert (manifest.counts.num_pairs, manifest.growth.num) == (2, 2)
+    manifest.save()
+    saved = json.loads((tmp_path / "manifest.json").read_text())
+    assert saved.pop("updated") and saved == kept
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"status": "running"}', '"job"'])
+def test_a_file_that_is_no_manifest_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UsageError, match="manifest.json is not a manifest"):
+        Manifest.read(Output(Location.parse(str(tmp_path))))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardrank.jobs.errors import JobError
+from shardrank.jobs.outputs.done import unit_files
 from shardrank.jobs.outputs.files import (
     SCORES,
     Output,
@@ -18,8 +19,7 @@ from shardrank.jobs.outputs.files import (
     write_trec_run,
     write_unit,
 )
-from shardrank.jobs.outputs.scores import FIGURES, ranked, with_figures
-from shardrank.jobs.outputs.status import unit_files
+from shardrank.jobs.outputs.scores import names, ranked, with_figures
 from shardrank.jobs.storage import Location
 from tests.support import job_cases
 from tests.support.job_cases import (
@@ -88,13 +88,13 @@ def test_a_unit_is_complete_when_its_last_chunk_and_all_before_it_came() -> None
     assert not list(collector.add(pa.concat_tables([chunk(1, 0, False), chunk(2, 0, False)])))
     ((unit, rows),) = collector.add(chunk(1, 1, False))
     assert (unit, sorted(rows["value"].to_pylist())) == (1, [0, 1, 2])
-    assert rows.schema.names == ["value", *(name for name, _ in FIGURES)]
+    assert rows.schema.names == ["value", *names("measured")]
 
 
 def test_score_rows_have_the_documented_types(tmp_path: Path) -> None:
     plan = plan_of(write_sets(tmp_path / "sets.parquet", text_rows(2, 2)))
     output, _ = run_inline(plan, tmp_path / "out")
-    schema = read_scores(output.scores_file(plan.units[0])).schema
+    schema = read_scores(output.file(plan.units[0])).schema
     assert [f"{field.name}: {field.type}" for field in schema] == [
         "query_id: int64",
         "doc_id: large_string",
@@ -128,7 +128,7 @@ def test_writing_a_unit_twice_gives_the_same_bytes(
     def write_twice(output: Output, job_input: Any, unit: Any, rows: Any) -> None:
         for _ in range(2):
             write_unit(output, job_input, unit, rows)
-            contents.add(Path(output.scores_file(unit).path).read_bytes())
+            contents.add(Path(output.file(unit).path).read_bytes())
 
     monkeypatch.setattr(job_cases, "write_unit", write_twice)
     run_inline(plan_of(write_sets(tmp_path / "sets.parquet", text_rows(3, 4))), tmp_path / "out")

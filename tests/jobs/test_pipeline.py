@@ -18,11 +18,10 @@ from shardrank.actors.prepared import PreparedSet
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.outputs.scores import PLACE_SCHEMA
 from shardrank.jobs.run.attempts import MAX_DEATHS, MAX_DEATHS_OF_WORK, Attempt, AttemptLog
-from shardrank.jobs.run.chunks import Chunk
 from shardrank.jobs.run.engine import Engine, outline_of
 from shardrank.jobs.run.pipeline import _configure, packed
 from shardrank.jobs.run.pool import Pool
-from shardrank.jobs.run.preparing import prepare_unit
+from shardrank.jobs.run.preparing import Chunk, prepare_unit
 from shardrank.jobs.run.scoring import Score, score_pairs
 from shardrank.jobs.units.plan import SetsUnit
 from tests.support.engine import TINY

@@ -14,11 +14,16 @@ from shardrank.actors.preprocessor import Preprocessor
 from shardrank.jobs.inputs import tables
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, AttemptLog
-from shardrank.jobs.run.chunks import CHUNK_BYTES, CHUNK_PAIRS
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.run.execution import _attempt_log
 from shardrank.jobs.run.pipeline import packed
-from shardrank.jobs.run.preparing import SLICE_MEDIA_DOCUMENTS, prepare_chunks, prepare_unit
+from shardrank.jobs.run.preparing import (
+    CHUNK_BYTES,
+    CHUNK_PAIRS,
+    SLICE_MEDIA_DOCUMENTS,
+    prepare_chunks,
+    prepare_unit,
+)
 from shardrank.jobs.units.plan import Plan, plan_units
 from tests.support.engine import TINY
 from tests.support.job_cases import (

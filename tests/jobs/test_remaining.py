@@ -8,10 +8,10 @@ import pytest
 
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.by_document import rows_of
+from shardrank.jobs.outputs.done import Remaining, find_remaining, id_errors, unit_files
 from shardrank.jobs.outputs.files import Output, read_scores
-from shardrank.jobs.outputs.parts import rows_of
-from shardrank.jobs.outputs.status import Remaining, find_remaining, id_errors, unit_files
-from shardrank.jobs.units.plan import PairsUnit, Plan, unit_name
+from shardrank.jobs.units.plan import PairsUnit, Plan
 from shardrank.jobs.units.reading import read_ids
 from tests.jobs.test_document_major import everything_wrong
 from tests.support.job_cases import image, plan_of, run_inline, text_rows, write_sets, write_table
@@ -35,12 +35,12 @@ def test_a_units_errors_count_while_it_stays_and_not_when_it_is_tried_again(
     scored: tuple[Plan, Output],
 ) -> None:
     plan, output = scored
-    assert find_remaining(plan, output, ()) == Remaining([], frozenset(), Counter(image_decode=3))
+    assert find_remaining(plan, output, ()) == Remaining([], Counter(image_decode=3))
     assert indices(find_remaining(plan, output, ("crashed",))) == []
     for codes in (("image_decode",), ("all",)):
         again = find_remaining(plan, output, codes)
         assert indices(again) == [1, 2] and not again.errors
-    Path(output.scores_file(plan.units[1]).path).unlink()
+    Path(output.file(plan.units[1]).path).unlink()
     gone = find_remaining(plan, output, ())
     assert indices(gone) == [1] and gone.errors == {"image_decode": 1}
 
@@ -55,7 +55,7 @@ def test_a_file_that_is_none_of_the_jobs_is_found_before_anything_is_scored(
         find_remaining(plan, output, ())
     (scores / "copy.parquet").unlink()
     (scores / "part-000000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UsageError, match=r"part-000000\.parquet cannot be read"):
+    with pytest.raises(VerificationError, match=r"part-000000\.parquet cannot be read"):
         find_remaining(plan, output, ())
 
 
@@ -81,10 +81,10 @@ def test_in_document_major_order_every_error_counts_once_however_far_the_job_cam
     assert num_errors > 15
     while True:  # one score file fewer each time, until only the parts are left
         remaining = find_remaining(plan, output, ())
-        assert remaining.errors.total() == num_errors and not remaining.stale_parts
+        assert remaining.errors.total() == num_errors and not remaining.documents
         if len(remaining.units) == len(plan.units):
             break
-        Path(output.scores_file(plan.units[len(remaining.units)]).path).unlink()
+        Path(output.file(plan.units[len(remaining.units)]).path).unlink()
 
 
 def test_parts_with_an_error_that_is_tried_again_are_stale_and_count_when_they_are_written(
@@ -94,17 +94,22 @@ def test_parts_with_an_error_that_is_tried_again_are_stale_and_count_when_they_a
     assert plan.documents is not None
     before = total(output)
     for unit in plan.units[:-1]:
-        Path(output.scores_file(unit).path).unlink()
+        Path(output.file(unit).path).unlink()
     again = find_remaining(plan, output, ("invalid_content",))
-    assert again.stale_parts and again.errors["invalid_content"] <= 1  # in the file that stays
-    stale = [unit for unit in plan.documents.units if unit_name(unit) in again.stale_parts]
-    assert len(stale) > 0
+    assert again.documents and again.errors["invalid_content"] <= 1  # in the file that stays
 
     errors = Counter(again.errors)
-    for unit in stale:
-        rows = rows_of(plan.documents, again.units, read_scores(output.part_file(unit)))
+    for unit in again.documents:
+        rows = rows_of(plan.documents, again.units, read_scores(output.file(unit)))
         errors.update(code for code in rows["error_code"].to_pylist() if code)
     assert errors.total() == before.total()
+
+
+def test_what_an_earlier_version_scored_by_document_is_not_passed_over(tmp_path: Path) -> None:
+    plan, output = document_major(tmp_path)
+    (tmp_path / "out" / "by_document").rename(tmp_path / "out" / "parts")
+    with pytest.raises(UsageError, match="out/parts has documents .* delete the folder"):
+        find_remaining(plan, output, ())
 
 
 def test_the_errors_of_ids_are_those_that_reading_finds(tmp_path: Path) -> None:

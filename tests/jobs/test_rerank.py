@@ -320,7 +320,7 @@ def test_each_bad_document_is_its_own_rows_error(tmp_path: Path) -> None:
     }
     assert all(found[code]["score"] is None and found[code]["error"] for code in BAD_DOCUMENTS)
     assert found["good"]["score"] == pytest.approx(found["last"]["score"], abs=1e-6)
-    assert summary.manifest["num_failed"] == len(BAD_DOCUMENTS)
+    assert summary.counts.num_failed == len(BAD_DOCUMENTS)
 
 
 def command(sets: str, output: Path, address: str) -> list[str]:
@@ -402,7 +402,7 @@ def test_units_with_errors_are_scored_again_on_request(tmp_path: Path) -> None:
         job = JobOptions(str(out), InputOptions(sets), unit_pairs=12, retry_errors=codes, **more)
         return rerank(job, config)
 
-    assert run().manifest["errors"] == {"media_not_found": 2}
+    assert run().manifest.errors == {"media_not_found": 2}
     written = mtimes(out)
     assert run("image_decode").was_finished and mtimes(out) == written
     with pytest.raises(UsageError, match="too few CPUs"):
@@ -410,9 +410,9 @@ def test_units_with_errors_are_scored_again_on_request(tmp_path: Path) -> None:
     assert run().was_finished and mtimes(out) == written
     shutil.copy(GOLDEN / "media" / "fr0.png", pages / "page-1.png")
     summary = run("media_not_found")
-    assert not summary.was_finished and summary.manifest["errors"] == {"media_not_found": 1}
+    assert not summary.was_finished and summary.manifest.errors == {"media_not_found": 1}
     changed = {name for name, mtime in mtimes(out).items() if written[name] != mtime}
     assert changed == {"part-000000.parquet", "part-000002.parquet"}
     shutil.copy(GOLDEN / "media" / "fr0.png", pages / "page-8.png")
-    assert run("all").manifest["errors"] == {}
+    assert run("all").manifest.errors == {}
     assert run("all").was_finished

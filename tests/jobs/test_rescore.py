@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,13 +14,8 @@ from shardrank.cli import main
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
 from shardrank.jobs.outputs.files import Output
-from shardrank.jobs.outputs.manifest import (
-    job_fingerprint,
-    kept_input,
-    new_manifest,
-    read_manifest,
-    save_manifest,
-)
+from shardrank.jobs.outputs.job import as_kept, job_fingerprint, kept_input
+from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.run.engine import Engine
 from shardrank.jobs.run.rescore import parse_share, rescored
@@ -34,18 +30,20 @@ NUM_QUERIES, NUM_DOCUMENTS = 4, 6
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A finished job of two units, scored by the tiny model."""
-    options = InputOptions(write_sets(tmp_path / "sets.parquet", text_rows(4, 6)))
+    return finished(tmp_path, text_rows(4, 6))
+
+
+def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:
+    options = InputOptions(write_sets(tmp_path / "sets.parquet", rows))
     config = RerankerConfig(model=str(TINY), num_threads=1)
     plan = plan_of(options, unit_pairs=12)
     output, counts = run_inline(plan, tmp_path / "out", engine=OWN, config=config)
     opened = open_job_input(options)
     job = job_fingerprint(opened, plan, config, checkpoint_fingerprint(TINY), 12, False)
-    manifest = new_manifest(job, config) | {
-        "input": kept_input(options),
-        "dtype": "float32",
-        "unit_hashes": counts.unit_hashes,
-    }
-    save_manifest(output, manifest)
+    model = {"name": config.model, "revision": config.revision}
+    manifest = Manifest(output, as_kept(job), model, input=kept_input(options), dtype="float32")
+    manifest.counts = counts
+    manifest.save()
     return tmp_path / "out"
 
 
@@ -61,6 +59,14 @@ def test_a_finished_jobs_pairs_have_the_same_scores_alone(job: Path) -> None:
     assert 0 <= found.max_difference <= 1e-5
     assert not found.failed
     assert "24 pairs scored again, each alone: the largest difference of a score is" in str(found)
+
+
+def test_two_candidate_sets_of_one_query_id_are_ranked_apart(tmp_path: Path) -> None:
+    """Also where they have the same documents."""
+    rows = text_rows(4, 6)
+    rows[1]["query_id"] = rows[0]["query_id"]
+    found = rescored(str(finished(tmp_path, rows)), 1.0, OWN)
+    assert (found.num_pairs, found.moved, found.failed) == (24, [], [])
 
 
 def test_a_share_is_taken_of_every_unit_and_is_the_same_every_time(job: Path) -> None:
@@ -91,10 +97,10 @@ def test_an_input_that_changed_is_refused(job: Path, tmp_path: Path) -> None:
 
 
 def test_another_model_is_refused(job: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(output := Output(Location.parse(str(job))))
+    manifest = Manifest.read(Output(Location.parse(str(job))))
     assert manifest is not None
-    manifest["job"]["model"]["weights"] = "0" * 64
-    save_manifest(output, manifest)
+    manifest.job["model"]["weights"] = "0" * 64
+    manifest.save()
     with pytest.raises(UsageError, match="is not the model that the job had"):
         rescored(str(job), 1.0, OWN)
 

@@ -14,8 +14,8 @@ from shardrank.cli import main
 from shardrank.jobs.command import pasteable
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.job import kept_command, kept_input
 from shardrank.jobs.outputs.lease import LEASE
-from shardrank.jobs.outputs.manifest import kept_command, kept_input
 from shardrank.jobs.outputs.status import read_status
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions, rerank

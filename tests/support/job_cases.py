@@ -16,9 +16,10 @@ import ray
 from shardrank.actors.config import RerankerConfig
 from shardrank.jobs import cluster
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
+from shardrank.jobs.outputs.by_document import regroup, write_by_document
 from shardrank.jobs.outputs.files import Output, UnitCollector, read_scores, write_unit
-from shardrank.jobs.outputs.parts import regroup, write_part
-from shardrank.jobs.outputs.verify import Counts, verify_units
+from shardrank.jobs.outputs.manifest import Counts
+from shardrank.jobs.outputs.verify import verify_units
 from shardrank.jobs.run import execution
 from shardrank.jobs.run.attempts import AttemptLog, Attempts
 from shardrank.jobs.run.engine import Engine
@@ -141,8 +142,8 @@ def _run_documents_inline(
     for unit in documents.units:
         for chunk in prepare_documents(plan.input, unit, preprocessor):
             for _, rows in collector.add(score(chunk)):
-                write_part(output, documents.bucket_places, unit, rows)
-    parts = [output.part_file(unit) for unit in documents.units]
+                write_by_document(output, documents.bucket_places, unit, rows)
+    parts = [output.file(unit) for unit in documents.units]
     for bucket, (low, high) in enumerate(pairwise(documents.bucket_starts)):
         units = [(documents.unit_starts[i], plan.units[i]) for i in range(low, high)]
         regroup(output, plan.input, parts, bucket, units)
