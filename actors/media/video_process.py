@@ -194,9 +194,11 @@ class VideoProcess:
 
         Raises a MediaError, DecoderLost where the child dies of the file or is too slow.
         """
-        with _local(video, reader) as (*local, file):
+        with _local(video, reader) as (local, name, file):
             return self.answer(
-                _Request(*local, options, max_pixels, max_seconds, self._decoder, self._timeout_s),
+                _Request(
+                    local, name, options, max_pixels, max_seconds, self._decoder, self._timeout_s
+                ),
                 file,
             )
 
@@ -304,8 +306,8 @@ class VideoProcesses:
     ) -> tuple[np.ndarray, list[float]]:
         """Frames by an idle VideoProcess, or the next to be. max_tokens: see video_file_pixels."""
         limits = max_pixels, max_seconds
-        with _local(video, reader) as (*local, file):
-            request = _Request(*local, options, *limits, self._decoder, TIMEOUT_S, max_tokens)
+        with _local(video, reader) as (local, name, file):
+            request = _Request(local, name, options, *limits, self._decoder, TIMEOUT_S, max_tokens)
             return self._answer(request, file)
 
     def image(self, data: bytes, name: str, max_pixels: int, depth: ImageDepth) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 The file is renewed while its run lives. A run that ended without a word is found dead at once on
 its own host, and elsewhere, or in another container, by a file that stays as it is, so that no
-clocks are compared. Runs that got past each other all the same would write the same files: a unit's
-name and rows are settled.
+clocks are compared. Of runs that begin at once on a local disk exactly one gets it, by a lock on
+the directory; those that got past each other elsewhere would write the same files: a unit's name
+and rows are settled.
 """
 
 import json
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ RENEW_EVERY_S = 10.0
 EXPIRES_S = 60.0
 _POLL_EVERY_S = 1.0
 _SETTLE_S = 0.3
-"""Between writing one's own file and reading who won, where two began at the same moment; an object
-store's requests may take that long.
+"""Between writing one's own file and reading who won, where there are no locks and two began at the
+same moment; an object store's requests may take that long.
 """
 _REMOTE_SETTLE_S = 2.0
 
@@ -41,9 +43,9 @@ def leased(directory: Location) -> Iterator[Callable[[], None]]:
     Raises UsageError if a living run holds it, or if it cannot be written.
     """
     lease = _Lease(directory)
-    _await_free(directory)
+    before = _await_free(directory)
     try:
-        lease.take()
+        lease.take(before)
         yield lease.check
     finally:  # from before the first write on: an interruption may arrive at any moment
         lease.release()
@@ -58,10 +60,15 @@ class _Lease:
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
 
-    def take(self) -> None:
+    def take(self, before: dict[str, Any] | None) -> None:
+        """before: the file of a run that is over, if there is one."""
         try:
-            self._write()
-            time.sleep(_SETTLE_S if self._place.is_local else _REMOTE_SETTLE_S)
+            with _locked(self._directory, makes_it=True) as is_locked:
+                if is_locked and _read(self._place) != before:
+                    raise _refusal(self._directory, _read(self._place) or {})
+                self._write()
+            if not is_locked:
+                time.sleep(_SETTLE_S if self._place.is_local else _REMOTE_SETTLE_S)
             if not self._is_ours():
                 raise _refusal(self._directory, _read(self._place) or {})
         except OSError as error:
@@ -79,11 +86,12 @@ class _Lease:
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY_S):
             try:
-                if not self._is_ours():
-                    self._is_lost = True
-                    return
-                self._holder["renewed"] += 1
-                self._write()
+                with _locked(self._directory):
+                    if not self._is_ours():
+                        self._is_lost = True
+                        return
+                    self._holder["renewed"] += 1
+                    self._write()
             except OSError as error:  # storage comes back, or fails the job elsewhere
                 logger.warning("the lease %s could not be renewed: %s", self._place, error)
 
@@ -97,10 +105,46 @@ class _Lease:
             self._renewer.join()
         try:
             if not self._is_lost and self._is_ours():
-                delete_file(self._place)
-                _remove_if_empty(self._place)
+                with _locked(self._directory):
+                    delete_file(self._place)
+                    _remove_if_empty(self._place)
         except OSError as error:
             logger.warning("the lease %s could not be removed: %s", self._place, error)
+
+
+@contextmanager
+def _locked(directory: Location, makes_it: bool = False) -> Iterator[bool]:
+    """Nobody else takes, renews or returns the lease meanwhile, where the value is true: object
+    stores, and some disks that are shared, have no such locks.
+    """
+    opened = _lock(directory.path, makes_it) if directory.is_local else None
+    try:
+        yield opened is not None
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+def _lock(path: str, makes_it: bool) -> int | None:
+    """The open directory; None where it cannot be locked, or made."""
+    while True:
+        opened = -1
+        try:
+            if makes_it:
+                os.makedirs(path, exist_ok=True)
+            opened = os.open(path, os.O_RDONLY)
+            flock(opened, LOCK_EX)
+            if os.path.samestat(os.fstat(opened), os.stat(path)):
+                return opened
+        except FileNotFoundError:  # whoever had the lease removed it, empty
+            if not makes_it and opened < 0:
+                return None
+        except OSError:
+            if opened >= 0:
+                os.close(opened)
+            return None
+        if opened >= 0:
+            os.close(opened)
 
 
 def _remove_if_empty(place: Location) -> None:
@@ -126,22 +170,25 @@ def is_known_dead(holder: dict[str, Any]) -> bool:
     return holder.get("born") != _born(holder.get("pid"))
 
 
-def _await_free(directory: Location) -> None:
-    """Raises UsageError as soon as the holder shows that it lives."""
+def _await_free(directory: Location) -> dict[str, Any] | None:
+    """The holder that is dead, if there is one. Raises UsageError as soon as it shows that it
+    lives.
+    """
     place = directory.child(LEASE)
     first = _read(place)
     if first is None or is_known_dead(first):
-        return
+        return first
     logger.info(f"waiting up to {EXPIRES_S:.0f} s to see if {_described(first)} still lives")
     deadline = time.monotonic() + EXPIRES_S
     while time.monotonic() < deadline:
         time.sleep(_POLL_EVERY_S)
         now = _read(place)
         if now is None or is_known_dead(now):
-            return
+            return now
         if now != first:
             raise _refusal(directory, now)
     logger.info("it does not: going on from what it left")
+    return first
 
 
 def _refusal(directory: Location, holder: dict[str, Any]) -> UsageError:
