@@ -167,6 +167,9 @@ class _RayHere:
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 2}
 
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": self.cluster_resources()}]
+
 
 @dataclass(frozen=True)
 class _TaskHere:
@@ -191,6 +194,7 @@ def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
     here = _RayHere()
     monkeypatch.setattr(cluster, "connected", lambda _: nullcontext())
     monkeypatch.setattr(ray, "cluster_resources", here.cluster_resources)
+    monkeypatch.setattr(ray, "nodes", here.nodes)
     monkeypatch.setattr(execution, "ray", here)
     monkeypatch.setattr(execution, "_attempt_log", lambda: nullcontext(AttemptLog()))
     monkeypatch.setattr(execution, "score_units", _score_units_here)
