@@ -1,7 +1,9 @@
 """Bodies are read off the event loop, and refused ones are not parsed."""
 
 import asyncio
+import json
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -12,9 +14,13 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, field_validator
 
+from shardrank.serve.app import create_app
 from shardrank.serve.dialects.bodies import BodyRoute, outline
 from shardrank.serve.dialects.requests import RerankRequest, ScoreRequest
+from shardrank.serve.errors import TooManyRequests
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.metrics import Metrics
+from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.service import start_service
 from tests.support.serve_app import settings
 
@@ -113,3 +119,28 @@ def test_sides_are_read_in_another_thread():
         return threading.get_ident()
 
     assert asyncio.run(main()) not in threads and threads
+
+
+def test_a_body_that_there_is_no_room_for_is_not_parsed(monkeypatch):
+    parsed: list[int] = []
+    loads = json.loads
+
+    def counted(body: Any, **options: Any) -> Any:
+        parsed.append(len(body))
+        return loads(body, **options)
+
+    def refuse(self: BatchQueue) -> None:
+        raise TooManyRequests("no room")
+
+    monkeypatch.setattr(BatchQueue, "check_any_room", refuse)
+    body = b'{"query": "q", "texts": ["' + b"x" * 1_000_000 + b'"]}'
+    app = create_app(settings(), ApiKeys.open(), start_service)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        while client.get("/ready").status_code != 200:
+            time.sleep(0.1)
+        monkeypatch.setattr(json, "loads", counted)
+        answer = client.post("/rerank", content=body)
+        monkeypatch.undo()
+    assert answer.status_code == 429
+    assert "error_type" in answer.json()  # TEI's form: its names were seen all the same
+    assert parsed == []
