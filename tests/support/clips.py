@@ -1,6 +1,9 @@
 """Small video files that the tests encode themselves, and what a sequential decode shows."""
 
 import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -62,9 +65,24 @@ def pictures(num_frames: int) -> list[np.ndarray]:
     return frames
 
 
+@contextmanager
+def _priority_kept() -> Iterator[None]:
+    """SVT-AV1 gives the thread that opens it, where it may (as root), real-time priority: before
+    everything else on the machine, and inherited by every process that is started afterwards.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def _written(clip: Clip) -> bytes:
     file = io.BytesIO()
-    with av.open(file, "w", format=_FORMATS.get(clip.container, clip.container)) as container:
+    with (
+        _priority_kept(),
+        av.open(file, "w", format=_FORMATS.get(clip.container, clip.container)) as container,
+    ):
         stream: Any = container.add_stream(clip.codec, rate=RATE)
         stream.width, stream.height = WIDTH, HEIGHT
         stream.pix_fmt = _PIXELS.get(clip.codec, "yuv420p")
