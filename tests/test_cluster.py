@@ -45,7 +45,7 @@ def test_the_secret_is_for_its_owner_from_its_first_moment(home: Path) -> None:
 LOCAL = """
 import json, os, stat, threading
 from pathlib import Path
-from shardrank.cluster import start_ray
+from shardrank.cluster import connected
 from tests.support.listening import listening
 os.setsid()
 seen, is_started = set(), threading.Event()
@@ -59,10 +59,10 @@ def look():
 
 looking = threading.Thread(target=look, daemon=True)
 looking.start()
-start_ray(None)
-is_started.set()
-looking.join()
-print(json.dumps([sorted(seen), listening(os.getpid())]))
+with connected(None):
+    is_started.set()
+    looking.join()
+    print(json.dumps([sorted(seen), listening(os.getpid())]))
 """
 
 

@@ -260,12 +260,12 @@ def test_no_process_of_ray_is_given_the_keys_themselves(monkeypatch):
 
     given: dict[str, str] = {}
 
-    def start_ray(address: str | None) -> None:
+    def connected(address: str | None) -> None:
         given.update(os.environ)
         raise ConnectionError("that is enough")
 
     monkeypatch.setattr(os, "environ", {**os.environ, "SHARDRANK_API_KEYS": KEY})
-    monkeypatch.setattr("shardrank.cluster.start_ray", start_ray)
+    monkeypatch.setattr("shardrank.cluster.connected", connected)
     assert main(["serve", "--model", str(TINY), "--port", str(free_port())]) == 1
     assert given and KEY not in str(given)
 
