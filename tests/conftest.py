@@ -21,6 +21,19 @@ os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side (`pytest -n 2 --dist loadgroup`) the tests of a file stay together. Those of
+    tests/faults time out beside each other on few cores: one file after the other, from the
+    beginning on, while the other process does everything else.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        is_fault = item.path.parent.name == "faults"
+        item.add_marker(pytest.mark.xdist_group("faults" if is_fault else item.path.name))
+    items.sort(key=lambda item: item.path.parent.name != "faults")
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """The address of an S3-protocol server on loopback that has a bucket `bucket`."""
