@@ -25,7 +25,7 @@ demo: install  ## Rerank the embedded data set with the embedded model on a loca
 
 test: lint types  ## Everything that must pass: ruff, mypy, pytest
 	@echo "==> pytest: several minutes, real local Rays included"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2
 
 test-gpu:  ## What needs a CUDA device, with a Python that has torch and transformers: no installing
 	@echo "==> pytest -m gpu"

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,17 +22,24 @@ os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side (`pytest -n 2 --dist loadgroup`) the tests of a file stay together. Those of
-    tests/faults time out beside each other on few cores: one file after the other, from the
-    beginning on, while the other process does everything else.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        is_fault = item.path.parent.name == "faults"
-        item.add_marker(pytest.mark.xdist_group("faults" if is_fault else item.path.name))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name != "faults")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side (`pytest -n 2`) the tests of a file stay together. Those of tests/faults time
+    out beside each other on few cores: they begin first and follow each other in one process, while
+    the other one does everything else.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FilesTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/faults" if nodeid.startswith("tests/faults/") else nodeid.split("::")[0]
+
+    config.option.loadscopereorder = False
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(scope="session")
