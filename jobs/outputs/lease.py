@@ -129,9 +129,12 @@ def _lock(path: str, makes_it: bool) -> int | None:
     """The open directory; None where it cannot be locked, or made."""
     while True:
         opened = -1
-        try:
-            if makes_it:
+        if makes_it:
+            try:
                 os.makedirs(path, exist_ok=True)
+            except OSError:  # /proc says that there is no such file
+                return None
+        try:
             opened = os.open(path, os.O_RDONLY)
             flock(opened, LOCK_EX)
             if os.path.samestat(os.fstat(opened), os.stat(path)):

@@ -183,10 +183,10 @@ class RemoteLog:
     def underway(self) -> Underway:
         return self._call("underway", timeout=_ANSWERS_WITHIN_S)
 
-    def _call(self, name: str, *arguments: Any, timeout: float | None = None) -> Any:
+    def _call(self, name: str, *arguments: Any, timeout: float | None = None, **named: Any) -> Any:
         import ray  # so that everything else here is tested without it
 
-        return ray.get(getattr(self.actor, name).remote(*arguments), timeout=timeout)
+        return ray.get(getattr(self.actor, name).remote(*arguments, **named), timeout=timeout)
 
 
 Attempts = AttemptLog | RemoteLog
