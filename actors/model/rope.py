@@ -14,7 +14,8 @@ from shardrank.actors.model.architecture import TextConfig
 
 def frequencies(text: TextConfig) -> tuple[torch.Tensor, float, list[int]]:
     """Inverse frequencies (head_dim / 2,) float32, the scale of their cosines and sines, and how
-    many of them turn with time, height and width."""
+    many of them turn with time, height and width. Raises ValueError where the configuration asks
+    for what transformers does not have."""
     given = text.source
     parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
     sections = parameters.get("mrope_section", [24, 20, 20])
@@ -30,7 +31,10 @@ def _scaled_frequencies(text_config: Mapping[str, Any]) -> tuple[torch.Tensor, f
     from transformers import Qwen3VLTextConfig
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-    rotary = Qwen3VLTextRotaryEmbedding(Qwen3VLTextConfig(**text_config))
+    try:
+        rotary = Qwen3VLTextRotaryEmbedding(Qwen3VLTextConfig(**text_config))
+    except Exception as error:  # of many kinds: an unknown type is a KeyError
+        raise ValueError(f"config.json has a rope that cannot be made: {error!r:.300}") from error
     return rotary.inv_freq.float(), float(rotary.attention_scaling)
 
 

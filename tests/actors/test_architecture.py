@@ -66,3 +66,9 @@ def test_a_size_of_another_type_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config\.json has hidden_size '64', where one of type"):
         read_architecture(tmp_path)
+
+
+def test_an_unknown_rope_is_refused_in_one_sentence():
+    text = SMALL_TEXT | {"rope_scaling": {"rope_type": "spiral"}}
+    with pytest.raises(ValueError, match=r"a rope that cannot be made: KeyError\('spiral'\)"):
+        frequencies(architecture({"text_config": text}).text)
