@@ -85,6 +85,8 @@ def built(configuration: type[T], given: Mapping[str, Any], **fixed: Any) -> T:
         if kind is WebMedia:
             networks = tuple(given.get("allowed_networks") or ())
             is_allowed = given.get(name, _default_of(field) is not None)
+            if networks and given.get(name) is False:
+                raise ValueError("allowed_networks (--allow-network) count only with web_media")
             values[field.name] = WebMedia(allowed_networks=networks) if is_allowed else None
         elif name in given:
             values[field.name] = tuple(given[name] or ()) if kind in _MANY else given[name]

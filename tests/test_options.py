@@ -11,7 +11,7 @@ from shardrank import cli
 from shardrank.actors.config import QueryOptions, RerankerConfig, settings_of, without_none
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.jobs.errors import UsageError
-from shardrank.options import options_of
+from shardrank.options import built, options_of
 from shardrank.serve import cli as serve_cli
 from shardrank.serve.deployment import AppArguments
 from shardrank.serve.settings import Limits, ServeSettings
@@ -96,7 +96,8 @@ def test_each_setting_is_an_option_of_all_three(
 
 def test_the_endpoint_fetches_by_its_own_rule_and_reads_no_file() -> None:
     for wanted in (True, False):
-        arguments = {"model": str(TINY), "web_media": wanted, "allowed_networks": ["10.0.0.0/8"]}
+        networks = ["10.0.0.0/8"] if wanted else []
+        arguments = {"model": str(TINY), "web_media": wanted, "allowed_networks": networks}
         settings = AppArguments.model_validate(arguments).settings()
         assert settings.web == (WebMedia(allowed_networks=("10.0.0.0/8",)) if wanted else None)
         assert (settings.engine.web_media, settings.engine.local_media) == (None, False)
@@ -137,3 +138,11 @@ def test_what_stands_in_config_yaml_as_a_comment_could_stand_there() -> None:
     for each in options:
         arguments = {"model": str(TINY)} | yaml.safe_load(each)
         assert AppArguments.model_validate(arguments).settings()
+
+
+def test_networks_without_fetching_are_refused():
+    given = {"model": "m", "allowed_networks": ["10.0.0.0/8"]}
+    with pytest.raises(ValueError, match="count only with web_media"):
+        built(RerankerConfig, given | {"web_media": False})
+    config = built(RerankerConfig, given | {"web_media": True})
+    assert config.web_media.allowed_networks == ("10.0.0.0/8",)
