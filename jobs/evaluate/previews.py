@@ -19,10 +19,11 @@ from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.evaluate.page import Picture, Preview
 from shardrank.jobs.inputs import lines
+from shardrank.jobs.inputs.columns import DOCUMENT_COLUMNS, QUERY_COLUMNS
 from shardrank.jobs.inputs.joins import scan_columns
 from shardrank.jobs.inputs.parquet import open_parquet
 from shardrank.jobs.inputs.paths import names_near, type_at, value_at
-from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
+from shardrank.jobs.inputs.tables import OpenedTable
 from shardrank.jobs.units.contents import document_value, query_value
 
 _SIDE = 192  # pixels of a thumbnail's longer side; half as many on the page
@@ -60,7 +61,7 @@ def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
             with open_parquet(file.location) as parquet:
                 rows: Iterable[Mapping[str, Any]] = parquet.read([id_column, column]).to_pylist()
         else:
-            rows = (row for _, row in lines.scan_rows(file.location, file.tsv_columns))
+            rows = (row for _, _, row in lines.scan_rows(file.location, file.tsv_columns))
         for row in rows:
             label = value_at(row, column)
             if label is not None:

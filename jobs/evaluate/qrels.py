@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.inputs.discovery import check_one_split
 from shardrank.jobs.inputs.lines import by_blanks, by_tabs, scan_rows, text_lines
 from shardrank.jobs.inputs.parquet import read_footer, read_range
+from shardrank.jobs.inputs.parts import check_one_split
 from shardrank.jobs.storage import Location, list_files
 
 Qrels = dict[str, dict[str, int]]
@@ -88,7 +88,7 @@ def _parquet_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
 
 
 def _json_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
-    for offset, row in scan_rows(file):
+    for offset, _, row in scan_rows(file):
         place = f"{file}, byte {offset}"
         names = _choose_columns(place, list(row), columns)
         query_id, doc_id, relevance = (row[name] if name else 1 for name in names)

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from shardrank.jobs.inputs.parquet import read_range
-from shardrank.jobs.inputs.tables import DataFile, is_list, plain_type
+from shardrank.jobs.inputs.paths import is_list, plain_type
+from shardrank.jobs.inputs.tables import DataFile
 from shardrank.jobs.storage import open_input
 
 _READ_BYTES = 16 << 20

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.joins import id_codes
-from shardrank.jobs.inputs.tables import plain_type
+from shardrank.jobs.inputs.paths import plain_type
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def test_a_compressed_file_is_read_at_the_offsets_of_its_content(
     tmp_path: Path, ending: str
 ) -> None:
     file = written(tmp_path / f"corpus.jsonl{ending}", PACKED[ending](as_lines(ROWS)))
-    positions = [position for position, _ in lines.scan_rows(file)]
+    positions = [position for position, _, _ in lines.scan_rows(file)]
     assert fetched(file, [positions[70], positions[3]]) == [ROWS[3], ROWS[70]]
 
 
@@ -90,7 +90,7 @@ def test_a_compressed_file_that_ends_early_is_said(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + as_lines(ROWS[:2]))
-    positions, rows = zip(*lines.scan_rows(file), strict=True)
+    positions, _, rows = zip(*lines.scan_rows(file), strict=True)
     assert positions[0] == 0
     assert list(rows) == fetched(file, list(positions)) == ROWS[:2]
     assert next(lines.text_lines(file))[1].startswith("{")

@@ -14,7 +14,7 @@ from shardrank.jobs.errors import UsageError
 from shardrank.jobs.evaluate.measures import first_stage_run, load_scores
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.inputs.joins import read_run
-from shardrank.jobs.inputs.runs import settled_ranks
+from shardrank.jobs.units.contents import settled_ranks
 from tests.support.job_cases import (
     candidate,
     plan_of,

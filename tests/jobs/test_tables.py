@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
-from shardrank.jobs.inputs.tables import plain_type
+from shardrank.jobs.inputs.paths import plain_type
 from shardrank.jobs.units.order import has_media
 from tests.support.job_cases import (
     plan_of,
