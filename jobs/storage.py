@@ -98,6 +98,10 @@ class Location:
     def exists(self) -> bool:
         return self.info().type != fs.FileType.NotFound
 
+    @property
+    def is_file(self) -> bool:
+        return self.info().type == fs.FileType.File
+
     def _asked(self, done: str, operation: Callable[[], T]) -> T:
         """What `operation` returns, retried where that can help."""
         with self._errors(done):

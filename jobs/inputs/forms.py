@@ -60,12 +60,18 @@ class InputOptions:
 
     def check_apart_from(self, output: str) -> None:
         """Raises UsageError for an output that would be input the next time."""
-        for uri in _locate(self, _preset(self.preset)).values():
+        for uri in _locate(self).values():
             if would_read(Location.parse(uri), Location.parse(output)):
                 raise UsageError(
                     f"--output {output} is inside {uri}: its files would be read as input the next "
                     "time; name a directory elsewhere"
                 )
+
+
+def roots_of(given: Sequence[str] | None) -> str | tuple[str, ...]:
+    """The config's media_root for --media-root as often as it was given."""
+    roots = tuple(given or ())
+    return roots[0] if len(roots) == 1 else roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +115,8 @@ class OpenedInput:
 
 def open_job_input(options: InputOptions) -> OpenedInput:
     """Open and check everything that is named; raises UsageError with one sentence."""
-    preset = _preset(options.preset)
-    mapping = _merge(preset, options.maps)
-    parts = _locate(options, preset)
+    mapping = read_mappings(options.preset, options.maps)
+    parts = _locate(options)
     for uri in parts.values():
         if uri.lower().endswith(_ARCHIVES):
             raise UsageError(f"{uri} is an archive: unpack it, and name what is inside")
@@ -132,7 +137,12 @@ def open_job_input(options: InputOptions) -> OpenedInput:
 
 def read_mappings(preset: str | None, maps: Sequence[str]) -> Mappings:
     """Table -> column -> name in the files, of a preset and of `--map` over it."""
-    return _merge(_preset(preset), maps)
+    columns = _preset(preset).columns
+    mappings: Mappings = {table: dict(columns.get(table, {})) for table in TABLE_COLUMNS}
+    for text in maps:
+        table, column, name = _parse_map(text)
+        mappings[table][column] = name
+    return mappings
 
 
 def tsv_layouts(preset: str | None) -> dict[str, Layouts]:
@@ -147,14 +157,6 @@ def _preset(name: str | None) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def _merge(preset: Preset, maps: Sequence[str]) -> Mappings:
-    merged: Mappings = {table: dict(preset.columns.get(table, {})) for table in TABLE_COLUMNS}
-    for text in maps:
-        table, column, name = _parse_map(text)
-        merged[table][column] = name
-    return merged
 
 
 def _parse_map(text: str) -> tuple[str, str, str]:
@@ -172,11 +174,15 @@ def _parse_map(text: str) -> tuple[str, str, str]:
     return table, column, name
 
 
-def _locate(options: InputOptions, preset: Preset) -> dict[str, str]:
+def _locate(options: InputOptions) -> dict[str, str]:
     """Part -> URI: what the options name, and what INPUT is or, as a directory, contains."""
     given = {"run": options.run, "queries": options.queries, "corpus": options.corpus}
     parts = {name: uri for name, uri in given.items() if uri}
     if options.input is not None:
+        preset = _preset(options.preset)
+        is_alone = not parts and not preset.input_is_run
+        if is_alone and Location.parse(options.input).is_file:
+            return {"input": options.input}
         parts = find_parts(options.input, preset, parts)
     if not parts:
         raise UsageError("no input: name one, or --run with --queries and --corpus")

@@ -216,11 +216,8 @@ def _with_places(
 
 def _places(table: pa.Table, rows: np.ndarray) -> Iterator[np.ndarray]:
     for name in ("file", "position"):
-        values = table[name].to_numpy()
-        if not len(values):
-            yield np.minimum(rows, -1).astype(values.dtype)
-        else:
-            yield np.where(rows >= 0, values[np.maximum(rows, 0)], rows)
+        values = np.pad(table[name].to_numpy(), (0, 1))  # a table may have no row 0
+        yield np.where(rows >= 0, values[np.maximum(rows, 0)], rows)
 
 
 def id_codes(ids: pa.ChunkedArray) -> np.ndarray:

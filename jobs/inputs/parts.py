@@ -79,15 +79,15 @@ def find_parts(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str
     """Part -> URI: what INPUT is or, as a directory, contains, and what is given without it."""
     if preset.input_is_run:
         return _with_run(uri, given)
-    found = {}
-    for name in ("queries", "corpus", "run", "instructions"):
-        part = find_part(uri, preset.parts.get(name, (name,)))
-        if part:
-            found[name] = part
+    found = {
+        name: part
+        for name in ("queries", "corpus", "run", "instructions")
+        if (part := _find_part(uri, preset.parts.get(name, (name,))))
+    }
     if found.keys() & {"queries", "corpus"} and {"queries", "corpus"} <= (found | given).keys():
         return found | given
     missing = [name for name in ("queries", "corpus") if name not in given]
-    inside = subsets(Location.parse(uri), missing) if missing else []
+    inside = _subsets(Location.parse(uri), missing) if missing else []
     if len(inside) > 1:
         raise UsageError(
             f"{uri} holds the subsets {', '.join(inside)}: name one, such as "
@@ -110,7 +110,7 @@ def _with_run(uri: str, given: dict[str, str]) -> dict[str, str]:
     return {"run": uri} | given
 
 
-def find_part(uri: str, names: Sequence[str]) -> str | None:
+def _find_part(uri: str, names: Sequence[str]) -> str | None:
     """The URI of the first of `names` that is a file or directory with files inside INPUT, or,
     where INPUT itself is none, that it begins: `DIR/english` has `DIR/english-corpus`.
 
@@ -146,7 +146,7 @@ def _is_named(child: str, name: str) -> bool:
     return child == name or (is_table and os.path.splitext(plain_name(ending))[0] == "x")
 
 
-def subsets(directory: Location, parts: Sequence[str]) -> list[str]:
+def _subsets(directory: Location, parts: Sequence[str]) -> list[str]:
     """The subsets in a directory that have all parts: `de` of `de/corpus`, `english` of
     `english-corpus`.
     """
@@ -166,9 +166,7 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
 
 def check_one_split(what: str, files: Sequence[Location]) -> None:
     """Raises UsageError that names the splits where the files are of more than one."""
-    splits: dict[str, Location] = {}
-    for file in files:
-        splits.setdefault(_split_of(file, files), file)
+    splits = {_split_of(file, files): file for file in reversed(files)}
     named = sorted(set(splits) - {""})
     if len(named) > 1:
         raise UsageError(
@@ -188,9 +186,5 @@ def _split_of(file: Location, files: Sequence[Location]) -> str:
 
 def _folder(files: Sequence[Location]) -> str:
     """The part of the paths that all files share, up to a slash."""
-    first, last = min(file.path for file in files), max(file.path for file in files)
-    shared = next(
-        (i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other),
-        len(first),
-    )
-    return first[: first.rfind("/", 0, shared) + 1]
+    shared = os.path.commonprefix([file.path for file in files])
+    return shared[: shared.rfind("/") + 1]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from shardrank.jobs.errors import UnreadableInput, UsageError
-from shardrank.jobs.inputs import lines, parquet
+from shardrank.jobs.inputs import lines, lookups, parquet
 from shardrank.jobs.inputs.columns import (
     CANDIDATES,
     CONTENTS,
@@ -72,7 +72,7 @@ class Table:
         paths = {column: self.columns[column] for column in columns if column in self.columns}
         names = list(dict.fromkeys(paths.values()))
         if file.is_parquet:
-            rows = parquet.fetch_rows(file.location, positions, names)
+            rows = lookups.fetch_rows(file.location, positions, names)
         else:
             rows = lines.fetch_rows(file.location, positions, names, file.tsv_columns)
         for position, row in rows:
@@ -145,8 +145,11 @@ def open_table(
     files = data_files(location)
     if not files:
         raise UsageError(f"{name}: {nothing_found(location)}")
-    files = [_with_tsv_columns(name, file, mapping, layouts) for file in files]
-    parts = _read_parts(files, _scanned_paths(name, mapping))
+    try:
+        files = [_with_tsv_columns(name, file, mapping, layouts) for file in files]
+        parts = _read_parts(files, _scanned_paths(name, mapping))
+    except UnreadableInput as error:
+        raise UsageError(str(error)) from error
     filled = _filled(files, parts)
     if not filled:
         raise UsageError(f"{name}: no rows in {location}")
@@ -161,15 +164,11 @@ def _filled(files: Sequence[DataFile], parts: Sequence[Footer | Scan]) -> Filled
 
 
 def _with_tsv_columns(name: str, file: DataFile, mapping: Mapped, layouts: Layouts) -> DataFile:
-    try:
-        if file.is_parquet or not lines.is_tsv(file.location):
-            return file
-        ids = [column for column in ("query_id", "doc_id") if column in TABLE_COLUMNS[name]]
-        known = [each for column in ids for each in _names_of(column, mapping)]
-        columns = tsv_columns(name, file.location, list(dict.fromkeys(known)), layouts)
-        return replace(file, tsv_columns=columns)
-    except UnreadableInput as error:
-        raise UsageError(str(error)) from error
+    if file.is_parquet or not lines.is_tsv(file.location):
+        return file
+    ids = [column for column in ("query_id", "doc_id") if column in TABLE_COLUMNS[name]]
+    known = dict.fromkeys(each for column in ids for each in _names_of(column, mapping))
+    return replace(file, tsv_columns=tsv_columns(name, file.location, [*known], layouts))
 
 
 def _read_parts(files: Sequence[DataFile], scanned: Sequence[str]) -> list[Footer | Scan]:
@@ -178,11 +177,8 @@ def _read_parts(files: Sequence[DataFile], scanned: Sequence[str]) -> list[Foote
             return parquet.read_footer(file.location)
         return lines.scan(file.location, scanned, file.tsv_columns)
 
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(read, files))
-    except UnreadableInput as error:
-        raise UsageError(str(error)) from error
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(read, files))
 
 
 def _scanned_paths(name: str, mapping: Mapped) -> list[str]:
