@@ -132,7 +132,7 @@ def _plan(
 
 
 def _model(config: RerankerConfig) -> dict[str, str]:
-    """Of a hub model only the settings are fetched here: its weights are for the workers."""
+    """The checkpoint's fingerprint; a hub model's weights are fetched by the workers alone."""
     try:
         checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
         config.resolve(checkpoint)

@@ -93,7 +93,7 @@ def _json_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
 
 
 def _text_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
-    """With a header: a table. Without: TREC's `query 0 document relevance`, or without its 0."""
+    """Lines below a header are a table's; others TREC's, with its second column of 0 or without."""
     order: tuple[int | None, ...] | None = None
     num = 0
     for position, (number, line) in enumerate(text_lines(file)):

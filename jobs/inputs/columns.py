@@ -29,7 +29,7 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
 """What `--map TABLE.COLUMN=NAME` may name."""
 
 IN_EVERY_FILE = ("query_id", "doc_id", "doc_ids", "candidates")
-"""Of what a table has, each file must; other columns are null where a file lacks them."""
+"""Each file must have what the table has of these; other columns are null where it lacks them."""
 CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "input": (("query", "query_image", "query_video"),),
     "pairs": (("query", "query_image", "query_video"), ("doc", "text", "image", "video")),

@@ -1,18 +1,15 @@
 """Which files of a place are a table's: by their endings, and the live ones of a Delta or Iceberg
-table.
-
-Of columns it knows only what the first line of tab-separated ones says.
+table. Knows nothing of columns.
 """
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyarrow import fs
 
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs import lakes
-from shardrank.jobs.inputs.lines import is_tsv, text_lines
+from shardrank.jobs.inputs.lines import is_tsv
 from shardrank.jobs.storage import (
     COMPRESSIONS,
     Files,
@@ -125,35 +122,4 @@ def _counted() -> str:
     return (
         f"files that end in {', '.join(_KINDS)} are read, lines also with a further "
         f"{', '.join(COMPRESSIONS)}; convert others to Parquet"
-    )
-
-
-Layouts = Mapping[int, tuple[str, ...]]
-"""Number of columns -> their names in a file without a header."""
-
-
-def tsv_columns(
-    name: str, file: Location, known: Sequence[str], layouts: Layouts
-) -> tuple[str, ...]:
-    """The names of a file's columns; none for a file without a line.
-
-    known: names of the id columns, of which a header has at least one. Raises UsageError for a
-    number of columns that says nothing.
-    """
-    number, first = next(text_lines(file), (0, ""))
-    fields = tuple(first.split("\t"))
-    if not number:
-        return ()
-    if any(field in known for field in fields):
-        twice = [field for field in fields if fields.count(field) > 1]
-        if twice:
-            raise UsageError(f"{name}: column {twice[0]!r} stands twice in {file}")
-        return fields
-    if len(fields) in layouts:
-        return layouts[len(fields)]
-    read = "; ".join(f"{num} ({', '.join(names)})" for num, names in sorted(layouts.items()))
-    raise UsageError(
-        f"{name}: {file}, line {number} has {len(fields)} tab-separated columns and is no header "
-        f"with one of {', '.join(known)}; without a header are read: "
-        f"{read or 'none here, see --preset'}"
     )

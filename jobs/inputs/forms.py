@@ -18,7 +18,7 @@ from shardrank.jobs.inputs.columns import (
     DOCUMENT_COLUMNS,
     TABLE_COLUMNS,
 )
-from shardrank.jobs.inputs.discovery import Layouts
+from shardrank.jobs.inputs.lines import Layouts
 from shardrank.jobs.inputs.parts import PRESETS, Preset, find_parts
 from shardrank.jobs.inputs.paths import plain_type
 from shardrank.jobs.inputs.runs import run_files

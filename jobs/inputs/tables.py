@@ -24,14 +24,8 @@ from shardrank.jobs.inputs.columns import (
     SCANNED,
     TABLE_COLUMNS,
 )
-from shardrank.jobs.inputs.discovery import (
-    DataFile,
-    Layouts,
-    data_files,
-    nothing_found,
-    tsv_columns,
-)
-from shardrank.jobs.inputs.lines import Scan
+from shardrank.jobs.inputs.discovery import DataFile, data_files, nothing_found
+from shardrank.jobs.inputs.lines import Layouts, Scan, tsv_columns
 from shardrank.jobs.inputs.parquet import Footer
 from shardrank.jobs.inputs.paths import (
     is_begun,

@@ -89,7 +89,7 @@ def png(
     before: bytes = b"",
     interlaced: int = 0,
 ) -> bytes:
-    """Of zeros, unless `data` (deflated) is given; `before` are chunks before the pixels."""
+    """The pixels are zeros, unless `data` (deflated) is given; `before` are chunks before them."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
     if data is None:
         data = zeros((1 + (width * bits * channels + 7) // 8) * height)
@@ -251,7 +251,7 @@ def video(
 
 
 def patched(data: bytes, kind: bytes, offset: int, new: bytes) -> bytes:
-    """With `new` so many bytes after the first letter of the first atom of a kind."""
+    """The data with `new` so many bytes after the first letter of the first atom of a kind."""
     place = data.index(kind) + offset
     return data[:place] + new + data[place + len(new) :]
 
@@ -1266,7 +1266,7 @@ def peak_bytes(process: int | str = "self") -> int:
 
 
 def _children_peak_bytes() -> int:
-    """Of decoders that died, and of those that are still there."""
+    """The most that a decoder held, of those that died and those that are still there."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     running = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return max([ended, *map(peak_bytes, running)])
