@@ -35,10 +35,10 @@ def load_previews(
 ) -> dict[str, Preview]:
     """Previews of the rows with these ids; ids are compared as text, as in qrels."""
     reader, guard = MediaReader(media_root), VideoProcesses(1).image
-    id_column, columns, value = "doc_id", DOCUMENT_COLUMNS, document_value
     if opened.table.has("query_id"):
-        id_column, columns, value = "query_id", QUERY_COLUMNS, query_value
-    rows = _rows(opened, id_column, columns, ids)
+        rows, value = _rows(opened, "query_id", QUERY_COLUMNS, ids), query_value
+    else:
+        rows, value = _rows(opened, "doc_id", DOCUMENT_COLUMNS, ids), document_value
     return {id_: _preview(value(row), reader, guard) for id_, row in rows}
 
 

@@ -7,6 +7,7 @@ from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.lines import by_blanks, by_tabs, scan_rows, text_lines
 from shardrank.jobs.inputs.parquet import read_footer, read_range
 from shardrank.jobs.inputs.parts import check_one_split
+from shardrank.jobs.inputs.runs import ITERATIONS
 from shardrank.jobs.storage import Location, list_files
 
 Qrels = dict[str, dict[str, int]]
@@ -18,7 +19,6 @@ DOCUMENT_COLUMNS = ("corpus-id", "corpus_id", "doc_id", "doc-id", "docid", "docn
 )
 RELEVANCE_COLUMNS = ("relevance", "score", "rel", "label")
 
-_ITERATIONS = ("0", "Q0", "q0")
 _Row = tuple[str, Any, Sequence[Any]]
 """Place, values, and the keys there of query, document and relevance; the last may be None: 1."""
 
@@ -116,7 +116,7 @@ def _fields(line: str) -> list[str]:
     two tabs may have spaces.
     """
     words = by_blanks(line)
-    if "\t" not in line or (len(words) == 4 and words[1] in _ITERATIONS):
+    if "\t" not in line or (len(words) == 4 and words[1] in ITERATIONS):
         return words
     return by_tabs(line)
 

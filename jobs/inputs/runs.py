@@ -23,7 +23,8 @@ _READ_AS = (
     "`query_id doc_id rank score` (a tag may follow), `query_id doc_id rank`, "
     "`query_id doc_id score`, what a header line names, and tables in *.parquet or *.jsonl"
 )
-_ITERATIONS = frozenset(("Q0", "q0", "0"))
+ITERATIONS = frozenset(("Q0", "q0", "0"))
+"""What stands in the second column of TREC's runs and qrels."""
 _HEADER_NAMES = {
     "query_id": ("query_id", "query-id", "qid", "topic"),
     "doc_id": ("doc_id", "corpus-id", "corpus_id", "docid", "docno", "pid"),
@@ -99,7 +100,7 @@ def _rows(
     try:
         for number, line in lined:
             fields = _fields(line, columns.num, is_tabbed)
-            num_rows, are_q0 = num_rows + 1, are_q0 and fields[1] in _ITERATIONS
+            num_rows, are_q0 = num_rows + 1, are_q0 and fields[1] in ITERATIONS
             if columns.has_q0 and not are_q0:
                 raise ValueError(f"the second column is {fields[1]!r}, and Q0 or 0 before")
             rank, score = _rank(fields, columns.rank), _score(fields, columns.score)
@@ -161,7 +162,7 @@ def _of_values(fields: Sequence[str]) -> Columns | None:
     """The columns of a line without a header, by their number and by where numbers stand."""
     num = len(fields)
     is_number = [not math.isnan(_as_float(field)) for field in fields]
-    has_q0 = num > 1 and fields[1] in _ITERATIONS
+    has_q0 = num > 1 and fields[1] in ITERATIONS
     if num == 3 and is_number[2]:
         return Columns(3, score=2, is_value=True)
     if num in (5, 7) and has_q0 and all(is_number[3:5]) and not (num == 7 and is_number[5]):
