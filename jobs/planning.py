@@ -132,7 +132,9 @@ def _plan(
 
 
 def _model(config: RerankerConfig) -> dict[str, str]:
-    """Of a hub model only the settings are fetched here: its weights are for the workers."""
+    """What the manifest says of the model. Of a hub's only the settings are fetched here: its
+    weights are for the workers.
+    """
     try:
         checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
         config.resolve(checkpoint)

@@ -189,7 +189,7 @@ def would_read(location: Location, output: Location) -> bool:
 
 
 def list_directory(directory: Location) -> Files:
-    """As list_files, of what is a directory or nothing, and never a glob: a job's output."""
+    """The files of what is a directory or nothing, and never a glob: a job's output."""
     return _without_hidden(_list_everything(directory), directory)
 
 
@@ -299,7 +299,7 @@ def write_atomically(location: Location, content: bytes | pa.Buffer) -> None:
 
 
 def write_stream(location: Location, parts: Iterable[bytes | pa.Buffer]) -> None:
-    """As write_atomically, part by part; where making a part fails nothing is left.
+    """Write as write_atomically does, part by part; where making a part fails nothing is left.
 
     For an object store the parts are gathered first, beyond 64 MiB in the temporary directory: a
     part cannot be made twice, and pyarrow cannot abandon an object that it began.

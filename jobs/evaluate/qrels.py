@@ -96,7 +96,9 @@ def _json_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
 
 
 def _text_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
-    """With a header: a table. Without: TREC's `query 0 document relevance`, or without its 0."""
+    """Judgements in lines: a table where they have a header, else TREC's `query 0 document
+    relevance`, or that without its 0.
+    """
     order: tuple[int | None, ...] | None = None
     num = 0
     for position, (number, line) in enumerate(text_lines(file)):
