@@ -29,6 +29,27 @@ class Visual:
         return cls(pixels, digest.digest())
 
 
+class VisualTable:
+    """The distinct visuals of several pairs, by content, and the index of each."""
+
+    def __init__(self) -> None:
+        self._found: dict[bytes, tuple[int, Visual]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def visuals(self) -> tuple[Visual, ...]:
+        return tuple(visual for _, visual in self._found.values())
+
+    def add(self, visual: Visual) -> int:
+        return self._found.setdefault(visual.key, (len(self), visual))[0]
+
+    def forget_after(self, mark: int) -> None:
+        while len(self) > mark:
+            self._found.popitem()
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedPair:
     """One pair as the model reads it.

@@ -4,12 +4,14 @@ Decodes and resizes media, builds and tokenises prompts. Bad data becomes that d
 knows nothing about the model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
+from PIL import Image as PILImage
 
 from shardrank.actors.config import PIXELS_PER_TOKEN, QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, ImageSource, Video
@@ -25,8 +27,8 @@ from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.lru import LRU
 from shardrank.actors.media.images import (
     Permit,
+    chosen_frames,
     image_size,
-    load_frames,
     load_image,
     permit_all,
 )
@@ -34,16 +36,15 @@ from shardrank.actors.media.pixels import (
     TEMPORAL_PATCH_SIZE,
     check_tokens,
     frame_list_pixels,
-    frame_pairs,
     image_pixels,
     image_tokens,
     merged_grid,
 )
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.actors.model.checkpoint import resolve_checkpoint
-from shardrank.actors.prepared import PreparedPair, PreparedSet
-from shardrank.actors.prompt import PromptEncoder
-from shardrank.actors.sides import OpenQuery, OpenSide, ReadSide, SideBuilder, VisualTable, Watch
+from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual, VisualTable
+from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan
+from shardrank.actors.sides import OpenQuery, OpenSide, ReadSide, Watch
 
 FRAME_LIST_FPS = 2.0
 NO_OPTIONS = QueryOptions()
@@ -117,12 +118,12 @@ class Preprocessor:
             mark = len(visuals)
             try:
                 prepared.append(self._pair(query, document, visuals))
+                continue
             except RerankError as error:
-                visuals.forget_after(mark)
                 prepared.append(error)
             except Exception as error:
-                visuals.forget_after(mark)
                 prepared.append(Unexpected.of(error, f"preparing the {document.field}"))
+            visuals.forget_after(mark)
         return PreparedSet(tuple(prepared), visuals.visuals)
 
     def _options(self, own: QueryOptions) -> QueryOptions | RerankError:
@@ -137,35 +138,19 @@ class Preprocessor:
         if isinstance(options, RerankError):
             raise options.with_traceback(None)
         assert options.max_length is not None
-        query_side = query.side.read(query.media_options, self._read_query)
+        read_query = partial(self._read, empty=EmptyQuery)
+        query_side = query.side.read(query.media_options, read_query)
         self._check_text(query.instruction, "instruction")
-        document_side = document.read(query.media_options, self._read_document)
-        num_tokens = query_side.num_visual_tokens + document_side.num_visual_tokens
-        check_tokens(num_tokens, self.config.max_visual_tokens)
-        ids = self._encoder.encode(
+        document_side = document.read(query.media_options, self._read)
+        if num_tokens := query_side.num_visual_tokens + document_side.num_visual_tokens:
+            check_tokens(num_tokens, self.config.max_visual_tokens)
+        return self._encoder.encode(
             query.instruction,
-            visuals.add_side(query_side),
-            visuals.add_side(document_side),
+            query_side.within(visuals),
+            document_side.within(visuals),
             options.max_length,
             document.field,
         )
-        of_span = np.array([span.visual for span in ids.spans] + [-1], dtype=np.int32)
-        return PreparedPair(
-            input_ids=ids.input_ids,
-            position_ids=ids.position_ids,
-            visual_index=of_span[ids.span_index],
-            is_truncated=ids.is_truncated,
-        )
-
-    def _read_query(
-        self, content: Content, options: QueryOptions, field: str, permit: Permit
-    ) -> ReadSide:
-        return self._read(content, options, field, permit, EmptyQuery)
-
-    def _read_document(
-        self, content: Content, options: QueryOptions, field: str, permit: Permit
-    ) -> ReadSide:
-        return self._read(content, options, field, permit, EmptyDocument)
 
     def _read(
         self,
@@ -173,25 +158,36 @@ class Preprocessor:
         options: QueryOptions,
         field: str,
         permit: Permit,
-        empty: type[RerankError],
+        empty: type[RerankError] = EmptyDocument,
     ) -> ReadSide:
         for text in content.texts:
             self._check_text(text, field)
         if self.config.empty == "error" and content.says_nothing:
             what = "only blanks" if "".join(content.texts) else "no text, image or video"
             raise empty(f"{field} says nothing: it has {what}")
-        self._check_sizes(content, options)
-        side = SideBuilder(self.config.max_visual_tokens)
+        if content.has_media:
+            self._check_sizes(content, options)
+        table, num_tokens = VisualTable(), 0
+        spans: list[VisualSpan] = []
+        for pixels, time_s in self._media(content, options, permit):
+            visual = table.add(Visual.of(pixels))
+            spans.append(VisualSpan(visual, merged_grid(pixels), time_s))
+            num_tokens += spans[-1].num_tokens
+            check_tokens(num_tokens, self.config.max_visual_tokens)
+        return ReadSide(Side(tuple(spans), content.texts), table.visuals)
+
+    def _media(
+        self, content: Content, options: QueryOptions, permit: Permit
+    ) -> Iterator[tuple[np.ndarray, float | None]]:
+        """The pixels of each visual, in the prompt's order, and a video's times in seconds."""
         for video in content.videos:
             permit()
             frames, times_s = self._video_frames(video, options, permit)
-            grid = merged_grid(frames)
-            for index, pair in enumerate(frame_pairs(frames)):
-                side.show(pair, grid, (times_s[2 * index] + times_s[2 * index + 1]) / 2)
+            for start in range(0, len(frames), TEMPORAL_PATCH_SIZE):
+                pair = frames[start : start + TEMPORAL_PATCH_SIZE]
+                yield pair, (times_s[start] + times_s[start + 1]) / TEMPORAL_PATCH_SIZE
         for image in content.images:
-            pixels = self._image_pixels(image, options, permit)
-            side.show(pixels, merged_grid(pixels))
-        return side.build(content.texts)
+            yield self._image_pixels(image, options, permit), None
 
     def _check_sizes(self, content: Content, options: QueryOptions) -> None:
         """Raises TooManyVisualTokens before anything is decoded, as far as sizes are at hand: what
@@ -228,38 +224,30 @@ class Preprocessor:
         self, image: ImageSource, options: QueryOptions, permit: Permit
     ) -> np.ndarray:
         if not isinstance(image, bytes | str):
-            return self._decoded(image, options, permit)
+            return image_pixels(self._loaded(image, permit), options)
         source = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
         key = blake2b(source, key=type(image).__name__.encode()).digest(), options
         pixels = self._pixels.get(key)
         if pixels is None:
-            pixels = self._decoded(image, options, permit)
+            pixels = image_pixels(self._loaded(image, permit), options)
             self._pixels.put(key, pixels)
         return pixels
 
-    def _decoded(self, image: ImageSource, options: QueryOptions, permit: Permit) -> np.ndarray:
+    def _loaded(self, image: ImageSource, permit: Permit) -> PILImage.Image:
         limit, depth = self.config.max_decoded_pixels, self.config.image_depth
-        loaded = load_image(image, self._reader, limit, depth, permit, self.videos.image)
-        return image_pixels(loaded, options)
+        return load_image(image, self._reader, limit, depth, permit, self.videos.image)
 
     def _video_frames(
         self, video: Video, options: QueryOptions, permit: Permit
     ) -> tuple[np.ndarray, list[float]]:
         """Resized frames, an even number of them, and the time of each in seconds."""
-        assert options.max_frames is not None
         max_pixels, max_tokens = self.config.max_decoded_pixels, self.config.max_visual_tokens
         if video.frames is None:
             seconds = self.config.max_video_s
             return self.videos.frames(video, self._reader, options, max_pixels, seconds, max_tokens)
-        decoded = load_frames(
-            video,
-            self._reader,
-            options.max_frames,
-            max_pixels,
-            self.config.image_depth,
-            permit,
-            self.videos.image,
-        )
-        frames = frame_list_pixels(decoded, options, max_tokens)
+        assert options.max_frames is not None
+        chosen = chosen_frames(video, options.max_frames)
+        decoded = (self._loaded(frame, permit) for frame in chosen)
+        frames = frame_list_pixels(decoded, len(chosen), options, max_tokens)
         rate = video.fps or FRAME_LIST_FPS
         return frames, [index / rate for index in range(len(frames))]

@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from shardrank.actors.errors import SpecialTokenInText
+from shardrank.actors.prepared import PreparedPair
 
 SYSTEM = (
     "system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -69,17 +70,6 @@ class Side:
     @property
     def is_null(self) -> bool:
         return not self.spans and not self.texts
-
-
-@dataclass(frozen=True, slots=True)
-class PromptIds:
-    """One pair's tokens. span_index[i] says which of `spans` token i belongs to, -1 for none."""
-
-    input_ids: np.ndarray  # (L,) int32
-    span_index: np.ndarray  # (L,) int32
-    position_ids: np.ndarray  # (3, L) int32 temporal, height, width
-    spans: tuple[VisualSpan, ...]
-    is_truncated: bool
 
 
 class _Border:
@@ -143,8 +133,8 @@ class PromptEncoder:
 
     def encode(
         self, instruction: str, query: Side, document: Side, max_length: int, field: str
-    ) -> PromptIds:
-        """Token ids of one pair, cut by the official rule to at most max_length + 5.
+    ) -> PreparedPair:
+        """One pair as the model reads it, cut by the official rule to at most max_length + 5.
 
         Raises SpecialTokenInText naming `field`, only when special tokens are not neutralised.
         """
@@ -153,11 +143,11 @@ class PromptEncoder:
         keep = self._kept(input_ids, max_length)
         if keep is not None:
             input_ids, span_index = input_ids[keep], span_index[keep]
-        return PromptIds(
+        visual_of_span = np.array([*(span.visual for span in spans), -1], dtype=np.int32)
+        return PreparedPair(
             input_ids=input_ids,
-            span_index=span_index,
             position_ids=mrope_position_ids(span_index, spans),
-            spans=tuple(spans),
+            visual_index=visual_of_span[span_index],
             is_truncated=keep is not None,
         )
 

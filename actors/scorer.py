@@ -37,7 +37,7 @@ from shardrank.actors.packing import (
     sharing_keys,
 )
 from shardrank.actors.planner import PairCost, plan, set_costs
-from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
+from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual, VisualTable
 
 logger = logging.getLogger(__name__)
 
@@ -362,24 +362,18 @@ def _costs(sets: Sequence[PreparedSet]) -> list[PairCost]:
     ]
 
 
-def _join(sets: Sequence[PreparedSet]) -> tuple[list[PreparedPair], list[Visual]]:
+def _join(sets: Sequence[PreparedSet]) -> tuple[list[PreparedPair], tuple[Visual, ...]]:
     """All pairs of all sets over one list of distinct visuals."""
-    index: dict[bytes, int] = {}
-    visuals: list[Visual] = []
+    table = VisualTable()
     pairs: list[PreparedPair] = []
     for prepared in sets:
-        renumbered = []
-        for visual in prepared.visuals:
-            renumbered.append(index.setdefault(visual.key, len(visuals)))
-            if renumbered[-1] == len(visuals):
-                visuals.append(visual)
-        table = np.array([*renumbered, -1], dtype=np.int32)
+        index = np.array([*map(table.add, prepared.visuals), -1], dtype=np.int32)
         pairs += [
-            replace(pair, visual_index=table[pair.visual_index])
+            replace(pair, visual_index=index[pair.visual_index])
             for pair in prepared.pairs
             if isinstance(pair, PreparedPair)
         ]
-    return pairs, visuals
+    return pairs, table.visuals
 
 
 def _within(

@@ -8,15 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
 
-import numpy as np
-
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import Content
 from shardrank.actors.errors import RerankError, Unexpected
 from shardrank.actors.media.images import Permit, permit_all
-from shardrank.actors.media.pixels import check_tokens
-from shardrank.actors.prepared import Visual
-from shardrank.actors.prompt import Side, VisualSpan
+from shardrank.actors.prepared import Visual, VisualTable
+from shardrank.actors.prompt import Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +26,12 @@ class ReadSide:
     @property
     def num_visual_tokens(self) -> int:
         return sum(span.num_tokens for span in self.side.spans)
+
+    def within(self, table: VisualTable) -> Side:
+        """The side, with its spans' visuals by their index in the table."""
+        indices = [table.add(visual) for visual in self.visuals]
+        spans = (replace(span, visual=indices[span.visual]) for span in self.side.spans)
+        return replace(self.side, spans=tuple(spans)) if indices else self.side
 
 
 ReadContent = Callable[[Content, QueryOptions, str, Permit], ReadSide]
@@ -107,56 +110,3 @@ class OpenQuery:
     @property
     def size_bytes(self) -> int:
         return self.side.size_bytes
-
-
-class VisualTable:
-    """The distinct visuals of one set, by content."""
-
-    def __init__(self) -> None:
-        self._visuals: list[Visual] = []
-        self._index: dict[bytes, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._visuals)
-
-    @property
-    def visuals(self) -> tuple[Visual, ...]:
-        return tuple(self._visuals)
-
-    def add(self, visual: Visual) -> int:
-        index = self._index.setdefault(visual.key, len(self._visuals))
-        if index == len(self._visuals):
-            self._visuals.append(visual)
-        return index
-
-    def add_side(self, read: ReadSide) -> Side:
-        """The side, with its spans' visuals by their index in this table."""
-        if not read.visuals:
-            return read.side
-        indices = [self.add(visual) for visual in read.visuals]
-        spans = tuple(replace(span, visual=indices[span.visual]) for span in read.side.spans)
-        return replace(read.side, spans=spans)
-
-    def forget_after(self, mark: int) -> None:
-        for visual in self._visuals[mark:]:
-            del self._index[visual.key]
-        del self._visuals[mark:]
-
-
-class SideBuilder:
-    """Collects what is decoded of one side, at most max_tokens visual tokens."""
-
-    def __init__(self, max_tokens: int) -> None:
-        self._table = VisualTable()
-        self._spans: list[VisualSpan] = []
-        self._max_tokens = max_tokens
-        self._num_tokens = 0
-
-    def show(self, pixels: np.ndarray, grid: tuple[int, int], time_s: float | None = None) -> None:
-        visual = self._table.add(Visual.of(pixels))
-        self._spans.append(VisualSpan(visual, grid, time_s))
-        self._num_tokens += self._spans[-1].num_tokens
-        check_tokens(self._num_tokens, self._max_tokens)
-
-    def build(self, texts: tuple[str, ...]) -> ReadSide:
-        return ReadSide(Side(tuple(self._spans), texts), self._table.visuals)

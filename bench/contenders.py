@@ -125,7 +125,7 @@ class Contender:
             self.failure = str(failure)
 
     def scores(self) -> list[dict[int, float]]:
-        """Of each run, by the pair's place in the whole workload."""
+        """The scores of each run, by the pair's place in the whole workload."""
         return [
             {
                 place: score

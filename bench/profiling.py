@@ -102,7 +102,7 @@ def _products(name: str, shapes: Sequence[Sequence[int]]) -> Iterator[tuple[int,
 
 
 def measure_preprocessing(settings: BenchSettings, checkpoint: Path) -> Part:
-    """By image format. Raises PeerFailed."""
+    """Preprocessing, timed by image format. Raises PeerFailed."""
     progress("preprocess: pages on one core")
     figures, text = {}, ""
     folder = settings.workdir / "media" / f"pages-{_PAGE_TOKENS}"

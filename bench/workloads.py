@@ -96,7 +96,7 @@ class Drawing:
         return [self.text(shortest, longest) for _ in range(self.sized(number))]
 
     def mixed(self, number: int) -> list[Content]:
-        """As many short texts as long ones (log-uniform)."""
+        """Texts of which as many are short as long (log-uniform)."""
         ratio = LONGEST / SHORTEST
         lengths = (round(SHORTEST * ratio ** self.rng.random()) for _ in range(self.sized(number)))
         return [self.text(length) for length in lengths]

@@ -75,7 +75,9 @@ def run_job(arguments: Sequence[str], output: Path) -> None:
 
 
 def examples(comparison: Comparison, groups: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Of each task the first query in a language not shown yet: not picked by its result."""
+    """The queries to show: each task's first in a language not shown yet, not picked by its
+    result.
+    """
     chosen: list[str] = []
     seen: set[str] = set()
     for members in comparison.members(groups["task"]).values():

@@ -132,7 +132,9 @@ def _plan(
 
 
 def _model(config: RerankerConfig) -> dict[str, str]:
-    """The checkpoint's fingerprint; a hub model's weights are fetched by the workers alone."""
+    """What the manifest says of the model. Of a hub's only the settings are fetched here: its
+    weights are for the workers.
+    """
     try:
         checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
         config.resolve(checkpoint)

@@ -197,7 +197,7 @@ def would_read(location: Location, output: Location) -> bool:
 
 
 def list_directory(directory: Location) -> Files:
-    """The files that list_files gives of a directory or of nothing, never of a glob: an output."""
+    """The files of what is a directory or nothing, and never a glob: a job's output."""
     return _without_hidden(_list_everything(directory), directory)
 
 
@@ -308,7 +308,7 @@ def write_atomically(location: Location, content: bytes | pa.Buffer) -> None:
 
 
 def write_stream(location: Location, parts: Iterable[bytes | pa.Buffer]) -> None:
-    """Write all or nothing, part by part; where making a part fails nothing is left.
+    """Write as write_atomically does, part by part; where making a part fails nothing is left.
 
     For an object store the parts are gathered first, beyond 64 MiB in the temporary directory: a
     part cannot be made twice, and pyarrow cannot abandon an object that it began.

@@ -251,3 +251,14 @@ def test_the_packages_are_those_of_the_repository():
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
     assert all((ROOT / "shardrank" / name).resolve() == ROOT / name for name in LAYERS)
     assert re.fullmatch(r"shardrank\.cli:main", PROJECT["scripts"]["shardrank"])
+
+
+OPENINGS = ("Of", "As", "By", "With", "Who")
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_docstring_has_a_subject_or_names_the_thing(name):
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
+    assert [text for text in texts if text and text.split()[0] in OPENINGS] == []

@@ -8,8 +8,7 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image as PILImage
@@ -204,42 +203,11 @@ def _check_jpeg(data: bytes, name: str) -> None:
         place = marker.end() + max(2, length)
 
 
-@dataclass(frozen=True, slots=True)
-class FrameList:
-    """RGB frames of a list, each decoded when it is reached: all of them may not fit in memory."""
-
-    sources: tuple[ImageSource, ...]
-    reader: MediaReader
-    max_pixels: int
-    depth: ImageDepth
-    permit: Permit = permit_all
-    guard: Guard | None = None
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __iter__(self) -> Iterator[PILImage.Image]:
-        for source in self.sources:
-            yield load_image(
-                source, self.reader, self.max_pixels, self.depth, self.permit, self.guard
-            )
-
-
-def load_frames(
-    video: Video,
-    reader: MediaReader,
-    max_frames: int,
-    max_pixels: int,
-    depth: ImageDepth = "scale",
-    permit: Permit = permit_all,
-    guard: Guard | None = None,
-) -> FrameList:
-    """The frames of a frame list, thinned to max_frames as the official sample_frames does."""
-    assert video.frames is not None
+def chosen_frames(video: Video, max_frames: int) -> tuple[ImageSource, ...]:
+    """Those of a frame list, thinned to max_frames as the official sample_frames does."""
     if not video.frames:
         raise VideoTooShort("a video's list of frames is empty")
-    chosen = video.frames
-    if len(chosen) > max_frames:
-        kept = np.linspace(0, len(chosen) - 1, max_frames, dtype=int)
-        chosen = tuple(chosen[index] for index in kept)
-    return FrameList(chosen, reader, max_pixels, depth, permit, guard)
+    if len(video.frames) <= max_frames:
+        return video.frames
+    kept = np.linspace(0, len(video.frames) - 1, max_frames, dtype=int)
+    return tuple(video.frames[index] for index in kept)

@@ -3,10 +3,32 @@
 Fields, scaling lists and HEVC's long-term pictures are not understood, on purpose: they are rare.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
 
-from shardrank.actors.media.pictures import Entry, Parse, Picture
+
+class Entry(Enum):
+    """What decoding that starts at a picture gives right."""
+
+    NONE = 0
+    TRAILING = 1  # what is shown after it
+    ALL = 2  # what is decoded after it
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The one picture of a packet, which is shown."""
+
+    entry: Entry = Entry.NONE
+    is_reference: bool = True  # False: nothing else needs it decoded
+    order: tuple[int, int] | None = None  # pictures are shown in it; None: as they are decoded
+
+
+Parse = Callable[[memoryview], Picture | None]
+"""Asked of each packet once, in order. None for one that is not exactly one picture that is shown,
+or that does not follow on the one before.
+"""
 
 
 class _Bits:
@@ -40,12 +62,12 @@ class _Count:
     log2_size: int
     before: int = 0  # of the last picture that counts
 
-    def of(self, low: int) -> int:
+    def of(self, low: int, before: int) -> int:
         size = 1 << self.log2_size
-        count = self.before - self.before % size + low
-        if count - self.before >= size // 2:
+        count = before - before % size + low
+        if count - before >= size // 2:
             return count - size
-        return count + size if self.before - count > size // 2 else count
+        return count + size if before - count > size // 2 else count
 
 
 _HEADER_BYTES = 64
@@ -87,13 +109,11 @@ def h264(extradata: bytes) -> Parse | None:
     if len(sequences) != 1:
         return None
     sizes = _h264_sizes(sequences[0])
-    if sizes is None:
-        return None
-    return _H264((extradata[4] & 3) + 1, {*sequences, *pictures}, *sizes).parse
+    return sizes and _H264((extradata[4] & 3) + 1, {*sequences, *pictures}, *sizes).parse
 
 
-def _h264_sizes(sps: bytes) -> tuple[int, int | None] | None:
-    """log2 of the frame numbers and, where pictures are not shown as decoded, of the order counts.
+def _h264_sizes(sps: bytes) -> tuple[int, _Count | None] | None:
+    """log2 of the frame numbers and, where pictures are not shown as decoded, their order counts.
 
     None unless all pictures are whole frames whose numbers have no gaps.
     """
@@ -104,42 +124,40 @@ def _h264_sizes(sps: bytes) -> tuple[int, int | None] | None:
         if bits.golomb() == 3 and bits.bits(1):  # 4:4:4 in separate planes
             return None
         bits.skip_golombs(2)
-        bits.bits(1)
-        if bits.bits(1):
+        if bits.bits(2) & 1:
             return None  # scaling matrices, which are not read here
     log2_frame_num = bits.golomb() + 4
     kind = bits.golomb()
     if kind == 1:
         return None  # pictures that nothing refers to count in it
-    log2_order = bits.golomb() + 4 if kind == 0 else None
+    count = _Count(bits.golomb() + 4) if kind == 0 else None
     bits.golomb()
     has_gaps = bits.bits(1)
     bits.skip_golombs(2)  # size
     is_frames = bits.bits(1)
-    return (log2_frame_num, log2_order) if is_frames and not has_gaps else None
+    return (log2_frame_num, count) if is_frames and not has_gaps else None
 
 
+@dataclass(slots=True)
 class _H264:
-    def __init__(
-        self, length_bytes: int, known: set[bytes], log2_frame_num: int, log2_order: int | None
-    ) -> None:
-        self._length_bytes = length_bytes
-        self._known = known
-        self._log2_frame_num = log2_frame_num
-        self._count = _Count(log2_order) if log2_order is not None else None
-        self._frame_num = 0
-        self._period = self._place = 0
+    length_bytes: int
+    known: set[bytes]
+    log2_frame_num: int
+    count: _Count | None
+    frame_num: int = 0
+    period: int = 0
+    place: int = 0
 
     def parse(self, data: memoryview) -> Picture | None:
         slices = []
-        for unit in _units(data, self._length_bytes):
+        for unit in _units(data, self.length_bytes):
             kind = unit[0] & 31
             if kind in (_H264_SLICE, _H264_IDR):
                 if unit[1] & 0x80:  # its first macroblock is the picture's first
                     slices.append(unit)
             elif 2 <= kind <= 4:
                 return None  # a slice's data in parts
-            elif kind in (_H264_SPS, _H264_PPS) and bytes(unit) not in self._known:
+            elif kind in (_H264_SPS, _H264_PPS) and bytes(unit) not in self.known:
                 return None
         return self._picture(slices[0]) if len(slices) == 1 else None
 
@@ -147,27 +165,25 @@ class _H264:
         is_idr, is_reference = unit[0] & 31 == _H264_IDR, bool(unit[0] & 0x60)
         bits = _Bits(bytes(unit[1:_HEADER_BYTES]))
         bits.skip_golombs(3)
-        frame_num = bits.bits(self._log2_frame_num)
-        expected = 0 if is_idr else (self._frame_num + 1) % (1 << self._log2_frame_num)
+        frame_num = bits.bits(self.log2_frame_num)
+        expected = 0 if is_idr else (self.frame_num + 1) % (1 << self.log2_frame_num)
         if frame_num != expected:
             return None  # pictures are missing
         if is_idr:
             bits.golomb()
-            self._period += 1
+            self.period += 1
         if is_reference:
-            self._frame_num = frame_num
+            self.frame_num = frame_num
         entry = Entry.ALL if is_idr else Entry.NONE
-        return Picture(entry, is_reference, (self._period, self._order(bits, is_idr, is_reference)))
+        return Picture(entry, is_reference, (self.period, self._order(bits, is_idr, is_reference)))
 
     def _order(self, bits: _Bits, is_idr: bool, is_reference: bool) -> int:
-        if self._count is None:
-            self._place += 1
-            return self._place
-        if is_idr:
-            self._count.before = 0
-        order = self._count.of(bits.bits(self._count.log2_size))
-        if is_reference:
-            self._count.before = order
+        if self.count is None:
+            self.place += 1
+            return self.place
+        before = 0 if is_idr else self.count.before
+        order = self.count.of(bits.bits(self.count.log2_size), before)
+        self.count.before = order if is_reference else before
         return order
 
 
@@ -200,10 +216,8 @@ def hevc(extradata: bytes) -> Parse | None:
     pictures = {_hevc_slice_bits(unit) for unit in known if unit[0] >> 1 & 63 == _PPS}
     if len(sequences) != 1 or len(pictures) != 1 or None in pictures:
         return None
-    sequence = _hevc_sequence(sequences[0])
-    if sequence is None:
-        return None
-    return _Hevc((extradata[21] & 3) + 1, set(known), pictures.pop() or 0, *sequence).parse
+    sequence, num_extra = _hevc_sequence(sequences[0]), pictures.pop() or 0
+    return sequence and _Hevc((extradata[21] & 3) + 1, set(known), num_extra, *sequence).parse
 
 
 def _hevc_sequence(sps: bytes) -> tuple[_Count, list[_References]] | None:
@@ -226,8 +240,7 @@ def _hevc_sequence(sps: bytes) -> tuple[_Count, list[_References]] | None:
     bits.skip_golombs(6)  # block sizes
     if bits.bits(1):
         return None  # scaling lists
-    bits.bits(2)
-    if bits.bits(1):  # PCM
+    if bits.bits(3) & 1:  # PCM
         bits.bits(8)
         bits.skip_golombs(2)
         bits.bits(1)
@@ -235,8 +248,7 @@ def _hevc_sequence(sps: bytes) -> tuple[_Count, list[_References]] | None:
     sets: list[_References] = []
     for index in range(min(num_sets, 64)):
         sets.append(_hevc_references(bits, sets, index, num_sets))
-    has_long_term = bits.bits(1)
-    return None if has_long_term else (count, sets)
+    return None if bits.bits(1) else (count, sets)  # long-term pictures
 
 
 def _hevc_references(
@@ -268,69 +280,62 @@ def _hevc_slice_bits(pps: bytes) -> int | None:
     """Extra bits in slice headers; None where pictures may say that they are not shown."""
     bits = _Bits(pps[2:])
     bits.skip_golombs(2)
-    bits.bits(1)
-    may_hide, num_extra = bits.bits(1), bits.bits(3)
+    may_hide, num_extra = bits.bits(2) & 1, bits.bits(3)
     return None if may_hide else num_extra
 
 
+@dataclass(slots=True)
 class _Hevc:
-    def __init__(
-        self,
-        length_bytes: int,
-        known: set[bytes],
-        num_extra_bits: int,
-        count: _Count,
-        sets: list[_References],
-    ) -> None:
-        self._length_bytes = length_bytes
-        self._known = known
-        self._num_extra_bits = num_extra_bits
-        self._count = count
-        self._sets = sets
-        self._kept: set[int] = set()  # pictures that may be referred to, by their order counts
-        self._num_entries = self._period = 0
+    length_bytes: int
+    known: set[bytes]
+    num_extra_bits: int
+    count: _Count
+    sets: list[_References]
+    kept: set[int] = field(default_factory=set)  # that may be referred to, by their order counts
+    num_entries: int = 0
+    period: int = 0
 
     def parse(self, data: memoryview) -> Picture | None:
         slices = []
-        for unit in _units(data, self._length_bytes):
+        for unit in _units(data, self.length_bytes):
             kind = unit[0] >> 1 & 63
             if unit[0] & 1 or unit[1] >> 3:
                 continue  # another layer's, which is not decoded
             if kind < _PARAMETER_SETS[0] and unit[2] & 0x80:
                 slices.append(unit)
-            elif kind in _ENDS or (kind in _PARAMETER_SETS and bytes(unit) not in self._known):
+            elif kind in _ENDS or (kind in _PARAMETER_SETS and bytes(unit) not in self.known):
                 return None
         return self._picture(slices[0]) if len(slices) == 1 else None
 
     def _picture(self, unit: memoryview) -> Picture | None:
         kind, temporal_id = unit[0] >> 1 & 63, (unit[1] & 7) - 1
-        if kind in _BLA_OR_RESERVED or (kind in _RASL and self._num_entries < 2):
+        if kind in _BLA_OR_RESERVED or (kind in _RASL and self.num_entries < 2):
             return None  # the stream was cut before it: what refers further back is not shown
         bits = _Bits(bytes(unit[2:_HEADER_BYTES]))
         bits.bits(1)
         is_entry = kind in (*_IDR, _CRA)
         if is_entry and bits.bits(1):
             return None  # pictures that still wait are not shown
-        self._num_entries += is_entry
+        self.num_entries += is_entry
         bits.golomb()
-        bits.bits(self._num_extra_bits)
+        bits.bits(self.num_extra_bits)
         bits.golomb()
         order, references = 0, set()
         if kind in _IDR:
-            self._period += 1
+            self.period += 1
         else:
-            order = self._count.of(bits.bits(self._count.log2_size))
+            order = self.count.of(bits.bits(self.count.log2_size), self.count.before)
             references = {order + each for each in self._slice_references(bits)}
-        if not references <= self._kept and not is_entry:
+        if not references <= self.kept and not is_entry:
             return None  # pictures are missing
-        self._kept = references & self._kept | {order}
+        self.kept = references & self.kept | {order}
         if temporal_id == 0 and kind not in _LEADING and (kind >= 16 or kind % 2):
-            self._count.before = order  # odd kinds below 16 are referred to by their own layer
+            self.count.before = order  # odd kinds below 16 are referred to by their own layer
         entry = Entry.ALL if kind in _IDR else Entry.TRAILING if kind == _CRA else Entry.NONE
-        return Picture(entry, order=(self._period, order))
+        return Picture(entry, order=(self.period, order))
 
     def _slice_references(self, bits: _Bits) -> _References:
-        count = len(self._sets)
+        count = len(self.sets)
         if not bits.bits(1):
-            return _hevc_references(bits, self._sets, count, count)
-        return self._sets[bits.bits((count - 1).bit_length())]
+            return _hevc_references(bits, self.sets, count, count)
+        return self.sets[bits.bits((count - 1).bit_length())]

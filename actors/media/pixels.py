@@ -5,8 +5,7 @@ in pixels; a token covers 32 x 32 of them (patches of 16, merged 2 x 2).
 """
 
 import math
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image as PILImage
@@ -27,13 +26,6 @@ MAX_RESIZED_PIXELS = 178_956_970
 """The most pixels of an image, or of all frames of a video: more than any model reads. Only a
 query's own options can ask for so much.
 """
-
-
-class Frames(Protocol):
-    """Frames of a list, each decoded when it is reached: all of them may not fit in memory."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[PILImage.Image]: ...
 
 
 def smart_resize(
@@ -77,37 +69,33 @@ def image_pixels(image: PILImage.Image, options: QueryOptions) -> np.ndarray:
 
 
 def frame_list_pixels(
-    frames: Frames, options: QueryOptions, max_tokens: float = math.inf
+    frames: Iterable[PILImage.Image],
+    count: int,
+    options: QueryOptions,
+    max_tokens: float = math.inf,
 ) -> np.ndarray:
     """(T, H, W, 3) uint8 of a video given as RGB frames, T even (the last one is repeated).
 
+    frames: `count` of them, each taken when the one before is resized: all may not fit in memory.
     Two resizes, as the official scorer does: by PIL with twice the factor, then, under the total
     limit, by torch. Raises AspectRatio, also where sizes differ, and TooManyVisualTokens before a
     second frame is decoded.
     """
-    assert options.video_total_pixels is not None
-    num_frames = len(frames) + len(frames) % TEMPORAL_PATCH_SIZE
+    assert options.video_total_pixels is not None and options.video_min_pixels is not None
     total_pixels = float(options.video_total_pixels)
+    num_missing = count % TEMPORAL_PATCH_SIZE
+    limits = min(MIN_FRAME_LIST_PIXELS, options.video_min_pixels), MAX_FRAME_LIST_PIXELS
     sizes = set()
     resized = []
-    for decoded in frames:
-        first = _first_resize(decoded, options)
-        sizes.add(first.size)
+    for frame in frames:
+        height, width = smart_resize(frame.height, frame.width, 2 * FACTOR, *limits)
+        sizes.add((width, height))
         if len(sizes) > 1:
             raise AspectRatio(f"the frames of one video must have one size, got {sorted(sizes)}")
-        frame = np.asarray(first)[None]
-        resized.append(_resize_frames(frame, num_frames, options, total_pixels, max_tokens))
-    resized += resized[-1:] * (len(frames) % TEMPORAL_PATCH_SIZE)
-    return np.concatenate(resized)
-
-
-def _first_resize(frame: PILImage.Image, options: QueryOptions) -> PILImage.Image:
-    assert options.video_min_pixels is not None
-    min_pixels = min(MIN_FRAME_LIST_PIXELS, options.video_min_pixels)
-    height, width = smart_resize(
-        frame.height, frame.width, 2 * FACTOR, min_pixels, MAX_FRAME_LIST_PIXELS
-    )
-    return frame.resize((width, height), PILImage.Resampling.BICUBIC)
+        first = np.asarray(frame.resize((width, height), PILImage.Resampling.BICUBIC))[None]
+        limit = count + num_missing, options, total_pixels, max_tokens
+        resized.append(_resize_frames(first, *limit))
+    return np.concatenate(resized + resized[-1:] * num_missing)
 
 
 def video_file_pixels(
@@ -190,12 +178,6 @@ def _antialiased_bicubic(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray
         floats, size=size, mode="bicubic", align_corners=False, antialias=True
     )
     return resized.clamp_(0, 255).round_().to(torch.uint8)[0, 0].numpy()
-
-
-def frame_pairs(frames: np.ndarray) -> Iterator[np.ndarray]:
-    """The (2, H, W, 3) pairs that each become one visual of a video with an even frame count."""
-    for start in range(0, len(frames), TEMPORAL_PATCH_SIZE):
-        yield frames[start : start + TEMPORAL_PATCH_SIZE]
 
 
 def merged_grid(pixels: np.ndarray) -> tuple[int, int]:

@@ -5,26 +5,18 @@ that are never shown all carry it, or upset the count. Knows nothing of containe
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
-from shardrank.actors.media.nal_units import h264, hevc
-from shardrank.actors.media.pictures import Entry, Parse, Picture
+from shardrank.actors.media.nal_units import Entry, Parse, Picture, h264, hevc
 
 
 def parser_of(codec: str, extradata: bytes) -> Parse | None:
     """None where nothing can be proved of the stream: it is to be decoded from its first packet."""
-    try:
-        match codec:
-            case "h264":
-                return h264(extradata)
-            case "hevc":
-                return hevc(extradata)
-            case "vp9":
-                return _vp9
-            case "av1" | "libdav1d":
-                return _av1
-    except IndexError:  # the extradata end early
-        return None
-    return None
+    parsers = {"vp9": _vp9, "av1": _av1, "libdav1d": _av1}
+    with suppress(IndexError):  # the extradata end early
+        if codec in ("h264", "hevc"):
+            return h264(extradata) if codec == "h264" else hevc(extradata)
+    return parsers.get(codec)
 
 
 _PLAIN = Picture()
@@ -34,11 +26,11 @@ _KEY = Picture(Entry.ALL)
 
 
 def _vp9(data: memoryview) -> Picture | None:
-    headers = [bytes(data[at : at + 2]).ljust(2, b"\0") for at in _vp9_frames(data)]
-    shown = [_vp9_is_shown(header) for header in headers]
-    if sum(shown) != 1 or not shown[-1]:
+    frames = [_vp9_flags(bytes(data[at : at + 2]).ljust(2, b"\0")) for at in _vp9_frames(data)]
+    is_shown = [bool(flags & 0xA000) for flags in frames]
+    if sum(is_shown) != 1 or not is_shown[-1]:
         return None
-    return _KEY if _vp9_is_key(headers[0]) else _PLAIN
+    return _PLAIN if frames[0] & 0xC000 else _KEY
 
 
 def _vp9_frames(data: memoryview) -> list[int]:
@@ -58,15 +50,6 @@ def _vp9_flags(header: bytes) -> int:
     """show_existing_frame, frame_type, show_frame and what follows, from the highest bit on."""
     has_reserved = header[0] >> 4 & 3 == 3  # profile 3
     return int.from_bytes(header, "big") << (5 if has_reserved else 4) & 0xFFFF
-
-
-def _vp9_is_shown(header: bytes) -> bool:
-    flags = _vp9_flags(header)
-    return bool(flags & 0x8000) or bool(flags & 0x2000)
-
-
-def _vp9_is_key(header: bytes) -> bool:
-    return not _vp9_flags(header) & 0xC000
 
 
 # AV1: bitstream specification 5.3 to 5.9

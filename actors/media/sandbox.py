@@ -10,6 +10,7 @@ import platform
 import struct
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 _KEPT_VARIABLES = (
     *("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"),
@@ -53,36 +54,41 @@ def enter() -> list[str]:
     """
     if sys.platform != "linux":
         return []
-    _limit_resources()
+    import resource  # no such module on Windows
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return ["limits"]
     given_up = ["limits", "privileges"]
     _drop_capabilities(libc)
-    if _enter_landlock(libc):
-        given_up.append("landlock")
-    if _enter_seccomp(libc):
-        given_up.append("seccomp")
-    return given_up
+    walls = {"landlock": _enter_landlock, "seccomp": _enter_seccomp}
+    return given_up + [name for name, entered in walls.items() if entered(libc)]
 
 
-def _limit_resources() -> None:
-    import resource  # no such module on Windows
+def data_bytes() -> int:
+    """What limit_work limits of memory, as of now; Linux alone counts it."""
+    if sys.platform != "linux":
+        return 0
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-
-def limit_cpu(seconds: int) -> None:
-    """From now on; the process ends beyond it."""
+def limit_work(size_bytes: int, cpu_s: int) -> None:
+    """Beyond these bytes allocations fail, beyond these seconds from now on the process ends:
+    sooner it than the whole machine.
+    """
     if sys.platform == "linux":
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        _, hardest = resource.getrlimit(resource.RLIMIT_CPU)
-        wanted = int(usage.ru_utime + usage.ru_stime) + seconds
-        within = wanted if hardest == resource.RLIM_INFINITY else min(wanted, hardest)
-        resource.setrlimit(resource.RLIMIT_CPU, (within, hardest))
+        spent_s = int(usage.ru_utime + usage.ru_stime)
+        wanted = {resource.RLIMIT_DATA: size_bytes, resource.RLIMIT_CPU: spent_s + cpu_s}
+        for kind, limit in wanted.items():
+            _, hardest = resource.getrlimit(kind)
+            within = limit if hardest == resource.RLIM_INFINITY else min(limit, hardest)
+            resource.setrlimit(kind, (within, hardest))
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
@@ -101,11 +107,8 @@ def _enter_landlock(libc: ctypes.CDLL) -> bool:
     version = libc.syscall(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION_FLAG)
     if version < 1:
         return False
-    handled = [_EXECUTE_AND_WRITE]
-    if version >= 4:
-        handled.append(_CONNECT_AND_BIND_TCP)
-    if version >= 6:
-        handled.append(_SIGNALS_AND_ABSTRACT_SOCKETS)
+    rights = {1: _EXECUTE_AND_WRITE, 4: _CONNECT_AND_BIND_TCP, 6: _SIGNALS_AND_ABSTRACT_SOCKETS}
+    handled = [right for since, right in rights.items() if version >= since]
     attributes = struct.pack(f"={len(handled)}Q", *handled)
     rules = libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     if rules < 0:

@@ -5,17 +5,17 @@ with, gives others for edit lists, open groups of pictures, and B-frames in AVI 
 Every failure is a MediaError with a sentence.
 """
 
+import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from shardrank.actors.config import VideoReader
-from shardrank.actors.data import Video
+from shardrank.actors.config import QueryOptions, VideoReader
 from shardrank.actors.errors import (
     MediaError,
     MediaUnreachable,
@@ -24,7 +24,6 @@ from shardrank.actors.errors import (
     VideoTooLong,
     VideoTooShort,
 )
-from shardrank.actors.fetch.reader import MediaReader, name_of
 from shardrank.actors.media.decord_frames import DecordVideo
 from shardrank.actors.media.kinds import kind_of
 from shardrank.actors.media.readers import missing_reader
@@ -61,66 +60,51 @@ _OTHER_KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SampledVideo:
+class SampledVideo(NamedTuple):
     """Frames of a video file, as resized, and the time of each in seconds."""
 
     frames: np.ndarray  # (T, H, W, 3) uint8, T even
     times_s: list[float]
 
 
-class _OpenVideo(Protocol):
-    num_frames: int
-    fps: float
+@dataclass(frozen=True, slots=True)
+class VideoRequest:
+    """A video file, and how it is sampled: at its own fps first, at the options' else.
 
-    def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
-        """(t, H, W, 3) uint8, some frames after the other, so that not all are held at once.
+    name: what error sentences say, instead of the path.
+    """
 
-        Raises LookAgain where num_frames and fps are others by now.
-        """
-        ...
+    source: bytes | Path
+    name: str
+    options: QueryOptions
+    max_pixels: int  # of a frame as it is encoded
+    fps: float | None = None
+    max_seconds: float | None = None
+    decoder: VideoReader = "pyav"
 
 
 Resize = Callable[[np.ndarray, int], np.ndarray]
 """Some of a video's frames (t, H0, W0, 3) uint8 and the number of all to (t, H, W, 3)."""
 
 
-def _as_decoded(frames: np.ndarray, num_frames: int) -> np.ndarray:
-    return frames
-
-
 def load_video(
-    video: Video,
-    reader: MediaReader,
-    fps: float,
-    max_frames: int,
-    max_pixels: int,
-    name: str | None = None,
-    max_seconds: float | None = None,
-    resize: Resize = _as_decoded,
-    decoder: VideoReader = "pyav",
+    request: VideoRequest,
+    resize: Resize = lambda frames, num_frames: frames,
     progress: Progress = lambda: None,
 ) -> SampledVideo:
-    """Sample a video file at `fps` (its own fps first), at most max_frames, an even number.
+    """Sample a video file: at most max_frames, an even number.
 
     Decoders may crash on damaged files, or hang, which VideoProcess keeps away from its caller:
-    `progress` is called as packets and frames come. `name` is what error sentences say, instead of
-    the path.
+    `progress` is called as packets and frames come.
     """
-    source: bytes | Path
-    if isinstance(video.source, str):
-        name = name or name_of(video.source)
-        source = reader.local_path(video.source) or reader.read(video.source)
-    else:
-        assert video.source is not None
-        name, source = name or f"a video of {len(video.source)} bytes", video.source
+    name = request.name
     try:
-        _check_container(source)
-        opened = _open(source, decoder, progress)
+        _check_container(request.source)
+        opened = _open(request, progress)
         for _ in range(_LOOKS):
-            indices = _indices(opened, video.fps or fps, max_frames, max_seconds)
+            indices = _indices(opened, request)
             try:
-                chunks = opened.frames(indices, max_pixels)
+                chunks = opened.frames(indices, request.max_pixels)
                 frames = np.concatenate([resize(some, len(indices)) for some in chunks])
             except LookAgain:
                 continue
@@ -133,18 +117,19 @@ def load_video(
         raise VideoDecodeError(f"{name}: {type(error).__name__}: {lines[-1][:300]}") from error
 
 
-def _indices(
-    opened: _OpenVideo, fps: float, max_frames: int, max_seconds: float | None
-) -> list[int]:
+def _indices(opened: DecordVideo | PyAvVideo, request: VideoRequest) -> list[int]:
+    options, most = request.options, request.max_seconds
+    assert options.fps is not None and options.max_frames is not None
     if opened.num_frames <= 0 or not 0 < opened.fps < math.inf:
         raise VideoTooShort("has no frames")
     seconds = opened.num_frames / opened.fps
-    if max_seconds is not None and seconds > max_seconds:
-        raise VideoTooLong(f"{seconds:.0f} s, over the limit of {max_seconds:.0f} s")
-    indices = frame_indices(opened.num_frames, opened.fps, fps, max_frames)
+    if most is not None and seconds > most:
+        raise VideoTooLong(f"{seconds:.0f} s, over the limit of {most:.0f} s")
+    fps = request.fps or options.fps
+    indices = frame_indices(opened.num_frames, opened.fps, fps, options.max_frames)
     if not indices:
         raise VideoTooShort(
-            f"{opened.num_frames} frames, at most {max_frames} wanted: fewer than two"
+            f"{opened.num_frames} frames, at most {options.max_frames} wanted: fewer than two"
         )
     return indices
 
@@ -170,33 +155,25 @@ def _check_container(source: bytes | Path) -> None:
 
     FFmpeg follows a playlist (HLS, SDP) to other hosts and to files outside the media root.
     """
-    if isinstance(source, bytes):
-        head = source[:_PROBED_BYTES]
-    else:
-        try:
-            with source.open("rb") as file:
-                head = file.read(_PROBED_BYTES)
-        except OSError as error:
-            raise MediaUnreachable(f"{error.strerror or error}") from error
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            head = file.read(_PROBED_BYTES)
+    except OSError as error:
+        raise MediaUnreachable(f"{error.strerror or error}") from error
     is_link = _PLAYLISTS.search(head) or _XML_PLAYLISTS.search(head.partition(b"\0")[0])
     if not _CONTAINERS.match(head) or is_link:
-        kind = "a playlist" if is_link else _kind(head)
+        named = (kind for start, kind in _OTHER_KINDS.items() if re.match(start, head, re.DOTALL))
+        kind = "a playlist" if is_link else next(named, "") or kind_of(head)
         raise VideoDecodeError(
             f"{kind}, not a video file that is read: MP4, QuickTime, Matroska, WebM, AVI, FLV, Ogg "
             "or WMV"
         )
 
 
-def _kind(head: bytes) -> str:
-    """What a file is by its first bytes, in words."""
-    named = (kind for start, kind in _OTHER_KINDS.items() if re.match(start, head, re.DOTALL))
-    return next(named, "") or kind_of(head)
-
-
-def _open(source: bytes | Path, decoder: VideoReader, progress: Progress) -> _OpenVideo:
+def _open(request: VideoRequest, progress: Progress) -> DecordVideo | PyAvVideo:
+    reader = DecordVideo if request.decoder == "decord" else PyAvVideo
     try:
-        if decoder == "decord":
-            return DecordVideo(source, progress)
-        return PyAvVideo(source, progress)
+        return reader(request.source, progress)
     except ImportError as error:
-        raise VideoReaderMissing(missing_reader(decoder) or str(error)) from error
+        sentence = missing_reader(request.decoder) or str(error)
+        raise VideoReaderMissing(sentence) from error

@@ -7,17 +7,18 @@ from a key frame gives the same, what lies between is not decoded. Knows nothing
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shardrank.actors.errors import ImageTooLarge, VideoDecodeError
-from shardrank.actors.media.pictures import Entry, Parse
+from shardrank.actors.media.nal_units import Entry, Parse, Picture
 from shardrank.actors.media.random_access import parser_of
 
 CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "flv", "ogg", "asf")
@@ -44,66 +45,17 @@ class LookAgain(Exception):
     """The file was not what its packets said: `frames` is to be asked again, by the new count."""
 
 
-@dataclass(slots=True)
-class _Span:
-    """Presented frames: how many, and from when to when in ticks, as far as they are dated."""
+class _Shown(NamedTuple):
+    """A presented frame: from when on, in ticks, and for how long."""
 
-    num_frames: int = 0
-    first: int | None = None
-    last: int | None = None
-    last_duration: int = 0
-    is_dated: bool = True
-
-    def add(self, pts: int | None, duration: int | None) -> None:
-        self.num_frames += 1
-        if pts is None:
-            self.is_dated = False
-            return
-        if self.first is None or pts < self.first:
-            self.first = pts
-        if self.last is None or pts > self.last:
-            self.last, self.last_duration = pts, duration or 0
-
-    def add_shown(self, pts: int | None, duration: int | None) -> None:
-        """Frames as they are shown: where their times go back, a file joined to another say, they
-        do not tell how long it all lasts.
-        """
-        goes_back = pts is not None and self.last is not None and pts < self.last
-        self.add(pts, duration)
-        self.is_dated = self.is_dated and not goes_back
-
-    def seconds(self, tick_s: Fraction) -> Fraction | None:
-        """A last frame without a duration lasts as long as the others on average."""
-        if not self.is_dated or self.first is None or self.last is None or self.num_frames < 2:
-            return None
-        shown = Fraction(self.last - self.first)
-        return (shown + (self.last_duration or shown / (self.num_frames - 1))) * tick_s
-
-    def rate(self, tick_s: Fraction, declared: Sequence[Fraction | None]) -> float:
-        """Frames a second; the file's own number where the times agree with it.
-
-        Times are rounded to ticks, milliseconds in Matroska: 6 s may end at 5.999 s.
-        """
-        rates = [rate for rate in declared if rate]
-        seconds = self.seconds(tick_s)
-        if not seconds:
-            return float(rates[0]) if rates else 0.0
-        for rate in rates:
-            if abs(self.num_frames / rate - seconds) <= 2 * tick_s:
-                return float(rate)
-        return float(self.num_frames / seconds)
+    pts: int | None
+    duration: int | None
 
 
-@dataclass(slots=True)
-class _Packets:
-    """A stream's packets in the order of decoding."""
-
-    pts: list[int] = field(default_factory=list)
-    orders: list[tuple[int, int]] = field(default_factory=list)  # in which they are shown
-    unused: set[int] = field(default_factory=set)  # places of those that nothing refers to
-    entries: list[int] = field(default_factory=list)  # places that decoding may start from
-    trailing: set[int] = field(default_factory=set)  # of these: right for later times alone
-    hidden: set[int] = field(default_factory=set)  # times that an edit list hides
+class _Packet(NamedTuple):
+    pts: int
+    picture: Picture
+    is_hidden: bool  # by an edit list
 
 
 @dataclass(slots=True)
@@ -121,25 +73,19 @@ class PyAvVideo:
     def __init__(self, source: bytes | Path, progress: Progress = lambda: None) -> None:
         self._source = source
         self._progress = progress
-        self._packets: _Packets | None = None
+        self._packets: list[_Packet] | None = None
         with self._opened() as (container, stream):
             self._declared = (stream.average_rate, stream.base_rate)
             self._tick_s = Fraction(stream.time_base)
-            span, self._packets = self._look(container, stream)
-        self._set(span)
+            self._look(container, stream)
         if self._packets is None and self.num_frames < 2:
-            self._count()
+            with suppress(LookAgain), self._opened() as (container, stream):
+                list(self._sequential(container, stream, ()))
 
-    def _set(self, span: _Span) -> None:
-        self.num_frames = span.num_frames
-        self.fps = span.rate(self._tick_s, self._declared)
-
-    def _count(self) -> None:
-        span = _Span()
-        with self._opened() as (container, stream):
-            for frame in self._decoded(container, stream):
-                span.add_shown(frame.pts, frame.duration)
-        self._set(span)
+    def _set(self, shown: Sequence[_Shown], goes_back: bool = False) -> None:
+        self.num_frames = len(shown)
+        seconds = None if goes_back else _seconds(shown, self._tick_s)
+        self.fps = _rate(self.num_frames, seconds, self._tick_s, self._declared)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -150,22 +96,27 @@ class PyAvVideo:
             stream.thread_count = _THREADS
             yield container, stream
 
-    def _look(self, container: Any, stream: Any) -> tuple[_Span, _Packets | None]:
+    def _look(self, container: Any, stream: Any) -> None:
         """What is presented, by the packets alone, and the packets where that is proved."""
-        parse = None
+        context, parse = stream.codec_context, None
         if any(name in container.format.name for name in _SEEKABLE):
-            context = stream.codec_context
             parse = parser_of(context.name, context.extradata or b"")
-        span, packets, is_proved = _Span(), _Packets(), parse is not None
+        shown: list[_Shown] = []
+        packets: list[_Packet] = []
         for packet in _demuxed(container, stream):
             self._progress()
             if not packet.size:
                 continue
             if not packet.is_discard:
-                span.add(packet.pts, packet.duration)
-            is_proved = is_proved and parse is not None and _note(packets, packet, parse)
-        is_proved = is_proved and _is_in_order(packets, stream.codec_context.reorder_depth)
-        return span, packets if is_proved else None
+                shown.append(_Shown(packet.pts, packet.duration))
+            noted = parse and _noted(packet, parse)
+            if noted is None:
+                parse = None
+            else:
+                packets.append(noted)
+        if parse is not None and _is_in_order(packets, context.reorder_depth):
+            self._packets = packets
+        self._set(shown)
 
     def frames(self, indices: Sequence[int], max_pixels: int) -> Iterator[np.ndarray]:
         """(t, H, W, 3) uint8, some frames after the other, so that not all are held at once.
@@ -183,14 +134,18 @@ class PyAvVideo:
     def _sequential(
         self, container: Any, stream: Any, indices: Sequence[int]
     ) -> Iterator[tuple[Any, int]]:
-        """Every frame is decoded: their number was a guess until now."""
-        span = _Span()
-        for index, frame in enumerate(self._decoded(container, stream)):
-            span.add_shown(frame.pts, frame.duration)
-            if times := indices.count(index):
+        """Every frame is decoded: their number was a guess until now.
+
+        Where their times go back, a file joined to another say, they do not tell how long it lasts.
+        """
+        shown: list[_Shown] = []
+        for frame in self._decoded(container, stream):
+            shown.append(_Shown(frame.pts, frame.duration))
+            if times := indices.count(len(shown) - 1):
                 yield frame, times
         counted = self.num_frames, self.fps
-        self._set(span)
+        dated = [each.pts for each in shown if each.pts is not None]
+        self._set(shown, goes_back=dated != sorted(dated))
         if counted != (self.num_frames, self.fps):
             raise LookAgain
 
@@ -202,20 +157,22 @@ class PyAvVideo:
                 yield frame
 
     def _from_entries(
-        self, container: Any, stream: Any, indices: Sequence[int], packets: _Packets
+        self, container: Any, stream: Any, indices: Sequence[int], packets: Sequence[_Packet]
     ) -> Iterator[tuple[Any, int]]:
         """What no wanted frame needs is not decoded."""
-        shown = sorted(set(packets.pts) - packets.hidden)
+        hidden = {packet.pts for packet in packets if packet.is_hidden}
+        shown = sorted({packet.pts for packet in packets} - hidden)
         wanted = [shown[index] for index in indices]
-        runs = _runs(packets, sorted(set(wanted)))
+        runs = iter(_runs(packets, sorted(set(wanted))))
         run, remaining = next(runs), len(set(wanted))
         context = stream.codec_context
-        depth = max(context.reorder_depth, _reorder_depth(packets.pts))
+        depth = max(context.reorder_depth, _reorder_depth(packets))
         for place, packet in enumerate(p for p in _demuxed(container, stream) if p.size):
             self._progress()
-            if place >= len(packets.pts) or packet.pts != packets.pts[place]:
+            if place >= len(packets) or packet.pts != packets[place].pts:
                 break  # the file has changed
-            if place < run.first or (place in packets.unused and packet.pts not in run.wanted):
+            is_unused = not packets[place].picture.is_reference
+            if place < run.first or (is_unused and packet.pts not in run.wanted):
                 continue
             frames = _decode(context, packet)
             if place == run.last:
@@ -234,6 +191,35 @@ class PyAvVideo:
         if remaining:
             self._packets = None
             raise LookAgain
+
+
+def _seconds(shown: Sequence[_Shown], tick_s: Fraction) -> Fraction | None:
+    """How long they are shown, if they are dated and two at least; a last one without a duration
+    lasts as long as the others on average.
+    """
+    dated = [(each.pts, each.duration) for each in shown if each.pts is not None]
+    if len(dated) < max(2, len(shown)):
+        return None
+    last, duration = max(dated, key=itemgetter(0))
+    span = Fraction(last - min(dated, key=itemgetter(0))[0])
+    return (span + (duration or span / (len(dated) - 1))) * tick_s
+
+
+def _rate(
+    num_frames: int,
+    seconds: Fraction | None,
+    tick_s: Fraction,
+    declared: Sequence[Fraction | None],
+) -> float:
+    """Frames a second; the file's own number where the times agree with it.
+
+    Times are rounded to ticks, milliseconds in Matroska: 6 s may end at 5.999 s.
+    """
+    rates = [rate for rate in declared if rate]
+    if not seconds:
+        return float(rates[0]) if rates else 0.0
+    fitting = (rate for rate in rates if abs(num_frames / rate - seconds) <= 2 * tick_s)
+    return float(next(fitting, num_frames / seconds))
 
 
 def open_container(source: bytes | Path) -> AbstractContextManager[Any]:
@@ -311,78 +297,64 @@ def _decode(context: Any, packet: Any) -> list[Any]:
     return frames
 
 
-def _note(packets: _Packets, packet: Any, parse: Parse) -> bool:
-    """Whether the packet leaves room for a proof."""
-    try:
+def _noted(packet: Any, parse: Parse) -> _Packet | None:
+    """None where the packet leaves no room for a proof."""
+    with suppress(IndexError):
         picture = parse(memoryview(packet))
-    except IndexError:
-        return False
-    if picture is None or packet.pts is None or packet.is_corrupt:
-        return False
-    place = len(packets.pts)
-    packets.pts.append(packet.pts)
-    packets.orders.append(picture.order or (place, 0))
-    if packet.is_discard:
-        packets.hidden.add(packet.pts)
-    if picture.entry is not Entry.NONE:
-        packets.entries.append(place)
-    if picture.entry is Entry.TRAILING:
-        packets.trailing.add(place)
-    if not picture.is_reference:
-        packets.unused.add(place)
-    return True
+        if picture is not None and packet.pts is not None and not packet.is_corrupt:
+            return _Packet(packet.pts, picture, packet.is_discard)
+    return None
 
 
-def _is_in_order(packets: _Packets, reorder_depth: int) -> bool:
+def _is_in_order(packets: Sequence[_Packet], reorder_depth: int) -> bool:
     """Whether the pictures' times are in the order in which the decoder shows them.
 
     It waits for as many pictures as the stream says; one that comes too late it drops.
     """
-    pts, orders = packets.pts, packets.orders
-    if not pts or packets.entries[:1] != [0] or _reorder_depth(pts) > reorder_depth:
+    if not packets or packets[0].picture.entry is Entry.NONE:
         return False
-    by_time = sorted(range(len(pts)), key=pts.__getitem__)
-    return all(
-        pts[place] < pts[following] and orders[place] < orders[following]
-        for place, following in pairwise(by_time)
+    by_time = sorted(
+        (packet.pts, packet.picture.order or (place, 0)) for place, packet in enumerate(packets)
+    )
+    return _reorder_depth(packets) <= reorder_depth and all(
+        time < later and order < following
+        for (time, order), (later, following) in pairwise(by_time)
     )
 
 
-def _reorder_depth(pts: Sequence[int]) -> int:
+def _reorder_depth(packets: Sequence[_Packet]) -> int:
     """The most pictures that are decoded before one that is shown before them."""
     depth = 0
     later: list[int] = []
-    for time in pts:
-        place = bisect_right(later, time)
+    for packet in packets:
+        place = bisect_right(later, packet.pts)
         depth = max(depth, len(later) - place)
-        later.insert(place, time)
+        later.insert(place, packet.pts)
         del later[: max(0, len(later) - 32)]  # decoders keep 16 at most
     return depth
 
 
-def _runs(packets: _Packets, times: Sequence[int]) -> Iterator[_Run]:
-    places = {time: place for place, time in enumerate(packets.pts)}
-    run: _Run | None = None
+def _runs(packets: Sequence[_Packet], times: Sequence[int]) -> list[_Run]:
+    places = {packet.pts: place for place, packet in enumerate(packets)}
+    runs: list[_Run] = []
     for time in times:
         place = places[time]
-        entry = _entry_for(packets, place, time)
-        if run is not None and entry <= run.last + 1:
-            run.last = max(run.last, place)
-            run.wanted.add(time)
-            continue
-        if run is not None:
-            yield run
-        run = _Run(entry, place, {time})
-    if run is not None:
-        yield run
+        entry = _entry_for(packets, place)
+        if runs and entry <= runs[-1].last + 1:
+            runs[-1].last = max(runs[-1].last, place)
+            runs[-1].wanted.add(time)
+        else:
+            runs.append(_Run(entry, place, {time}))
+    return runs
 
 
-def _entry_for(packets: _Packets, place: int, time: int) -> int:
+def _entry_for(packets: Sequence[_Packet], place: int) -> int:
     """The last one that gives the picture right; the first always does."""
-    for index in range(bisect_right(packets.entries, place) - 1, 0, -1):
-        entry = packets.entries[index]
-        if entry not in packets.trailing or packets.pts[entry] <= time:
-            return entry
+    for before in range(place, 0, -1):
+        entry = packets[before].picture.entry
+        is_late = packets[before].pts > packets[place].pts
+        if entry is Entry.ALL or (entry is Entry.TRAILING and not is_late):
+            return before
     return 0
 
 

@@ -67,7 +67,7 @@ class Device:
         torch.cuda.empty_cache()  # does nothing where there is none
 
     def seconds(self, run: Callable[[], Any], repeats: int = 3, warm_ups: int = 1) -> float:
-        """Of one call, the mean."""
+        """The mean of one call."""
         for _ in range(warm_ups):
             run()
         self.synchronize()

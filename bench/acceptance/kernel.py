@@ -33,7 +33,7 @@ def cases(heads: int) -> dict[str, tuple[Sequence[int], Sequence[int], bool]]:
 def errors(
     kernel: Callable[..., Any], device: torch.device, all_heads: Sequence[tuple[int, int, int]]
 ) -> Iterator[tuple[str, float, float]]:
-    """Of each case its name, the output's relative error and the log-sum-exp's largest."""
+    """The cases: each one's name, the output's relative error and the log-sum-exp's largest."""
     for heads, kv_heads, size in all_heads:
         for name, (queries, keys, is_causal) in cases(heads).items():
             torch.manual_seed(0)

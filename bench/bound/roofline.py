@@ -44,7 +44,7 @@ def model_seconds(needed: Flops, shape: ModelShape, num_tokens: int, gpu: Gpu) -
 
 
 def roofline(needed: Flops, shape: ModelShape, num_tokens: int, num_pairs: int) -> dict[str, Any]:
-    """Of each GPU its seconds and pairs a second, for the JSON object."""
+    """Each GPU with its seconds and pairs a second, for the JSON object."""
     seconds = {gpu.name: model_seconds(needed, shape, num_tokens, gpu) for gpu in GPUS}
     return {
         name: {"model_seconds": each, "model_pairs_per_s": num_pairs / each}

@@ -184,7 +184,8 @@ def _score_rows(files: Iterable[Location]) -> Iterator[dict[str, Any]]:
 
 
 def reranked_run(scores: Scores) -> Run:
-    """The order by logit (float32: sigmoids of bfloat16 logits tie), then as in the first stage.
+    """The run by logit (float32: sigmoids of bfloat16 logits tie), equal ones in the first
+    stage's order.
 
     Scores are strictly decreasing positions, because trec_eval breaks ties by document id.
     """
@@ -200,7 +201,7 @@ def _reranked_key(candidate: Candidate) -> tuple[float, ...]:
 
 
 def first_stage_run(scores: Scores) -> Run | None:
-    """Documents rank by first_stage_rank, then its score; None if some candidate has neither."""
+    """The run by first_stage_rank, then first_stage_score; None if a candidate has neither."""
     candidates = (c for found in scores.candidates.values() for c in found)
     if any(c.first_stage_rank is None and c.first_stage_score is None for c in candidates):
         return None

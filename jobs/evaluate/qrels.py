@@ -93,7 +93,9 @@ def _json_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
 
 
 def _text_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
-    """Lines below a header are a table's; others TREC's, with its second column of 0 or without."""
+    """Judgements in lines: a table where they have a header, else TREC's `query 0 document
+    relevance`, or that without its 0.
+    """
     order: tuple[int | None, ...] | None = None
     num = 0
     for position, (number, line) in enumerate(text_lines(file)):

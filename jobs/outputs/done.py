@@ -57,7 +57,9 @@ class UnitFile:
 
 
 def unit_files(directory: Location) -> list[UnitFile]:
-    """By their footers alone. Raises VerificationError that names one that is broken."""
+    """The unit files, read by their footers alone. Raises VerificationError that names one that
+    is broken.
+    """
     places = [place for place, _ in list_directory(directory) if place.name.endswith(".parquet")]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         return list(pool.map(_unit_file, places))
@@ -135,7 +137,9 @@ def find_remaining(plan: Plan, output: Output, retried: Sequence[str]) -> Remain
 def _with_documents(
     plan: Plan, output: Output, retried: Sequence[str], found: Remaining
 ) -> Remaining:
-    """With the errors of what no score file has, and their document-major units will give them."""
+    """What remains, with the errors of what no score file has, and their document-major units
+    will give them.
+    """
     assert plan.documents is not None
     if output.names("parts"):
         raise UsageError(
@@ -159,8 +163,8 @@ def _with_documents(
 
 
 def _kept_errors(output: Output, unit: PairsUnit, file: UnitFile) -> Counter[str]:
-    """Of the rows that the unit keeps: a row that its ids alone keep from a score is made anew,
-    also where its query's own options failed it too.
+    """The errors of the rows that the unit keeps: a row that its ids alone keep from a score is
+    made anew, also where its query's own options failed it too.
     """
     errors = Counter({code: num for code, num in file.errors.items() if code not in ID_ERRORS})
     pairs = unit.pairs()

@@ -1,4 +1,4 @@
-"""Who writes to an output directory: one run at a time, as a file in it says.
+"""The lease of an output directory: one run at a time, as a file in it says.
 
 The file is renewed while its run lives. A run that ended without a word is found dead at once on
 its own host, and elsewhere, or in another container, by a file that stays as it is, so that no
@@ -158,7 +158,7 @@ def _remove_if_empty(place: Location) -> None:
 
 
 def holder_of(directory: Location) -> dict[str, Any] | None:
-    """Who holds the directory, dead or alive: host, pid, since and renewed."""
+    """The holder of the directory, dead or alive: host, pid, since and renewed."""
     return _read(directory.child(LEASE))
 
 

@@ -183,7 +183,7 @@ class Manifest:
 
     @property
     def is_finished(self) -> bool:
-        """As its last run left it; score files may have been deleted since."""
+        """Whether its last run finished it; score files may have been deleted since."""
         return self.status == "finished" and self.output.directory.child(SUCCESS).exists()
 
     @property

@@ -223,7 +223,7 @@ class Attempt:
 
     @property
     def num_deaths(self) -> int:
-        """Of earlier attempts; after the first, steps are told to the log."""
+        """How many earlier attempts died; after the first, steps are told to the log."""
         return sum(num for num, _ in self._deaths.values())
 
     def failure(self, *step: Hashable) -> Failure | None:

@@ -105,7 +105,7 @@ class PackedEngine:
 
 
 def outline_of(config: RerankerConfig) -> str | None:
-    """Of a model that is a directory; a hub's is pinned by its commit."""
+    """The outline of a model that is a directory; a hub's is pinned by its commit."""
     checkpoint = Path(config.model)
     return checkpoint_outline(checkpoint) if checkpoint.is_dir() else None
 

@@ -53,7 +53,9 @@ def settled_order(opened: OpenedInput, wanted: WantedOrder) -> Choice | None:
 
 
 def shared_order(wanted: WantedOrder, num_pairs: int, num_documents: int) -> Choice:
-    """The order by how many distinct documents the pairs to be scored name."""
+    """The order that the share of distinct documents suggests; both counts are of pairs to be
+    scored.
+    """
     pairs = f"{num_pairs:,} pairs name {num_documents:,} distinct documents"
     if wanted == "auto" and num_pairs < MIN_PAIRS_A_DOCUMENT * max(1, num_documents):
         return Choice("query", f"{pairs}, too few share one")

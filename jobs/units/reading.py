@@ -243,8 +243,8 @@ def _checked_documents(
 
 
 def read_ids(job_input: JobInput, unit: PairsUnit) -> Iterator[QueryRow]:
-    """The unit's queries without any content: what is wrong with ids and options is there all the
-    same, and is then the same error as in read_unit.
+    """The unit without any content: what is wrong with ids and options is there all the same, and
+    is the error that read_unit gives.
     """
     pairs = unit.pairs()
     options = [name for name in OPTION_COLUMNS if job_input.queries.has(name)]

@@ -9,7 +9,6 @@ from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions
 from shardrank.actors.errors import AspectRatio, ImageTooLarge
 from shardrank.actors.media.pixels import (
     frame_list_pixels,
-    frame_pairs,
     image_pixels,
     merged_grid,
     smart_resize,
@@ -81,6 +80,10 @@ def test_an_image_obeys_its_own_limits() -> None:
     assert image_pixels(image.resize((20, 20)), options).shape == (1, 32, 32, 3)
 
 
+def of_list(frames: list[Image.Image], options: QueryOptions = OFFICIAL_OPTIONS) -> np.ndarray:
+    return frame_list_pixels(iter(frames), len(frames), options)
+
+
 def flat(height: int, width: int, value: int) -> Image.Image:
     return Image.new("RGB", (width, height), (value, value, value))
 
@@ -93,7 +96,7 @@ def test_frames_are_resized_to_64_by_pillow_and_then_to_the_floor() -> None:
         planes, size=(384, 384), mode="bicubic", antialias=True
     )
     expected = resized.clamp(0, 255).round()[0].permute(1, 2, 0).numpy()
-    pixels = frame_list_pixels([frame, frame], OFFICIAL_OPTIONS)
+    pixels = of_list([frame, frame])
     assert pixels.shape == (2, 384, 384, 3)  # 128 tokens: 362.04 rounded up to 384
     assert np.abs(pixels[0] - expected).max() <= 1  # float32 may round another way
     assert (pixels[0] != expected).mean() < 1e-3
@@ -102,22 +105,16 @@ def test_frames_are_resized_to_64_by_pillow_and_then_to_the_floor() -> None:
 @pytest.mark.parametrize(("count", "padded"), [(1, 2), (2, 2), (3, 4), (7, 8)])
 def test_the_last_of_an_odd_number_of_frames_is_repeated(count: int, padded: int) -> None:
     frames = [flat(384, 384, 10 * index) for index in range(count)]
-    pixels = frame_list_pixels(frames, OFFICIAL_OPTIONS)
+    pixels = of_list(frames)
     values = [10 * min(index, count - 1) for index in range(padded)]
     assert pixels[:, 0, 0, 0].tolist() == values
 
 
-def test_frames_share_the_total_limit() -> None:
+def test_a_list_is_bound_by_the_total_limit_and_a_file_is_not() -> None:
     options = QueryOptions(video_total_pixels=20 * 131_072).over(OFFICIAL_OPTIONS)
-    frames = [flat(1024, 1024, 0)] * 20
-    shape = frame_list_pixels(frames, options).shape
+    shape = of_list([flat(1024, 1024, 0)] * 20, options).shape
     assert shape == (20, 512, 512, 3)  # 2 x 131,072 pixels each
-
-
-def test_a_file_is_not_bound_by_the_total_limit() -> None:
-    options = QueryOptions(video_total_pixels=20 * 131_072).over(OFFICIAL_OPTIONS)
-    frames = np.zeros((20, 1024, 1024, 3), dtype=np.uint8)
-    shape = video_file_pixels(frames, options).shape
+    shape = video_file_pixels(np.zeros((20, 1024, 1024, 3), np.uint8), options).shape
     assert shape == (20, 864, 864, 3)  # 786,432 pixels: 886.8 floored to 864
 
 
@@ -130,7 +127,7 @@ def test_small_frames_of_a_file_are_enlarged_to_the_floor() -> None:
 def test_frames_of_several_sizes_are_refused() -> None:
     frames = [flat(128, 128, 0), flat(128, 256, 0)]
     with pytest.raises(AspectRatio, match="must have one size"):
-        frame_list_pixels(frames, OFFICIAL_OPTIONS)
+        of_list(frames)
 
 
 def test_frames_that_have_their_size_are_left_alone() -> None:
@@ -143,11 +140,6 @@ def test_resizing_in_chunks_equals_resizing_at_once() -> None:
     together = video_file_pixels(frames, OFFICIAL_OPTIONS)
     alone = [video_file_pixels(frames[i : i + 2], OFFICIAL_OPTIONS) for i in (0, 2, 4)]
     assert np.array_equal(together, np.concatenate(alone))
-
-
-def test_frames_are_paired_in_order() -> None:
-    frames = np.arange(6, dtype=np.uint8)[:, None, None, None]
-    assert [pair.ravel().tolist() for pair in frame_pairs(frames)] == [[0, 1], [2, 3], [4, 5]]
 
 
 def patches_slowly(pixels: np.ndarray) -> np.ndarray:
@@ -174,13 +166,9 @@ def patches_slowly(pixels: np.ndarray) -> np.ndarray:
 def test_patches_are_those_of_a_slow_loop(num_frames: int) -> None:
     pixels = np.stack([noise(64, 96, seed) for seed in range(num_frames)])
     patches = patchify(torch.from_numpy(pixels), torch.float32)
+    assert patchify(torch.from_numpy(pixels), torch.bfloat16).dtype == torch.bfloat16
     assert patches.shape == (24, 1_536)
     assert np.abs(patches.numpy() - patches_slowly(pixels)).max() < 1e-6
-
-
-def test_patches_take_the_dtype_asked_for() -> None:
-    pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-    assert patchify(pixels, torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -191,4 +179,4 @@ def test_a_size_that_no_memory_holds_is_refused(kind: str) -> None:
         if kind == "image":
             image_pixels(flat(64, 64, 0), options)
         else:
-            frame_list_pixels([flat(64, 64, 0)] * 2, options)
+            of_list([flat(64, 64, 0)] * 2, options)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import (
+    AspectRatio,
     EmptyDocument,
     EmptyQuery,
     ImageDecodeError,
@@ -236,6 +237,13 @@ def test_frames_are_half_a_second_apart_unless_told(
     text = timestamps(prepare("q", {"video": Video(frames=frames, fps=fps)}))
     assert text.count("seconds>") == len(times)
     assert all(f"<{time} seconds>" in text for time in times)
+
+
+def test_a_frame_is_decoded_when_the_one_before_is_resized() -> None:
+    """The third one is no picture, and is not reached."""
+    frames = png(320, 320), png(320, 640), b"broken"
+    (error,) = prepare("q", {"video": Video(frames=frames)}).pairs
+    assert isinstance(error, AspectRatio)
 
 
 def test_a_query_sets_its_own_options() -> None:

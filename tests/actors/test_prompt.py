@@ -4,12 +4,13 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from shardrank.actors.errors import SpecialTokenInText
-from shardrank.actors.prompt import PromptEncoder, PromptIds, Side, VisualSpan, mrope_position_ids
+from shardrank.actors.prepared import PreparedPair
+from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan, mrope_position_ids
 
 TOKENIZER_FILE = Path(__file__).parents[1] / "golden" / "tiny" / "tokenizer.json"
 TOKENIZER = Tokenizer.from_file(str(TOKENIZER_FILE))
@@ -39,11 +40,11 @@ def encode(
     max_length: int = LONG,
     encoder: PromptEncoder = NEUTRAL,
     instruction: str = "Why",
-) -> PromptIds:
+) -> PreparedPair:
     return encoder.encode(instruction, query, document, max_length, "documents[0]")
 
 
-def decoded(ids: PromptIds) -> str:
+def decoded(ids: PreparedPair) -> str:
     return TOKENIZER.decode(ids.input_ids.tolist(), skip_special_tokens=False)
 
 
@@ -95,15 +96,17 @@ def test_timestamps_round_half_to_even(time_s: float, written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "written"), [(text(), "NULL"), (text(""), ""), (text("", ""), "")]
+    ("side", "written"),
+    [
+        (text(), "NULL"),
+        (text(""), ""),
+        (text("", ""), ""),
+        (Side((VisualSpan(0, (1, 1)),), ()), "<|vision_start|><|image_pad|><|vision_end|>"),
+    ],
 )
 def test_only_a_side_without_anything_is_null(side: Side, written: str) -> None:
     prompt = decoded(encode(side, side))
     assert f"<Query>:{written}\n<Document>:{written}<|im_end|>" in prompt
-
-
-def test_a_visual_alone_is_not_null() -> None:
-    assert "NULL" not in decoded(encode(text("q"), Side((VisualSpan(0, (1, 1)),), ())))
 
 
 def cut_slowly(ids: list[int], max_length: int) -> list[int]:
@@ -134,13 +137,7 @@ def test_truncation_keeps_specials_and_the_front(
     cut = encode(query, document, max_length)
     assert cut.input_ids.tolist() == cut_slowly(whole, max_length)
     assert cut.is_truncated == (len(whole) - 5 > max_length)
-    assert int((cut.span_index >= 0).sum()) == 6 * images
-
-
-def test_the_last_five_tokens_come_on_top_of_max_length() -> None:
-    ids = encode(text("q"), text("word " * 500), 100)
-    assert len(ids.input_ids) == 105
-    assert decoded(ids).endswith("word word" + CLOSING)
+    assert int((cut.visual_index >= 0).sum()) == 6 * images
 
 
 def test_a_prompt_of_exactly_the_limit_is_whole() -> None:
@@ -172,7 +169,7 @@ HOSTILE = st.lists(st.sampled_from(sorted(ADDED)) | HALVES | st.text(max_size=5)
 )
 
 
-def added_ids(ids: PromptIds) -> list[int]:
+def added_ids(ids: PreparedPair) -> list[int]:
     return [number for number in ids.input_ids.tolist() if number in ADDED.values()]
 
 
@@ -291,6 +288,7 @@ GRIDS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 PIECES = st.lists(st.integers(1, 5) | GRIDS, min_size=1, max_size=8)
 
 
+@example([2, (2, 3), 1])
 @given(PIECES)
 @settings(max_examples=200, deadline=None)
 def test_positions_are_those_of_a_slow_loop(pieces: list[int | tuple[int, int]]) -> None:
@@ -305,12 +303,3 @@ def test_positions_are_those_of_a_slow_loop(pieces: list[int | tuple[int, int]])
     spans = [VisualSpan(number, grid) for number, grid in enumerate(grids)]
     fast = mrope_position_ids(np.array(index, dtype=np.int32), spans)
     assert fast.tolist() == positions_slowly(index, grids)
-
-
-def test_positions_by_hand() -> None:
-    index = np.array([-1, -1, 0, 0, 0, 0, 0, 0, -1], dtype=np.int32)
-    assert mrope_position_ids(index, [VisualSpan(0, (2, 3))]).tolist() == [
-        [0, 1, 2, 2, 2, 2, 2, 2, 5],
-        [0, 1, 2, 2, 2, 3, 3, 3, 5],
-        [0, 1, 2, 3, 4, 2, 3, 4, 5],
-    ]

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from shardrank.actors.config import VideoReader
-from shardrank.actors.data import Video
-from shardrank.actors.errors import ImageTooLarge, MediaNotFound, VideoDecodeError, VideoTooShort
-from shardrank.actors.fetch.reader import MediaReader
+from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions, VideoReader
+from shardrank.actors.errors import ImageTooLarge, VideoDecodeError, VideoTooShort
 from shardrank.actors.media.decord_frames import DecordVideo
-from shardrank.actors.media.video import SampledVideo, frame_indices, load_video
+from shardrank.actors.media.video import SampledVideo, VideoRequest, frame_indices, load_video
 from shardrank.actors.media.video_frames import PyAvVideo
 from tests.support.clips import Clip, encoded
 
@@ -42,8 +40,10 @@ def load(
     own_fps: float | None = None,
     decoder: VideoReader = "pyav",
 ) -> SampledVideo:
-    video = Video(source, fps=own_fps)
-    return load_video(video, MediaReader(), fps, max_frames, LIMIT, decoder=decoder)
+    name = source if isinstance(source, str) else f"a video of {len(source)} bytes"
+    options = QueryOptions(fps=fps, max_frames=max_frames).over(OFFICIAL_OPTIONS)
+    file = Path(source) if isinstance(source, str) else source
+    return load_video(VideoRequest(file, name, options, LIMIT, own_fps, None, decoder))
 
 
 @pytest.mark.parametrize(
@@ -345,11 +345,6 @@ def test_what_is_no_whole_video_does_not_decode(data: bytes) -> None:
         load(data)
 
 
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(MediaNotFound, match=r"^gone\.mp4: no such file$"):
-        load("gone.mp4")
-
-
 @pytest.mark.parametrize("reader", [DecordVideo, PyAvVideo])
 def test_frames_over_the_pixel_limit_are_refused(reader: Any) -> None:
     path = MEDIA / "v_short3.mp4"
@@ -416,16 +411,18 @@ def test_a_playlist_is_not_followed(
 
 WITHOUT = """
 import sys
+from pathlib import Path
 
 sys.modules |= dict.fromkeys({missing})
-from shardrank.actors.data import Video
-from shardrank.actors.fetch.reader import MediaReader
-from shardrank.actors.media.video import load_video
+from shardrank.actors.config import OFFICIAL_OPTIONS
+from shardrank.actors.media.video import VideoRequest, load_video
 from shardrank.actors.errors import RerankError
 for decoder in ("pyav", "decord"):
+    request = VideoRequest(
+        Path(sys.argv[1]), "v2s_24.mp4", OFFICIAL_OPTIONS, 10**8, decoder=decoder
+    )
     try:
-        sampled = load_video(Video(sys.argv[1]), MediaReader(), 1.0, 64, 10**8, decoder=decoder)
-        print(sampled.frames.shape)
+        print(load_video(request).frames.shape)
     except RerankError as error:
         print(error.code, error)
 """

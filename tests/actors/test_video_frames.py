@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardrank.actors.data import Video
+from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions
 from shardrank.actors.errors import MediaError
-from shardrank.actors.fetch.reader import MediaReader
-from shardrank.actors.media.video import frame_indices, load_video
+from shardrank.actors.media.video import VideoRequest, frame_indices, load_video
 from shardrank.actors.media.video_frames import PyAvVideo
 from tests.support.clips import ENCODINGS, RATE, Clip, encoded, sequential, tick_s
 
@@ -21,8 +20,9 @@ LIMIT = 10**8
 
 def check(data: bytes, fps: float, max_frames: int) -> None:
     """An error alone where a sequential decode fails too, or shows fewer than two frames."""
+    options = QueryOptions(fps=fps, max_frames=max_frames).over(OFFICIAL_OPTIONS)
     try:
-        sampled = load_video(Video(data), MediaReader(), fps, max_frames, LIMIT)
+        sampled = load_video(VideoRequest(data, "a clip", options, LIMIT))
     except MediaError:
         with contextlib.suppress(av.error.FFmpegError):
             assert len(sequential(data)) < 2

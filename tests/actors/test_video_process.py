@@ -25,10 +25,10 @@ from shardrank.actors.errors import (
     VideoTooShort,
 )
 from shardrank.actors.fetch.reader import MediaReader
-from shardrank.actors.media import sandbox, video_process
+from shardrank.actors.media import sandbox, video_child, video_process
 from shardrank.actors.media.pixels import video_file_pixels
-from shardrank.actors.media.video import load_video
-from shardrank.actors.media.video_process import VideoProcess, VideoProcesses
+from shardrank.actors.media.video import VideoRequest, load_video
+from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.actors.preprocessor import Preprocessor
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,8 @@ CLIP = GOLDEN / "media" / "v2s_24.mp4"
 LIMIT = 10**8
 
 
-def frames_of(videos: VideoProcess | VideoProcesses, source, reader=None):
-    return videos.frames(Video(source), reader or MediaReader(), OFFICIAL_OPTIONS, LIMIT)
+def frames_of(videos: VideoProcesses, source, reader=None, options=OFFICIAL_OPTIONS, seconds=None):
+    return videos.frames(Video(source), reader or MediaReader(), options, LIMIT, seconds)
 
 
 def damaged(seed: int) -> bytes:
@@ -50,48 +50,47 @@ def damaged(seed: int) -> bytes:
     return bytes(data)
 
 
-def child_id(videos: VideoProcess) -> int:
-    assert videos._child is not None
-    return videos._child.process.pid
+def child_id(videos: VideoProcesses) -> int:
+    return videos._idle.queue[-1]._child.process.pid
 
 
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_the_child_gives_what_decoding_here_gives(as_bytes):
-    sampled = load_video(Video(str(CLIP)), MediaReader(), 1.0, 64, LIMIT)
+    sampled = load_video(VideoRequest(CLIP, "clip", OFFICIAL_OPTIONS, LIMIT))
     source = CLIP.read_bytes() if as_bytes else str(CLIP)
-    pixels, times_s = frames_of(VideoProcess(), source)
+    pixels, times_s = frames_of(VideoProcesses(1), source)
     assert (pixels == video_file_pixels(sampled.frames, OFFICIAL_OPTIONS)).all()
     assert times_s == sampled.times_s
 
 
 def test_a_video_over_the_seconds_allowed_is_not_sampled():
-    videos = VideoProcess()
-    ask = (Video(str(CLIP)), MediaReader(), OFFICIAL_OPTIONS, LIMIT)
+    videos = VideoProcesses(1)
     with pytest.raises(VideoTooLong, match="over the limit of 0 s"):
-        videos.frames(*ask, 0.5)
-    assert len(videos.frames(*ask, 60.0)[1]) >= 2
+        frames_of(videos, str(CLIP), seconds=0.5)
+    assert len(frames_of(videos, str(CLIP), seconds=60.0)[1]) >= 2
 
 
 def test_one_child_serves_many_files():
-    videos = VideoProcess()
+    videos = VideoProcesses(1)
     frames_of(videos, str(CLIP))
     first = child_id(videos)
     with pytest.raises(VideoDecodeError, match="a video of 7 bytes"):
         frames_of(videos, b"garbage")
     frames_of(videos, str(CLIP))
     assert child_id(videos) == first
+    assert os.getpgid(first) != os.getpgid(0)  # Ctrl-C on the terminal does not reach it
 
 
 def test_a_file_that_kills_decord_is_an_error_and_the_next_one_is_read():
     pytest.importorskip("decord")
-    videos = VideoProcess(decoder="decord")
+    videos = VideoProcesses(1, "decord")
     with pytest.raises(VideoDecodeError, match="a video of 17332 bytes"):
         frames_of(videos, damaged(19))
     assert len(frames_of(videos, str(CLIP))[1]) >= 2
 
 
 def test_a_child_killed_by_somebody_else_costs_no_row():
-    videos = VideoProcess()
+    videos = VideoProcesses(1)
     frames_of(videos, str(CLIP))
     first = child_id(videos)
     os.kill(first, 9)
@@ -99,36 +98,32 @@ def test_a_child_killed_by_somebody_else_costs_no_row():
     assert child_id(videos) != first
 
 
-def test_ctrl_c_on_the_terminal_does_not_reach_the_child():
-    videos = VideoProcess()
-    frames_of(videos, str(CLIP))
-    assert os.getpgid(child_id(videos)) != os.getpgid(0)
-
-
 def test_a_decoder_that_does_not_return_is_stopped():
-    videos = VideoProcess(timeout_s=0.001)
+    videos = VideoProcesses(1, timeout_s=0.001)
     with pytest.raises(VideoDecodeError, match="not decoded within"):
         frames_of(videos, str(CLIP))
 
 
 FAULTY = """
 import os, sys, time
+from dataclasses import replace
+from pathlib import Path
 from shardrank.actors.media.sandbox import enter; enter()
-from shardrank.actors.media import sandbox, video_process
-real = video_process.load_video
-def load_video(video, *rest):
-    if video.source == b"dies":
+from shardrank.actors.media import video_child
+real = video_child.load_video
+def load_video(request, resize, progress):
+    if request.source == b"dies":
         os.abort()
-    if video.source == b"hangs":
+    if request.source == b"hangs":
         time.sleep(600)
-    if video.source == b"takes its time":
+    if request.source == b"takes its time":
         for _ in range(3):
-            rest[-1]()
-            time.sleep(video_process._ALIVE_EVERY_S)
-        return real(video_process.Video({clip!r}), *rest)
-    return real(video, *rest)
-video_process.load_video = load_video
-video_process.serve(*map(int, sys.argv[1:]))
+            progress()
+            time.sleep(video_child.ALIVE_EVERY_S)
+        request = replace(request, source=Path({clip!r}))
+    return real(request, resize, progress)
+video_child.load_video = load_video
+video_child.serve(*map(int, sys.argv[1:]))
 """
 
 
@@ -156,7 +151,7 @@ def test_a_file_that_costs_a_decoder_costs_it_once(faulty, source, said):
 
 
 def test_a_decoder_that_goes_on_is_not_taken_for_one_that_hangs(faulty):
-    videos = VideoProcess(silence_s=2 * video_process._ALIVE_EVERY_S)
+    videos = VideoProcesses(1, silence_s=2 * video_child.ALIVE_EVERY_S)
     assert len(frames_of(videos, b"takes its time")[1]) >= 2
 
 
@@ -174,10 +169,7 @@ def test_a_file_that_changed_is_tried_again(faulty, tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(CLIP.read_bytes())
     videos = VideoProcesses(1)
-    key = video_process._Request(
-        Video(str(path)), "", OFFICIAL_OPTIONS, LIMIT, None, "pyav", 1.0
-    ).key
-    videos.lost.lose_video(key, "it hung")
+    videos.lost.lose_video(video_process._key(path), "it hung")
     with pytest.raises(VideoDecodeError, match=r"it hung \(not tried again\)$"):
         frames_of(videos, str(path))
     os.utime(path, ns=(1, 1))
@@ -196,7 +188,7 @@ def test_a_child_that_does_not_start_says_why(monkeypatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudnn.so.9: cannot open')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(VideoDecodeError, match=r"not start: ImportError: libcudnn\.so\.9: cannot"):
-        frames_of(VideoProcess(), str(CLIP))
+        frames_of(VideoProcesses(1), str(CLIP))
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="makes a library")
@@ -206,17 +198,17 @@ def test_the_child_has_the_libraries_that_its_parent_was_given(monkeypatch, tmp_
     library = str(tmp_path / "given.so")
     subprocess.run(["gcc", "-shared", "-o", library, str(tmp_path / "given.c")], check=True)
     monkeypatch.setenv("LD_PRELOAD", library)
-    videos = VideoProcess()
+    videos = VideoProcesses(1)
     frames_of(videos, str(CLIP))
     assert library in _text(child_id(videos), "maps")
 
 
 def test_the_media_root_holds_before_the_child_is_asked():
     reader = MediaReader(str(GOLDEN / "tiny"))
-    videos = VideoProcess()
+    videos = VideoProcesses(1)
     with pytest.raises(MediaForbidden):
         frames_of(videos, "../media/v2s_24.mp4", reader)
-    assert videos._child is None
+    assert videos._idle.queue[-1]._child is None
 
 
 @pytest.mark.parametrize("trap", ["link", "fifo", "another file"])
@@ -242,7 +234,7 @@ def test_what_was_put_in_a_files_place_after_the_check_is_not_decoded(trap, tmp_
             overtake()
             return found
 
-    videos = VideoProcess(silence_s=5)
+    videos = VideoProcesses(1, silence_s=5)
     if trap == "another file":
         assert len(frames_of(videos, "clip.mp4", Overtaken(str(root)))[1]) > 4
         return
@@ -252,20 +244,20 @@ def test_what_was_put_in_a_files_place_after_the_check_is_not_decoded(trap, tmp_
 
 def test_a_damaged_file_is_named_as_it_was_given():
     with pytest.raises(VideoDecodeError) as raised:
-        frames_of(VideoProcess(), str(GOLDEN / "media" / "a.gif"))
+        frames_of(VideoProcesses(1), str(GOLDEN / "media" / "a.gif"))
     assert "a.gif" in str(raised.value) and "/dev/fd" not in str(raised.value)
 
 
 def test_errors_of_the_child_keep_their_kind():
     short = OFFICIAL_OPTIONS.__class__(max_frames=1).over(OFFICIAL_OPTIONS)
     with pytest.raises(VideoTooShort, match=r"v2s_24\.mp4"):
-        VideoProcess().frames(Video(str(CLIP)), MediaReader(), short, LIMIT)
+        frames_of(VideoProcesses(1), str(CLIP), options=short)
 
 
 def test_the_child_ends_with_its_owner():
-    videos = VideoProcess()
+    videos = VideoProcesses(1)
     frames_of(videos, str(CLIP))
-    process = videos._child.process
+    process = videos._idle.queue[-1]._child.process
     del videos
     gc.collect()
     assert process.wait(timeout=10) != 0
@@ -274,13 +266,13 @@ def test_the_child_ends_with_its_owner():
 HANG = """
 import ctypes, os, sys, time
 from pathlib import Path
-from shardrank.actors.media import sandbox, video_process
-def load_video(video, *rest):
+from shardrank.actors.media import video_child
+def load_video(*_):
     Path({place!r}).write_text(str(os.getpid()))
     {hang}
-video_process.load_video = load_video
-video_process._GRACE_S = {alarm_s} - 600
-video_process.serve(*map(int, sys.argv[1:]))
+video_child.load_video = load_video
+video_child._GRACE_S = {alarm_s} - 600
+video_child.serve(*map(int, sys.argv[1:]))
 """
 PARENT = """
 import sys
@@ -289,7 +281,7 @@ from shardrank.actors.config import OFFICIAL_OPTIONS
 from shardrank.actors.data import Video
 from shardrank.actors.fetch.reader import MediaReader
 video_process._STARTUP = sys.argv[1]
-videos = video_process.VideoProcess(600)
+videos = video_process.VideoProcesses(1, "pyav", 600, 600)
 videos.frames(Video(b"hangs"), MediaReader(), OFFICIAL_OPTIONS, 1)
 """
 
@@ -344,8 +336,8 @@ def test_a_deadly_video_leaves_the_other_documents_alone(faulty):
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_memory_beyond_the_childs_limit_is_not_given():
     code = (
-        "from shardrank.actors.media.video_process import _data_bytes, _limit_memory\n"
-        "_limit_memory(_data_bytes() + (64 << 20))\n"
+        "from shardrank.actors.media.sandbox import data_bytes, limit_work\n"
+        "limit_work(data_bytes() + (64 << 20), 60)\n"
         "small = bytearray(32 << 20)\n"
         "try: bytearray(64 << 20)\n"
         "except MemoryError: print('refused')"
@@ -357,12 +349,12 @@ def test_memory_beyond_the_childs_limit_is_not_given():
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_video_that_needs_more_memory_than_there_is_for_one_is_an_error(monkeypatch):
     code = (
-        "import sys; from shardrank.actors.media import video_process as v; "
+        "import sys; from shardrank.actors.media import video_child as v; "
         "v._MIN_BYTES = v._BYTES_PER_PIXEL = 0; v.serve(*map(int, sys.argv[1:]))"
     )
     monkeypatch.setattr(video_process, "_STARTUP", code)
     with pytest.raises(VideoDecodeError, match="MemoryError|memory|died"):
-        frames_of(VideoProcess(), str(CLIP))
+        frames_of(VideoProcesses(1), str(CLIP))
 
 
 def _text(child: int, name: str) -> str:
@@ -374,7 +366,7 @@ def test_the_child_has_no_secrets_and_few_rights(monkeypatch):
     monkeypatch.setenv("SHARDRANK_API_KEYS", "a key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
     monkeypatch.setenv("HF_TOKEN", "a token")
-    videos = VideoProcess()
+    videos = VideoProcesses(1)
     frames_of(videos, str(CLIP))
     child = child_id(videos)
     names = {each.partition("=")[0] for each in _text(child, "environ").split("\0")}
@@ -393,7 +385,7 @@ import json, os, signal, socket, subprocess, sys
 from shardrank.actors.media.sandbox import enter
 given_up = enter()
 from shardrank.actors.errors import VideoDecodeError
-from shardrank.actors.media import sandbox, video_process
+from shardrank.actors.media import video_child
 attacks = {
     "socket": lambda: socket.create_connection(("127.0.0.1", 1)),
     "program": lambda: subprocess.run(["true"]),
@@ -410,8 +402,8 @@ def load_video(*_):
         except Exception as error:
             outcomes[name] = type(error).__name__
     raise VideoDecodeError(json.dumps([given_up, outcomes]))
-video_process.load_video = load_video
-video_process.serve(*map(int, sys.argv[1:]))
+video_child.load_video = load_video
+video_child.serve(*map(int, sys.argv[1:]))
 """
 
 
@@ -425,7 +417,7 @@ def test_a_decoder_that_was_taken_over_reaches_nothing(monkeypatch, tmp_path):
         ATTACKS.replace("{place!r}", repr(str(place))).replace("{{", "{").replace("}}", "}"),
     )
     with pytest.raises(VideoDecodeError) as raised:
-        frames_of(VideoProcess(), b"taken over")
+        frames_of(VideoProcesses(1), b"taken over")
     given_up, outcomes = json.loads(str(raised.value))
     expected = {"write": "PermissionError" if "landlock" in given_up else "OSError"}
     if "seccomp" in given_up:

@@ -60,12 +60,12 @@ class PoisonedPreprocessor(Preprocessor):
         super().__init__(config)
         self._log = log
 
-    def _read(self, content: Any, *more: Any) -> Any:
+    def _read(self, content: Any, *more: Any, **named: Any) -> Any:
         for text in content.texts:
             if match := re.search("prepare:([a-z]+)", text):
                 note(self._log, f"read {match[0]}")
                 hurt(match[1])
-        return super()._read(content, *more)
+        return super()._read(content, *more, **named)
 
     def prepare_pairs(self, pairs: Any) -> PreparedSet:
         """Pairs whose text a scorer dies of have a position that says so."""
