@@ -204,7 +204,7 @@ def _check_jpeg(data: bytes, name: str) -> None:
 
 
 def chosen_frames(video: Video, max_frames: int) -> tuple[ImageSource, ...]:
-    """Those of a frame list, thinned to max_frames as the official sample_frames does."""
+    """The frames of a frame list, thinned to max_frames as the official sample_frames does."""
     if not video.frames:
         raise VideoTooShort("a video's list of frames is empty")
     if len(video.frames) <= max_frames:

@@ -45,7 +45,8 @@ ALIVE = None
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A file to decode. decode: of the number of the file that is open of it, or None.
+    """A file to decode. decode takes the number of the open file, or None, and whom to tell of
+    progress.
 
     name: in error sentences; key: the same in every process; silence_s: how long nothing may come.
     """

@@ -336,10 +336,11 @@ def _reorder_depth(packets: Sequence[_Packet]) -> int:
 
 def _runs(packets: Sequence[_Packet], times: Sequence[int]) -> list[_Run]:
     places = {packet.pts: place for place, packet in enumerate(packets)}
+    entries = [at for at, each in enumerate(packets) if each.picture.entry is not Entry.NONE]
     runs: list[_Run] = []
     for time in times:
         place = places[time]
-        entry = _entry_for(packets, place)
+        entry = _entry_for(packets, entries, place)
         if runs and entry <= runs[-1].last + 1:
             runs[-1].last = max(runs[-1].last, place)
             runs[-1].wanted.add(time)
@@ -348,13 +349,12 @@ def _runs(packets: Sequence[_Packet], times: Sequence[int]) -> list[_Run]:
     return runs
 
 
-def _entry_for(packets: Sequence[_Packet], place: int) -> int:
-    """The last one that gives the picture right; the first always does."""
-    for before in range(place, 0, -1):
-        entry = packets[before].picture.entry
-        is_late = packets[before].pts > packets[place].pts
-        if entry is Entry.ALL or (entry is Entry.TRAILING and not is_late):
-            return before
+def _entry_for(packets: Sequence[_Packet], entries: Sequence[int], place: int) -> int:
+    """The last entry that gives the picture right; the first always does."""
+    for index in range(bisect_right(entries, place) - 1, 0, -1):
+        entry = packets[entries[index]]
+        if entry.picture.entry is Entry.ALL or entry.pts <= packets[place].pts:
+            return entries[index]
     return 0
 
 

@@ -120,12 +120,14 @@ class VideoProcess:
         return reply[0]
 
     def _ask(self, task: Task, file: BinaryIO | None) -> tuple[Any] | None:
-        """The child's reply, an error where it is too slow; None where it died."""
+        """The child's reply, an error where it is too slow; None where it died. A child that has
+        not replied ends, also on Ctrl-C: what it still sends would pass for the next file's.
+        """
         if self._child is None:
             self._child = _Child.start()
             self._cleanup = weakref.finalize(self, self._child.stop)
         connection, ends = self._child.connection, time.monotonic() + task.timeout_s
-        why: tuple[Any] | None = None
+        has_replied = False
         try:
             connection.send((task, file is not None))
             if file is not None:
@@ -133,16 +135,18 @@ class VideoProcess:
             while connection.poll(min(task.silence_s, max(0.0, ends - time.monotonic()))):
                 reply = connection.recv()
                 if reply is not ALIVE:
+                    has_replied = True
                     return (reply,)
             said = f"not decoded within {task.timeout_s:.0f} s"
             if time.monotonic() < ends:
                 said = f"the decoder hung, with no packet and no frame for {task.silence_s:.0f} s"
-            why = (DecoderLost(f"{task.name}: {said}"),)
+            return (DecoderLost(f"{task.name}: {said}"),)
         except (EOFError, OSError):
-            pass
-        self._cleanup()
-        self._child = None
-        return why
+            return None
+        finally:
+            if not has_replied:
+                self._cleanup()
+                self._child = None
 
 
 class LostVideos(Protocol):

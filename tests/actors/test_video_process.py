@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pytest
 
 from shardrank.actors.config import OFFICIAL_OPTIONS, RerankerConfig
@@ -96,6 +97,24 @@ def test_a_child_killed_by_somebody_else_costs_no_row():
     os.kill(first, 9)
     assert len(frames_of(videos, str(CLIP))[1]) >= 2
     assert child_id(videos) != first
+
+
+def test_an_interrupted_file_leaves_no_answer_for_the_next(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    videos = VideoProcesses(1)
+    other = str(GOLDEN / "media" / "v6s_25.mp4")
+    expected, _ = frames_of(videos, other)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(video_process.Connection, "poll", interrupted)
+        frames_of(videos, str(CLIP))
+    assert np.array_equal(frames_of(videos, other)[0], expected)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(MediaNotFound, match=r"^gone\.mp4: no such file$"):
+        frames_of(VideoProcesses(1), "gone.mp4")
 
 
 def test_a_decoder_that_does_not_return_is_stopped():

@@ -2,6 +2,7 @@
 
 import _thread
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,13 @@ def test_ctrl_c_waits_for_the_write(proxy: FaultProxy, place: Location) -> None:
         return Fault("late", seconds=0.3)
 
     proxy.faults = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(place.child("new"), CONTENT)
+    # A shell's background process ignores Ctrl-C, and so would this one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(place.child("new"), CONTENT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert read_bytes(place.child("new")) == CONTENT
 
 
