@@ -184,6 +184,23 @@ def test_bad_rows_are_errors_of_their_own_and_touch_nothing_else(tmp_path: Path)
     assert all(sentences[code] for code in sentences if code) and sentences[None] is None
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"query_id": 2, "max_length": -5}, "max_length must be above zero"),
+        ({"doc_id": None}, "doc_id is null"),
+    ],
+)
+def test_what_is_wrong_with_a_row_stands_in_its_sentence(
+    tmp_path: Path, changed: dict[str, Any], sentence: str
+) -> None:
+    row = {"query_id": 1, "doc_id": "1", "query": "q", "doc": "d", "max_length": None}
+    path = write_table(tmp_path / "pairs.parquet", [row, row | changed])
+    run_inline(plan_of(path), tmp_path / "out")
+    (error,) = [row["error"] for row in score_rows(tmp_path / "out") if row["error"]]
+    assert sentence in error
+
+
 # Refusals: one sentence that names the place
 
 
