@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from shardrank.actors.families.choice import family_of
-from shardrank.actors.families.family import Task
+from shardrank.actors.families.family import Role, Task
 from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
 from shardrank.actors.fetch.reader import is_object_store
 from shardrank.actors.fetch.web import WebMedia
 
 DEFAULT_MAX_VISUAL_TOKENS = 32_768
+Precision = Literal["float32", "float16"]
 VideoReader = Literal["pyav", "decord"]
 """The package that decodes video files."""
 
@@ -169,11 +170,30 @@ OFFICIAL_OPTIONS = QueryOptions.from_mapping(OFFICIAL_DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingOptions:
+    """What a job makes of an embedding model's vectors.
+
+    dimensions: the first so many, a unit vector again; None: all. precision: of the files.
+    """
+
+    role: Role = "document"
+    dimensions: int | None = None
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("role", Role), ("precision", Precision)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}")
+        if self.dimensions is not None:
+            _check_limit("dimensions", self.dimensions, can_be_zero=False, has_fraction=False)
+
+
+@dataclass(frozen=True, slots=True)
 class RerankerConfig:
     """Everything a Reranker needs to know. Raises ValueError on a value out of range.
 
     adapter: a directory of PEFT's; its base is the model, in float32 when it is merged.
-    task: "embed" for the embedding models, whose result is a vector.
+    embedding: for the embedding models, whose result is a vector; None: pairs are scored.
     dtype: the score head is float32 always.
     empty: what says nothing has no text, image or video, or blanks alone; "official" scores it as
         the official scorer does: None is the word NULL, "" the empty string.
@@ -204,7 +224,7 @@ class RerankerConfig:
         Setting("auto: bfloat16 on CUDA, else float32"),
     ] = "auto"
     adapter: Annotated[str | None, Setting("LoRA or DoRA adapter, merged at load")] = None
-    task: Task = "rerank"
+    embedding: EmbeddingOptions | None = None
     instruction: Annotated[
         str | None,
         Setting("For queries that have none of their own; default: the official one of the model"),
@@ -285,6 +305,10 @@ class RerankerConfig:
         _check_roots(self.media_root)
         if not isinstance(self.web_media, WebMedia | None):
             raise ValueError(f"web_media must be a WebMedia or None, got {self.web_media!r}")
+
+    @property
+    def task(self) -> Task:
+        return "rerank" if self.embedding is None else "embed"
 
     def resolve(self, checkpoint: Path) -> "RerankerConfig":
         """Fill instruction and options: this config, then `reranker.json` of the checkpoint, then

@@ -158,7 +158,7 @@ class PairScore:
 class Embedding:
     """The result of one text, image or video: a unit vector (D,) float32, or an error."""
 
-    vector: np.ndarray | None = None
+    embedding: np.ndarray | None = None
     num_tokens: int = 0
     num_visual_tokens: int = 0
     is_truncated: bool = False
@@ -166,14 +166,14 @@ class Embedding:
 
     def cut(self, dimensions: int | None) -> "Embedding":
         """The same in its first so many dimensions (MRL), a unit vector again."""
-        if self.vector is None or dimensions is None or dimensions >= len(self.vector):
+        if self.embedding is None or dimensions is None or dimensions >= len(self.embedding):
             return self
-        short = self.vector[:dimensions]
+        short = self.embedding[:dimensions]
         length = np.linalg.norm(short)
         if not length:
             error = NonFiniteScore(f"the vector's first {dimensions} dimensions are zero")
-            return replace(self, vector=None, error=error)
-        return replace(self, vector=short / length)
+            return replace(self, embedding=None, error=error)
+        return replace(self, embedding=short / length)
 
 
 def parse_or_error(parse: Any, value: Any, field: str) -> Content | RerankError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.config import EmbeddingOptions, QueryOptions, RerankerConfig
 from shardrank.actors.data import Content, Embedding, parse_or_error
 from shardrank.actors.families.family import Role
 from shardrank.actors.preprocessor import Preprocessor
@@ -26,7 +26,7 @@ class Embedder:
             model = RerankerConfig(model=model, **settings)
         elif settings:
             raise ValueError(f"give settings in the config, not beside it: {sorted(settings)}")
-        model = replace(model, task="embed")
+        model = replace(model, embedding=model.embedding or EmbeddingOptions())
         self.preprocessor = Preprocessor(model)
         self.scorer = Scorer(model)
         self.config = self.scorer.config
@@ -55,7 +55,7 @@ class Embedder:
         for each in found:
             if each.error is not None:
                 raise each.error
-        vectors = [each.cut(dimensions).vector for each in found]
+        vectors = [each.cut(dimensions).embedding for each in found]
         return np.stack([each for each in vectors if each is not None])
 
     @property

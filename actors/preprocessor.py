@@ -88,10 +88,12 @@ class Preprocessor:
         watch: Watch = nullcontext,
         permit: Permit = permit_all,
     ) -> OpenQuery:
-        """A query for any number of pairs; nothing is read before its first one."""
-        return self.open_text(
-            OpenSide(query, "query", watch, permit), "query", instruction, options
-        )
+        """A query for any number of pairs; nothing is read before its first one. For an embedder
+        what its texts are embedded with: itself is not read.
+        """
+        embedding = self.config.embedding
+        role = "query" if embedding is None else embedding.role
+        return self.open_text(OpenSide(query, "query", watch, permit), role, instruction, options)
 
     def open_text(
         self,
@@ -126,10 +128,13 @@ class Preprocessor:
         return OpenSide(document, name, watch, permit)
 
     def prepare_pairs(self, pairs: Iterable[tuple[OpenQuery, OpenSide]]) -> PreparedSet:
-        """Any pairs as one set, in order; they may share a query, a document, both or neither.
+        """Any pairs as one set, in order; they may share a query, a document, both or neither. For
+        an embedder the document alone.
 
         Never raises for bad data, as `prepare`.
         """
+        if self.family.task == "embed":
+            return self._prepared((query, (document,)) for query, document in pairs)
         return self._prepared((query, (query.side, document)) for query, document in pairs)
 
     def prepare_texts(self, texts: Iterable[OpenQuery]) -> PreparedSet:

@@ -386,7 +386,7 @@ def _embedded(pair: PreparedPair | RerankError, result: Result) -> Embedding:
         return replace(unknown, error=result)
     if not np.isfinite(result).all() or not result.any():
         return replace(unknown, error=NonFiniteScore("the model's vector is zero or not finite"))
-    return replace(unknown, vector=result)
+    return replace(unknown, embedding=result)
 
 
 def _costs(sets: Sequence[PreparedSet]) -> list[PairCost]:

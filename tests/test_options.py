@@ -42,7 +42,7 @@ FIELDS = [
     )
     for owner in (RerankerConfig, QueryOptions)
     for field in fields(owner)
-    if field.name not in ("model", "options", "task")
+    if field.name not in ("model", "options", "embedding")
 ]
 
 
@@ -77,7 +77,7 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[RerankerConfig]:
 
 def test_no_field_of_the_engine_is_left_undescribed() -> None:
     for owner in (RerankerConfig, QueryOptions):
-        named = {field.name for field in fields(owner)} - {"options", "task"}
+        named = {field.name for field in fields(owner)} - {"options", "embedding"}
         assert settings_of(owner).keys() == named
 
 

@@ -28,6 +28,9 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """What `--map TABLE.COLUMN=NAME` may name."""
 
+IDS = {"queries": "query_id", "corpus": "doc_id"}
+"""The id of a table that one can embed."""
+
 IN_EVERY_FILE = ("query_id", "doc_id", "doc_ids", "candidates")
 """Each file must have what the table has of these; other columns are null where it lacks them."""
 CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -1,4 +1,5 @@
-"""The three input forms, opened and checked: candidate sets, pairs, run + queries + corpus.
+"""The input forms, opened and checked: candidate sets, pairs, run + queries + corpus, or texts to
+embed.
 
 Knows which tables a form needs; how well-known data sets name their files and columns.
 """
@@ -10,6 +11,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from shardrank.actors.families.family import Role
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.columns import (
     CANDIDATE_COLUMNS,
@@ -19,7 +21,7 @@ from shardrank.jobs.inputs.columns import (
     TABLE_COLUMNS,
 )
 from shardrank.jobs.inputs.lines import Layouts
-from shardrank.jobs.inputs.parts import PRESETS, Preset, find_parts
+from shardrank.jobs.inputs.parts import PRESETS, Preset, find_part, find_parts
 from shardrank.jobs.inputs.paths import plain_type
 from shardrank.jobs.inputs.runs import run_files
 from shardrank.jobs.inputs.tables import (
@@ -34,7 +36,7 @@ from shardrank.jobs.storage import Location, would_read
 
 logger = logging.getLogger(__name__)
 
-Form = Literal["sets", "pairs", "run"]
+Form = Literal["sets", "pairs", "run", "texts"]
 Mappings = dict[str, dict[str, str | tuple[str, ...]]]
 
 
@@ -49,7 +51,10 @@ _TSV_LAYOUTS: dict[str, dict[int, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class InputOptions:
-    """What the command line says about the input; nothing is opened yet."""
+    """What the command line says about the input; nothing is opened yet.
+
+    embeds: INPUT is a corpus, or queries, or has them inside; there are no pairs.
+    """
 
     input: str | None = None
     run: str | None = None
@@ -57,6 +62,7 @@ class InputOptions:
     corpus: str | None = None
     preset: str | None = None
     maps: tuple[str, ...] = ()
+    embeds: Role | None = None
 
     def check_apart_from(self, output: str) -> None:
         """Raises UsageError for an output that would be input the next time."""
@@ -76,9 +82,10 @@ def roots_of(given: Sequence[str] | None) -> str | tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class JobInput:
-    """What workers need to read a unit. Candidate sets and pairs are `queries` and `corpus` both.
+    """What workers need to read a unit. Candidate sets, pairs and texts are `queries` and `corpus`
+    both.
 
-    The id types are those of the list of pairs, and of the output.
+    The id types are those of the list of pairs, and of the output. vector: the type of a text's.
     """
 
     form: Form
@@ -86,6 +93,7 @@ class JobInput:
     corpus: Table
     query_id_type: pa.DataType
     doc_id_type: pa.DataType
+    vector: pa.DataType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,11 @@ def open_job_input(options: InputOptions) -> OpenedInput:
         if uri.lower().endswith(_ARCHIVES):
             raise UsageError(f"{uri} is an archive: unpack it, and name what is inside")
     layouts = tsv_layouts(options.preset)
-    if "run" not in parts:
+    if options.embeds is not None:
+        ((name, uri),) = parts.items()
+        texts = open_content(name, uri, mapping[name], layouts[name])
+        opened = OpenedInput("texts", texts, texts)
+    elif "run" not in parts:
         if "queries" in parts or "corpus" in parts:
             raise UsageError(
                 "queries and a corpus alone do not say which pairs to score: "
@@ -178,6 +190,8 @@ def _locate(options: InputOptions) -> dict[str, str]:
     """Part -> URI: what the options name, and what INPUT is or, as a directory, contains."""
     given = {"run": options.run, "queries": options.queries, "corpus": options.corpus}
     parts = {name: uri for name, uri in given.items() if uri}
+    if options.embeds is not None:
+        return _locate_texts(options, "corpus" if options.embeds == "document" else "queries")
     if options.input is not None:
         preset = _preset(options.preset)
         is_alone = not parts and not preset.input_is_run
@@ -190,6 +204,15 @@ def _locate(options: InputOptions) -> dict[str, str]:
     if missing and "input" not in parts:
         raise UsageError(f"no {missing[0]}: name the table with --{missing[0]}")
     return parts
+
+
+def _locate_texts(options: InputOptions, name: str) -> dict[str, str]:
+    if options.input is None:
+        raise UsageError(f"no input: name the {name}")
+    if Location.parse(options.input).is_file:
+        return {name: options.input}
+    found = find_part(options.input, _preset(options.preset).parts.get(name, (name,)))
+    return {name: found or options.input}
 
 
 def _open_direct(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines, parquet
-from shardrank.jobs.inputs.columns import DOCUMENT_COLUMNS, QUERY_COLUMNS
+from shardrank.jobs.inputs.columns import DOCUMENT_COLUMNS, IDS, QUERY_COLUMNS
 from shardrank.jobs.inputs.forms import OpenedInput
 from shardrank.jobs.inputs.parts import check_one_split
 from shardrank.jobs.inputs.paths import column_at, plain_type, type_at
@@ -37,7 +37,7 @@ def list_pairs(opened: OpenedInput) -> pa.Table:
 
     The pairs of a query are neighbours, in their own order; queries come as they first appear.
     """
-    pairs = _own_pairs(opened) if opened.form == "pairs" else _joined_pairs(opened)
+    pairs = _LISTED.get(opened.form, _joined_pairs)(opened)
     return _grouped_by_query(pairs)
 
 
@@ -47,6 +47,17 @@ def _own_pairs(opened: OpenedInput) -> pa.Table:
     codes = id_codes(scanned["query_id"])
     first_rows = np.unique(codes, return_index=True)[1][codes]
     return _with_places(scanned, scanned, first_rows, scanned, np.arange(len(codes)))
+
+
+def _texts(opened: OpenedInput) -> pa.Table:
+    """Texts to embed: each is a query with itself as its one document."""
+    column = IDS[opened.corpus.table.name]
+    scanned = scan_columns(opened.corpus, [column])
+    nothing = pa.nulls(scanned.num_rows)
+    pairs = {"query_id": scanned[column], "doc_id": scanned[column]}
+    rows = np.arange(scanned.num_rows)
+    listed = pa.table(pairs | {"rank": nothing, "score": nothing})
+    return _with_places(listed, scanned, rows, scanned, rows)
 
 
 def _joined_pairs(opened: OpenedInput) -> pa.Table:
@@ -63,6 +74,9 @@ def _joined_pairs(opened: OpenedInput) -> pa.Table:
     check_one_content(opened.queries, "query_id", queries, query_rows, QUERY_COLUMNS)
     check_one_content(opened.corpus, "doc_id", documents, document_rows, DOCUMENT_COLUMNS)
     return _with_places(run, queries, query_rows, documents, document_rows)
+
+
+_LISTED = {"pairs": _own_pairs, "texts": _texts}
 
 
 def scan_columns(opened: OpenedTable, columns: list[str]) -> pa.Table:

@@ -82,7 +82,7 @@ def find_parts(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str
     found = {
         name: part
         for name in ("queries", "corpus", "run", "instructions")
-        if (part := _find_part(uri, preset.parts.get(name, (name,))))
+        if (part := find_part(uri, preset.parts.get(name, (name,))))
     }
     if found.keys() & {"queries", "corpus"} and {"queries", "corpus"} <= (found | given).keys():
         return found | given
@@ -110,7 +110,7 @@ def _with_run(uri: str, given: dict[str, str]) -> dict[str, str]:
     return {"run": uri} | given
 
 
-def _find_part(uri: str, names: Sequence[str]) -> str | None:
+def find_part(uri: str, names: Sequence[str]) -> str | None:
     """The URI of the first of `names` that is a file or directory with files inside INPUT, or,
     where INPUT itself is none, that it begins: `DIR/english` has `DIR/english-corpus`.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.config import EmbeddingOptions, QueryOptions, RerankerConfig
 from shardrank.actors.families.family import Family
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
@@ -36,7 +36,7 @@ _NOT_IN_SCORES = (
 what may be fetched decides on what is still to do alone.
 """
 _CAME_LATER = {
-    "task": "rerank",
+    "embedding": None,
     "local_media": True,
     "batch_invariant": False,
     "max_video_s": None,
@@ -93,6 +93,7 @@ def config_of(job: Job, name: str, revision: str | None, dtype: str | None) -> R
     options["media_root"] = tuple(roots) if isinstance(roots, list) else roots
     options["options"] = QueryOptions.from_mapping(options["options"])
     options["dtype"] = dtype or options["dtype"]
+    options["embedding"] = options["embedding"] and EmbeddingOptions(**options["embedding"])
     known = {each: options[each] for each in options if each not in _NOT_IN_SCORES}
     return RerankerConfig(model=name, revision=revision, **known)
 

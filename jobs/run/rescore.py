@@ -98,6 +98,8 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
     what the job had, and VerificationError if the output is not complete.
     """
     kept, manifest, plan = open_output(output)
+    if plan.input.form == "texts":
+        raise UsageError(f"--rescore: {output} holds vectors, which have no scores")
     name, revision = manifest.model["name"], manifest.model["revision"]
     found_at, revision = (name, revision) if model is None else (model, None)
     config = config_of(manifest.job, found_at, revision, manifest.dtype)
@@ -189,6 +191,7 @@ def _scored_alone(
             document = parse_or_error(Content.parse, candidate.document, DOCUMENT_NAME)
             pair = opened, preprocessor.open_document(document, DOCUMENT_NAME)
             ((score,),) = scorer.score([preprocessor.prepare_pairs([pair])], lambda _: None)
+            assert isinstance(score, PairScore)
             yield candidate.doc_id, score
 
 

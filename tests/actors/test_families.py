@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shardrank.actors import CandidateSet, Embedder, QueryOptions, Reranker
-from shardrank.actors.config import RerankerConfig
+from shardrank.actors.config import EmbeddingOptions, RerankerConfig
 from shardrank.actors.data import Content, Embedding, PairScore
 from shardrank.actors.families.choice import family_of
 from shardrank.actors.families.family import Family
@@ -95,8 +95,8 @@ def embedded(model: Embedder, case: Case) -> Embedding:
 
 def assert_equal(found: Embedding, case: Case) -> None:
     assert found.error is None
-    assert found.vector is not None
-    np.testing.assert_allclose(found.vector, case["official"]["embedding"], atol=1e-5)
+    assert found.embedding is not None
+    np.testing.assert_allclose(found.embedding, case["official"]["embedding"], atol=1e-5)
     assert found.num_tokens == case["official"]["num_tokens"]
 
 
@@ -109,7 +109,7 @@ def test_an_embedding_is_the_official_one(case: Case, closed: dict[str, Path]) -
     model = embedder(closed["embedding"] if "tokenizer" in case else TINY)
     found = embedded(model, case)
     if failing(case):
-        assert found.vector is None
+        assert found.embedding is None
         assert found.error is not None
         return
     assert_equal(found, case)
@@ -232,20 +232,20 @@ def test_architecture_and_task_name_the_family(model: Path, family: Family) -> N
 
 
 @pytest.mark.parametrize(
-    ("task", "module", "sentence"),
+    ("embedding", "module", "sentence"),
     [
-        ("rerank", "sentence_transformers.models.Pooling", "has a Pooling: an embedder, no rer"),
-        ("embed", "a.b.LogitScore", "has a LogitScore: a reranker, no embedder"),
+        (None, "sentence_transformers.models.Pooling", "has a Pooling: an embedder, no rer"),
+        (EmbeddingOptions(), "a.b.LogitScore", "has a LogitScore: a reranker, no embedder"),
     ],
 )
 def test_a_checkpoint_that_says_it_is_of_the_other_task_is_refused(
-    tmp_path: Path, task: Any, module: str, sentence: str
+    tmp_path: Path, embedding: EmbeddingOptions | None, module: str, sentence: str
 ) -> None:
     model = shutil.copytree(GOLDEN / "text-reranker" / "tiny-tied", tmp_path / "model")
     modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_x", "type": module}]
     (model / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ValueError, match=sentence):
-        Reranker(RerankerConfig(str(model), task=task))
+        Reranker(RerankerConfig(str(model), embedding=embedding))
 
 
 def test_a_classifier_is_no_embedder() -> None:
