@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
+from shardrank.actors.families.choice import family_of
+from shardrank.actors.families.family import Family
+from shardrank.actors.model.checkpoint import (
+    adapter_of,
+    checkpoint_fingerprint,
+    resolve_checkpoint,
+)
 from shardrank.jobs.errors import JobError, UnreadableInput, UsageError
 from shardrank.jobs.inputs.forms import OpenedInput, open_job_input
 from shardrank.jobs.outputs.done import is_finished, read_held
@@ -123,24 +129,25 @@ def _plan(
     unit_pairs, files = options.unit_pairs, known.get("input")
     try:
         plan = plan_units(opened, unit_pairs, order, held=held)
-        model = _model(config)
+        family, model = _model(config)
         return plan, job_fingerprint(
-            opened, plan, config, model, unit_pairs, options.with_rankings, files
+            opened, plan, config, family, model, unit_pairs, options.with_rankings, files
         )
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
 
 
-def _model(config: RerankerConfig) -> dict[str, str]:
-    """What the manifest says of the model. Of a hub's only the settings are fetched here: its
-    weights are for the workers.
+def _model(config: RerankerConfig) -> tuple[Family, dict[str, str]]:
+    """Its family, and what the manifest says of it. Of a hub's only the settings are fetched here:
+    its weights are for the workers.
     """
     try:
-        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        checkpoint = resolve_checkpoint(config, weights=False)
         config.resolve(checkpoint)
-        if Path(config.model).is_dir() and not any(checkpoint.glob("*.safetensors")):
+        if checkpoint.parent.name != "snapshots" and not any(checkpoint.glob("*.safetensors")):
             raise ValueError(f"{checkpoint} has no *.safetensors")
-        return checkpoint_fingerprint(checkpoint)
+        family = family_of(checkpoint, config.task)
+        return family, checkpoint_fingerprint(checkpoint, adapter_of(config))
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
 
@@ -157,7 +164,12 @@ def _for_workers(config: RerankerConfig, model: Mapping[str, str]) -> RerankerCo
         return config
     roots = config.media_root
     roots = tuple(map(_absolute, roots)) if isinstance(roots, tuple) else _absolute(roots)
-    return replace(config, model=_absolute(config.model), media_root=roots)
+    return replace(
+        config,
+        model=_absolute(config.model),
+        adapter=_absolute(config.adapter),
+        media_root=roots,
+    )
 
 
 def _absolute(path: Any) -> Any:

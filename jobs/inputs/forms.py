@@ -11,19 +11,23 @@ from typing import Literal
 import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.inputs.discovery import Layouts, find_part, subsets
-from shardrank.jobs.inputs.runs import run_files
-from shardrank.jobs.inputs.tables import (
+from shardrank.jobs.inputs.columns import (
     CANDIDATE_COLUMNS,
     CANDIDATES,
+    CONTENTS,
     DOCUMENT_COLUMNS,
     TABLE_COLUMNS,
+)
+from shardrank.jobs.inputs.lines import Layouts
+from shardrank.jobs.inputs.parts import PRESETS, Preset, find_parts
+from shardrank.jobs.inputs.paths import plain_type
+from shardrank.jobs.inputs.runs import run_files
+from shardrank.jobs.inputs.tables import (
     Mapped,
     OpenedTable,
     Table,
     check_types,
     open_table,
-    plain_type,
     require,
 )
 from shardrank.jobs.storage import Location, would_read
@@ -34,8 +38,6 @@ Form = Literal["sets", "pairs", "run"]
 Mappings = dict[str, dict[str, str | tuple[str, ...]]]
 
 
-_QUERY = ("query", "text", "image", "video")
-_DOCUMENT = ("doc", "text", "image", "video")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 _TSV_LAYOUTS: dict[str, dict[int, tuple[str, ...]]] = {
@@ -43,69 +45,6 @@ _TSV_LAYOUTS: dict[str, dict[int, tuple[str, ...]]] = {
     "corpus": {2: ("doc_id", "doc")},
 }
 """Files without a header in which two columns can mean one thing only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """columns: table -> the job's name -> the data set's names, the first that is there counts.
-    parts: table -> names inside INPUT. tsv: table -> number of columns -> the data set's names.
-
-    input_is_run: INPUT is the run itself, and --queries and --corpus name the tables.
-    """
-
-    columns: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
-    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    tsv: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)
-    input_is_run: bool = False
-
-
-_RANKED: dict[str, tuple[str, ...]] = {"query_id": ("query-id",), "doc_ids": ("corpus-ids",)}
-_PAGES = Preset(
-    columns={
-        "queries": {"query_id": ("query-id", "query_id", "id")},
-        "corpus": {"doc_id": ("corpus-id", "corpus_id", "id")},
-        "run": _RANKED,
-    },
-    parts={"run": ("run", "top_ranked")},
-)
-
-PRESETS: dict[str, Preset] = {
-    "beir": Preset(columns={"queries": {"query_id": ("_id",)}, "corpus": {"doc_id": ("_id",)}}),
-    "mteb": Preset(
-        columns={
-            "queries": {"query_id": ("id", "_id")},
-            "corpus": {"doc_id": ("id", "_id")},
-            "run": _RANKED,
-            "instructions": {"query_id": ("query-id",)},
-        },
-        parts={"run": ("top_ranked",), "instructions": ("instruction",)},
-    ),
-    "nanobeir": Preset(
-        columns={
-            "queries": {"query_id": ("_id",)},
-            "corpus": {"doc_id": ("_id",)},
-            "run": _RANKED,
-        },
-        parts={"run": ("run", "bm25")},
-    ),
-    "vidore": _PAGES,
-    "jinavdr": _PAGES,
-    "msmarco": Preset(
-        columns={
-            "input": {"query_id": ("qid",), "doc_id": ("pid",), "doc": ("passage",)},
-            "queries": {"query_id": ("qid",)},
-            "corpus": {"doc_id": ("pid", "docid"), "doc": ("passage",), "text": ("body",)},
-        },
-        parts={"corpus": ("corpus", "collection", "msmarco-docs")},
-        tsv={
-            "input": {4: ("qid", "pid", "query", "passage")},
-            "queries": {2: ("qid", "query")},
-            "corpus": {2: ("pid", "passage"), 4: ("docid", "url", "title", "body")},
-        },
-    ),
-    "miracl": Preset(columns={"corpus": {"doc_id": ("docid",)}}),
-    "trec": Preset(input_is_run=True),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +60,18 @@ class InputOptions:
 
     def check_apart_from(self, output: str) -> None:
         """Raises UsageError for an output that would be input the next time."""
-        for uri in _locate(self, _preset(self.preset)).values():
+        for uri in _locate(self).values():
             if would_read(Location.parse(uri), Location.parse(output)):
                 raise UsageError(
                     f"--output {output} is inside {uri}: its files would be read as input the next "
                     "time; name a directory elsewhere"
                 )
+
+
+def roots_of(given: Sequence[str] | None) -> str | tuple[str, ...]:
+    """The config's media_root for --media-root as often as it was given."""
+    roots = tuple(given or ())
+    return roots[0] if len(roots) == 1 else roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +115,8 @@ class OpenedInput:
 
 def open_job_input(options: InputOptions) -> OpenedInput:
     """Open and check everything that is named; raises UsageError with one sentence."""
-    preset = _preset(options.preset)
-    mapping = _merge(preset, options.maps)
-    parts = _locate(options, preset)
+    mapping = read_mappings(options.preset, options.maps)
+    parts = _locate(options)
     for uri in parts.values():
         if uri.lower().endswith(_ARCHIVES):
             raise UsageError(f"{uri} is an archive: unpack it, and name what is inside")
@@ -193,7 +137,12 @@ def open_job_input(options: InputOptions) -> OpenedInput:
 
 def read_mappings(preset: str | None, maps: Sequence[str]) -> Mappings:
     """Table -> column -> name in the files, of a preset and of `--map` over it."""
-    return _merge(_preset(preset), maps)
+    columns = _preset(preset).columns
+    mappings: Mappings = {table: dict(columns.get(table, {})) for table in TABLE_COLUMNS}
+    for text in maps:
+        table, column, name = _parse_map(text)
+        mappings[table][column] = name
+    return mappings
 
 
 def tsv_layouts(preset: str | None) -> dict[str, Layouts]:
@@ -208,14 +157,6 @@ def _preset(name: str | None) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def _merge(preset: Preset, maps: Sequence[str]) -> Mappings:
-    merged: Mappings = {table: dict(preset.columns.get(table, {})) for table in TABLE_COLUMNS}
-    for text in maps:
-        table, column, name = _parse_map(text)
-        merged[table][column] = name
-    return merged
 
 
 def _parse_map(text: str) -> tuple[str, str, str]:
@@ -233,52 +174,22 @@ def _parse_map(text: str) -> tuple[str, str, str]:
     return table, column, name
 
 
-def _locate(options: InputOptions, preset: Preset) -> dict[str, str]:
+def _locate(options: InputOptions) -> dict[str, str]:
     """Part -> URI: what the options name, and what INPUT is or, as a directory, contains."""
     given = {"run": options.run, "queries": options.queries, "corpus": options.corpus}
     parts = {name: uri for name, uri in given.items() if uri}
     if options.input is not None:
-        parts = _parts_of(options.input, preset, parts)
+        preset = _preset(options.preset)
+        is_alone = not parts and not preset.input_is_run
+        if is_alone and Location.parse(options.input).is_file:
+            return {"input": options.input}
+        parts = find_parts(options.input, preset, parts)
     if not parts:
         raise UsageError("no input: name one, or --run with --queries and --corpus")
     missing = [name for name in ("queries", "corpus") if name not in parts]
     if missing and "input" not in parts:
         raise UsageError(f"no {missing[0]}: name the table with --{missing[0]}")
     return parts
-
-
-def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]:
-    if preset.input_is_run:
-        return _with_run(uri, given)
-    found = {}
-    for name in ("queries", "corpus", "run", "instructions"):
-        part = find_part(uri, preset.parts.get(name, (name,)))
-        if part:
-            found[name] = part
-    if found.keys() & {"queries", "corpus"} and {"queries", "corpus"} <= (found | given).keys():
-        return found | given
-    missing = [name for name in ("queries", "corpus") if name not in given]
-    inside = subsets(Location.parse(uri), missing) if missing else []
-    if len(inside) > 1:
-        raise UsageError(
-            f"{uri} holds the subsets {', '.join(inside)}: name one, such as "
-            f"{uri.rstrip('/')}/{inside[0]}"
-        )
-    if inside:
-        return _parts_of(f"{uri.rstrip('/')}/{inside[0]}", preset, given)
-    return _with_run(uri, given) if given else {"input": uri}
-
-
-def _with_run(uri: str, given: dict[str, str]) -> dict[str, str]:
-    """INPUT is the run. Raises UsageError where all three tables are given without it: a shell may
-    have made two arguments of a glob.
-    """
-    if {"run", "queries", "corpus"} <= given.keys():
-        raise UsageError(
-            f"INPUT {uri} is not read beside --run, --queries and --corpus: leave it out, or quote "
-            "the glob that it comes from"
-        )
-    return {"run": uri} | given
 
 
 def _open_direct(
@@ -290,14 +201,15 @@ def _open_direct(
         raise UsageError("input: candidate sets are read from Parquet only")
     check_types(opened)
     require(opened, ["query_id"])
+    query, document = CONTENTS["pairs"]
     if is_sets:
         opened = _with_query_media(opened)
-        _require_content(opened, ("query", "query_image", "query_video"))
+        _require_content(opened, query)
         return OpenedInput("sets", opened, opened)
-    _require_content(opened, ("query", "query_image", "query_video"))
+    _require_content(opened, query)
     if not opened.table.has("doc_id"):
         require(opened, ["candidates"])
-    _require_content(opened, _DOCUMENT)
+    _require_content(opened, document)
     for name in ("image", "video"):
         if opened.table.has(name):
             logger.info(f"input: {name} is the document's; a query's would be query_{name}")
@@ -342,10 +254,9 @@ def _open_run(
 def open_content(name: str, uri: str, mapping: Mapped, layouts: Layouts) -> OpenedTable:
     """The queries or the corpus. Raises UsageError that names a column which is missing."""
     opened = open_table(name, uri, mapping, layouts)
-    is_queries = name == "queries"
-    require(opened, ["query_id" if is_queries else "doc_id"])
+    require(opened, TABLE_COLUMNS[name][:1])
     check_types(opened)
-    _require_content(opened, _QUERY if is_queries else _DOCUMENT)
+    _require_content(opened, *CONTENTS[name])
     return opened
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
-from shardrank.actors.prompt import NULL, SYSTEM
+from shardrank.actors.families.family import Family
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
 from shardrank.jobs.inputs.tables import CANDIDATES, Table
@@ -22,6 +22,7 @@ from shardrank.jobs.units.plan import Plan
 
 _NOT_IN_SCORES = (
     "model",
+    "adapter",
     "revision",
     "device",
     "num_threads",
@@ -35,6 +36,7 @@ _NOT_IN_SCORES = (
 what may be fetched decides on what is still to do alone.
 """
 _CAME_LATER = {
+    "task": "rerank",
     "local_media": True,
     "batch_invariant": False,
     "max_video_s": None,
@@ -50,6 +52,7 @@ def job_fingerprint(
     opened: OpenedInput,
     plan: Plan,
     config: RerankerConfig,
+    family: Family,
     model: Mapping[str, Any],
     unit_pairs: int,
     with_rankings: bool,
@@ -60,8 +63,8 @@ def job_fingerprint(
     """
     return {
         "model": dict(model),
-        "prompt_sha256": hashlib.sha256(f"{SYSTEM}\n{NULL}".encode()).hexdigest(),
-        "options": _options(config),
+        "prompt_sha256": hashlib.sha256(family.wording.encode()).hexdigest(),
+        "options": _options(config) | {"instruction": config.instruction or family.instruction},
         "form": opened.form,
         "order": plan.choice.order,
         "columns": {each.table.name: _columns(each.table) for each in opened.tables},

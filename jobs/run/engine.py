@@ -105,9 +105,9 @@ class PackedEngine:
 
 
 def outline_of(config: RerankerConfig) -> str | None:
-    """The outline of a model that is a directory; a hub's is pinned by its commit."""
-    checkpoint = Path(config.model)
-    return checkpoint_outline(checkpoint) if checkpoint.is_dir() else None
+    """The outline of model and adapter where they are directories; a hub's has its commit."""
+    folders = [Path(each) for each in (config.model, config.adapter) if each]
+    return "\n".join(checkpoint_outline(each) for each in folders if each.is_dir()) or None
 
 
 def check_outline(config: RerankerConfig, outline: str | None) -> None:

@@ -17,7 +17,11 @@ import pyarrow as pa
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import Content, PairScore, parse_or_error
-from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
+from shardrank.actors.model.checkpoint import (
+    adapter_of,
+    checkpoint_fingerprint,
+    resolve_checkpoint,
+)
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.outputs.budget import parse_percent
@@ -112,10 +116,10 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
 
 def _check_model(config: RerankerConfig, manifest: Manifest) -> None:
     try:
-        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        checkpoint = resolve_checkpoint(config, weights=False)
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
-    if as_kept(checkpoint_fingerprint(checkpoint)) != manifest.job["model"]:
+    if as_kept(checkpoint_fingerprint(checkpoint, adapter_of(config))) != manifest.job["model"]:
         raise UsageError(f"--model: {config.model} is not the model that the job had")
 
 

@@ -24,19 +24,18 @@ from shardrank.actors.errors import (
     RerankError,
 )
 from shardrank.jobs.errors import UnreadableInput
-from shardrank.jobs.inputs.forms import JobInput
-from shardrank.jobs.inputs.joins import NO_CANDIDATES, PLACE_COLUMNS
-from shardrank.jobs.inputs.parquet import leaf_path, read_footer, read_range, to_rows
-from shardrank.jobs.inputs.paths import value_at
-from shardrank.jobs.inputs.runs import settled_ranks
-from shardrank.jobs.inputs.tables import (
+from shardrank.jobs.inputs.columns import (
     DOCUMENT_COLUMNS,
     INPUT_QUERY_COLUMNS,
     OPTION_COLUMNS,
     QUERY_COLUMNS,
-    Table,
 )
-from shardrank.jobs.units.contents import document_value, query_value
+from shardrank.jobs.inputs.forms import JobInput
+from shardrank.jobs.inputs.joins import NO_CANDIDATES, PLACE_COLUMNS
+from shardrank.jobs.inputs.parquet import leaf_path, read_footer, read_range, to_rows
+from shardrank.jobs.inputs.paths import value_at
+from shardrank.jobs.inputs.tables import Table
+from shardrank.jobs.units.contents import document_value, query_value, settled_ranks
 from shardrank.jobs.units.plan import KEPT, PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
