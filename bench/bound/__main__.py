@@ -20,7 +20,7 @@ from bench.checkpoints.presets import PRESETS
 from bench.settings import SCORED, names_of
 from bench.workloads import Drawing, build_workload
 
-# Beside them those of the machines in cluster.yaml and deploy/, from NVIDIA's data sheets of the L40S
+# Beside them those of machines in cluster.yaml and deploy/, from NVIDIA's data sheets of the L40S
 # and the L4: half of the rates that these give with sparsity.
 RENTED = (*GPUS, Gpu("L40S", 362e12, 0.864e12), Gpu("L4", 121e12, 0.3e12))
 _MILLION = 1_000_000
