@@ -103,6 +103,7 @@ def test_what_triton_compiles_with_is_in_the_last_stage():
     assert stages == ["${BASE} AS base", "base AS build", "base"]
     (packages,) = (each for each in instructions("RUN") if "apt-get install" in each)
     assert {"gcc", "libc6-dev", "python3-dev"} <= set(packages.split())
+    assert "wget" in packages.split()  # a probe asks with it
 
 
 def test_caches_lie_where_the_user_may_write():

@@ -3,6 +3,7 @@
 No cluster is asked, and no Ray is started.
 """
 
+import inspect
 import re
 import shlex
 from functools import cache
@@ -18,7 +19,7 @@ from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
-from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig, InstanceReconcileConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.scripts.scripts import cli as ray_cli
@@ -160,7 +161,7 @@ def test_rays_object_store_fits_into_shared_memory(name):
         (container,) = pod["containers"]
         mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
         volumes = {each["name"]: each["emptyDir"] for each in pod["volumes"]}
-        assert mounts.keys() == volumes.keys() and mounts["shm"] == "/dev/shm"
+        assert mounts == {"shm": "/dev/shm", "cache": "/cache"} and mounts.keys() == volumes.keys()
         assert volumes["shm"]["medium"] == "Memory"
         memory = num_bytes(container["resources"]["limits"]["memory"])
         taken = memory * DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
@@ -223,6 +224,14 @@ def test_spot_machines_are_asked_first_and_others_where_there_are_none(name):
     assert started(name, 5, {}) == {"gpu-spot": 5}
     assert started(name, 5, {"gpu-spot": 0.0}) == {"gpu-on-demand": 5}
     assert started(name, 12, {}) == {"gpu-spot": 8, "gpu-on-demand": 4}
+
+
+@BOTH
+def test_a_spot_machine_that_does_not_come_is_given_up_by_a_variable_that_ray_reads(name):
+    (variable,) = cluster(name)["autoscalerOptions"]["env"]
+    assert f'"{variable["name"]}"' in inspect.getsource(InstanceReconcileConfig)
+    limit = InstanceReconcileConfig().allocate_status_timeout_s
+    assert 300 < int(variable["value"]) < limit
 
 
 @BOTH
@@ -292,6 +301,10 @@ def test_requests_come_to_a_worker_that_takes_them():
     assert cluster(SERVICE)["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
 
 
-def test_every_pod_of_the_service_has_the_keys():
+def test_every_pod_of_the_service_has_the_endpoints_variables():
+    from shardrank.serve.gate.keys import KEYS_VARIABLE
+    from shardrank.serve.proxy import ACCESS_LOG_VARIABLE
+
     for pod in pods(SERVICE):
-        assert "SHARDRANK_API_KEYS" in {each["name"] for each in pod["containers"][0]["env"]}
+        given = {each["name"] for each in pod["containers"][0]["env"]}
+        assert given == {KEYS_VARIABLE, ACCESS_LOG_VARIABLE}
