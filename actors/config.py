@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from shardrank.actors.families.choice import family_of
 from shardrank.actors.families.family import Role, Task
 from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
+from shardrank.actors.families.saved import own_instruction
 from shardrank.actors.fetch.reader import is_object_store
 from shardrank.actors.fetch.web import WebMedia
 
@@ -311,8 +312,9 @@ class RerankerConfig:
         return "rerank" if self.embedding is None else "embed"
 
     def resolve(self, checkpoint: Path) -> "RerankerConfig":
-        """Fill instruction and options: this config, then `reranker.json` of the checkpoint, then
-        the official ones of its family. Raises ValueError where it is of none of this task.
+        """Fill instruction and options: this config, then the checkpoint's own (`reranker.json`,
+        sentence-transformers' prompts), then the official ones of its family. Raises ValueError
+        where it is of none of this task.
         """
         family = family_of(checkpoint, self.task)
         path = checkpoint / "reranker.json"
@@ -324,5 +326,6 @@ class RerankerConfig:
                 raise ValueError(f"{path}: {error}") from error
         official = QueryOptions(max_length=family.max_length).over(OFFICIAL_OPTIONS)
         options = self.options.over(own).over(official)
-        instruction = family.instruction if self.instruction is None else self.instruction
+        saved = own_instruction(checkpoint, self.task)
+        instruction = self.instruction or saved or family.instruction
         return replace(self, options=options, instruction=instruction)

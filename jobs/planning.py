@@ -151,12 +151,12 @@ def _vector(config: RerankerConfig) -> pa.DataType | None:
 
 
 def _model(config: RerankerConfig) -> tuple[RerankerConfig, Family, dict[str, str]]:
-    """The config with an embedder's dimensions, the model's family, and what the manifest says of
-    it. Of a hub's only the settings are fetched here: its weights are for the workers.
+    """The config with its instruction, and an embedder's dimensions; the model's family, and what
+    the manifest says of it. Of a hub's only the settings are fetched here: its weights are for the
+    workers.
     """
     try:
         checkpoint = resolve_checkpoint(config, weights=False)
-        config.resolve(checkpoint)
         if checkpoint.parent.name != "snapshots" and not any(checkpoint.glob("*.safetensors")):
             raise ValueError(f"{checkpoint} has no *.safetensors")
         family = family_of(checkpoint, config.task)
@@ -168,6 +168,7 @@ def _model(config: RerankerConfig) -> tuple[RerankerConfig, Family, dict[str, st
                     f"--dimensions: the vectors of {config.model} have {width}, not {dimensions}"
                 )
             config = replace(config, embedding=replace(config.embedding, dimensions=dimensions))
+        config = replace(config, instruction=config.resolve(checkpoint).instruction)
         return config, family, checkpoint_fingerprint(checkpoint, adapter_of(config))
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shardrank.actors.families import saved
 from shardrank.actors.families.family import Family, Task
 from shardrank.actors.families.qwen3_embedding import QWEN3_EMBEDDING
 from shardrank.actors.families.qwen3_reranker import QWEN3_RERANKER
@@ -43,20 +44,4 @@ def _check_task(checkpoint: Path, config: Mapping[str, Any], family: Family) -> 
             f"{checkpoint / 'config.json'} names the architecture {others[0]}: of a {family.name} "
             f"only {', '.join(sorted(family.classes))} are read"
         )
-    modules = _modules(checkpoint)
-    if family.task == "rerank" and "Pooling" in modules:
-        raise ValueError(f"{checkpoint / 'modules.json'} has a Pooling: an embedder, no reranker")
-    if family.task == "embed" and "LogitScore" in modules:
-        raise ValueError(f"{checkpoint / 'modules.json'} has a LogitScore: a reranker, no embedder")
-
-
-def _modules(checkpoint: Path) -> set[str]:
-    """The class names that sentence-transformers lists for the checkpoint."""
-    file = checkpoint / "modules.json"
-    if not file.is_file():
-        return set()
-    try:
-        modules = json.loads(file.read_text(encoding="utf-8"))
-        return {str(module.get("type")).rpartition(".")[2] for module in modules}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read: {error!r}") from error
+    saved.check_modules(checkpoint, family.task)

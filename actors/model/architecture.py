@@ -117,7 +117,8 @@ class Architecture:
     The official class ties by text_config under transformers 4.57.6; under 5.x, which reads the
     outer setting instead, it takes a head out of the files that differs. needs_head: neither says
     that the embeddings are the head. vision: None of a model for texts. num_labels: of a sequence
-    classifier, which has a row for each in the place of a head.
+    classifier, which has a row for each in the place of a head. is_fp8: of a checkpoint whose
+    weights may be in 8 bits with scales beside them.
     """
 
     text: TextConfig
@@ -125,6 +126,7 @@ class Architecture:
     is_tied: bool
     needs_head: bool
     num_labels: int | None = None
+    is_fp8: bool = False
 
     def shapes(self) -> dict[str, Shape]:
         """Each tensor's shape by its `own_name`."""
@@ -166,7 +168,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     is_classifier = any(str(each).endswith("ForSequenceClassification") for each in classes)
     num_labels = len(config.get("id2label") or "..") if is_classifier else None
     needs_head = not (is_tied or is_outer_tied or is_classifier)
-    return Architecture(text, vision, is_tied, needs_head, num_labels)
+    is_fp8 = any(part.get("quantization_config") for part in (config, text_part))
+    return Architecture(text, vision, is_tied, needs_head, num_labels, is_fp8)
 
 
 def own_name(name: str, is_text: bool = False) -> str:

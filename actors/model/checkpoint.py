@@ -141,10 +141,9 @@ def _checked(path: Path, weights: bool, task: Task) -> Path:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         described = architecture(config)
-        expected = described.shapes()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {error!r}") from error
     check_config(path, config, family.name)
     if weights:
-        check_weights(path, expected.keys(), described.own_name, family.name)
+        check_weights(path, described, family.name)
     return path

@@ -6,13 +6,13 @@ another model than the one meant would score. Reads configuration and tensor nam
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from shardrank.actors.model.architecture import TEXT_MODEL
+from shardrank.actors.model.architecture import TEXT_MODEL, Architecture
 
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 _KINDS = [
@@ -57,6 +57,8 @@ _CONSTANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("video_preprocessor_config.json", "", _PIXELS),
 )
 """File, part of it, and the values there by name; what a file leaves out is as here."""
+_SCALES = (".weight_scale", ".weight_scale_inv")
+FP8_DTYPE, FP8_BLOCK = "F8_E4M3", 128
 
 
 def check_config(checkpoint: Path, config: Mapping[str, Any], family: str) -> None:
@@ -68,15 +70,53 @@ def check_config(checkpoint: Path, config: Mapping[str, Any], family: str) -> No
     for part in (config, config.get("text_config") or {}):
         settings = part.get("quantization_config") or part.get("compression_config")
         if settings:
-            method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-            raise ValueError(
-                f"{file} has a quantization_config ({method or 'of no name'}): quantised "
-                "checkpoints are not loaded, give the one in bfloat16, float16 or float32"
-            )
+            _check_scheme(file, settings if isinstance(settings, Mapping) else {})
     is_text = config.get("model_type") == TEXT_MODEL
     constants = (("config.json", "", _TEXT),) if is_text else _CONSTANTS
     _check_constants(checkpoint, constants, family)
     _check_modules(checkpoint)
+
+
+def _check_scheme(file: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError naming a quantisation that is not read. settings: config.json's."""
+    method = settings.get("quant_method")
+    if method == "fp8":
+        differing = (name for name in _FP8 if (settings.get(name) or _FP8[name]) != _FP8[name])
+        wrong = next((f"fp8, {name} {settings[name]!r}" for name in differing), None)
+    elif method == "compressed-tensors":
+        wrong = next(filter(None, map(_wrong_group, _groups(file, settings))), None)
+    else:
+        wrong = method or "of no name"
+    if wrong:
+        raise ValueError(
+            f"{file} has a quantization_config ({wrong}): quantised checkpoints are read in fp8 "
+            "with dynamic activations alone, give the one in bfloat16, float16 or float32"
+        )
+
+
+_FP8 = {"activation_scheme": "dynamic", "weight_block_size": [FP8_BLOCK, FP8_BLOCK], "fmt": "e4m3"}
+
+
+def _groups(file: Path, settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    try:
+        return list(settings["config_groups"].values())
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"{file} has a quantization_config without config_groups") from error
+
+
+def _wrong_group(group: Mapping[str, Any]) -> str | None:
+    """What cannot be read of a group of layers; None: all can."""
+    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    if (weights.get("type"), weights.get("num_bits")) != ("float", 8):
+        return f"compressed-tensors, {weights.get('num_bits')} bits of {weights.get('type')}"
+    is_static = inputs and not inputs.get("dynamic")
+    return "compressed-tensors, static activations" if is_static else None
+
+
+def own_weight(name: str) -> str:
+    """The weight that a scale is of; any other tensor's own name."""
+    ending = next((each for each in _SCALES if name.endswith(each)), None)
+    return name if ending is None else f"{name.removesuffix(ending)}.weight"
 
 
 def _check_constants(
@@ -130,12 +170,8 @@ def _check_modules(checkpoint: Path) -> None:
                 )
 
 
-def check_weights(
-    checkpoint: Path, expected: Set[str], own_name: Callable[[str], str], family: str
-) -> None:
+def check_weights(checkpoint: Path, architecture: Architecture, family: str) -> None:
     """Raises ValueError naming a tensor or file that would be left out or misread.
-
-    expected: the `own_name` of every tensor that may be there.
 
     Reads the headers of the safetensors files; a checkpoint without any is not checked.
     """
@@ -144,6 +180,8 @@ def check_weights(
         if file not in files:
             raise ValueError(f"{file} belongs to no weights that are loaded: {files[0].name} does")
     places: dict[str, Path] = {}
+    own_name, expected = architecture.own_name, architecture.shapes().keys()
+    meant = own_weight if architecture.is_fp8 else str
     for file in files:
         dtypes = _dtypes(file)
         for name in dtypes:
@@ -151,11 +189,11 @@ def check_weights(
             if weight in places:
                 raise ValueError(f"{file} holds {name}, which {places[weight]} has too")
             places[weight] = file
-        unexpected = [name for name in dtypes if own_name(name) not in expected]
+        unexpected = [name for name in dtypes if own_name(meant(name)) not in expected]
         if unexpected:
             raise ValueError(f"{file} holds {described(unexpected, family)}")
         for name, dtype in dtypes.items():
-            if dtype not in _DTYPES:
+            if dtype not in _DTYPES and not (architecture.is_fp8 and dtype == FP8_DTYPE):
                 raise ValueError(
                     f"{file} holds {name} in {dtype}: quantised weights are not loaded, give the "
                     "checkpoint in bfloat16, float16 or float32"

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from shardrank.actors.families.choice import family_of
 from shardrank.actors.families.family import Task
+from shardrank.actors.families.saved import score_tokens
 from shardrank.actors.model.adapter import Adapter
 from shardrank.actors.model.architecture import (
     EMBEDDING,
@@ -19,8 +20,8 @@ from shardrank.actors.model.architecture import (
     read_architecture,
 )
 from shardrank.actors.model.decoder import Decoder
-from shardrank.actors.model.foreign import described, weight_files
-from shardrank.actors.model.linear import Weights
+from shardrank.actors.model.foreign import described, own_weight, weight_files
+from shardrank.actors.model.linear import Weights, dequantize
 from shardrank.actors.model.vision import VisionTower
 from shardrank.actors.prompt import read_tokenizer
 
@@ -121,8 +122,11 @@ def _read_weights(
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 # On a CPU a copy: what is read there are the file's own pages.
                 weight = tensors.get_tensor(name)
-                weight = weight.to(dtype or weight.dtype, copy=device.type == "cpu")
-                weights[architecture.own_name(name)] = weight
+                is_scaled = weight.dtype == torch.float8_e4m3fn or own_weight(name) != name
+                kept = weight.dtype if is_scaled or dtype is None else dtype
+                weights[architecture.own_name(name)] = weight.to(kept, copy=device.type == "cpu")
+    if architecture.is_fp8:
+        dequantize(weights, dtype)
     return weights
 
 
@@ -160,6 +164,12 @@ def _head(weights: Weights, architecture: Architecture, checkpoint: Path) -> tor
 
 
 def _yes_no_row(head_weight: torch.Tensor, checkpoint: Path) -> torch.Tensor:
+    named = score_tokens(checkpoint)
+    if named is not None:
+        true, false = named
+        if not all(each is None or 0 <= each < len(head_weight) for each in named):
+            raise ValueError(f"{checkpoint} has a LogitScore of the tokens {true} and {false}")
+        return head_weight[true].float() - (0 if false is None else head_weight[false].float())
     tokenizer_file = checkpoint / "tokenizer.json"
     tokenizer = read_tokenizer(tokenizer_file)
     yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")

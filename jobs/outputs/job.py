@@ -64,7 +64,7 @@ def job_fingerprint(
     return {
         "model": dict(model),
         "prompt_sha256": hashlib.sha256(family.wording.encode()).hexdigest(),
-        "options": _options(config) | {"instruction": config.instruction or family.instruction},
+        "options": _options(config),
         "form": opened.form,
         "order": plan.choice.order,
         "columns": {each.table.name: _columns(each.table) for each in opened.tables},

@@ -102,7 +102,6 @@ FOREIGN = {
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "config.json has a quantization_config (bitsandbytes)",
     ),
-    "fp8": (config(quantization_config={"quant_method": "fp8"}), "quantization_config (fp8)"),
     "quantised text": (
         config(text_config={"quantization_config": {"quant_method": "gptq"}}),
         "quantization_config (gptq)",
