@@ -22,7 +22,7 @@ from shardrank.serve.dialects.answers import DIALECTS, Dialect, Naming, headers
 from shardrank.serve.dialects.bodies import BodyRoute, Json, add_errors
 from shardrank.serve.errors import ModelNotFound, NotReady, TooManyRequests
 from shardrank.serve.gate.gate import Gate
-from shardrank.serve.gate.keys import ApiKeys, WatchedKeys
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.metrics import CONTENT_TYPE, Metrics
 from shardrank.serve.playground import CONTENT_SECURITY_POLICY, page
 from shardrank.serve.service import RerankService
@@ -33,9 +33,7 @@ _HEALTH_TIMEOUT_S = 20.0
 _DRAIN_S = 30.0
 
 
-def create_app(
-    settings: ServeSettings, keys: ApiKeys | WatchedKeys, start_service: StartService
-) -> FastAPI:
+def create_app(settings: ServeSettings, keys: ApiKeys, start_service: StartService) -> FastAPI:
     """start_service loads the model; it is called in a thread before the first request."""
     metrics = Metrics()
 

@@ -10,14 +10,8 @@ import typer
 
 from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.options import built, built_here, with_options
-from shardrank.serve.gate.keys import (
-    KEYS_VARIABLE,
-    ApiKeys,
-    check_exposed,
-    environment_keys,
-    hash_key,
-    new_key,
-)
+from shardrank.serve.gate.key_file import KEYS_VARIABLE, environment_keys, hash_key, new_key
+from shardrank.serve.gate.keys import ApiKeys, check_exposed
 from shardrank.serve.server import check_port, run_server
 from shardrank.serve.settings import ENDPOINT, Limits, ServeSettings
 

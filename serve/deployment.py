@@ -26,13 +26,8 @@ from shardrank.cluster import worker_environment
 from shardrank.options import Option, built
 from shardrank.serve.console import NotStarted, say
 from shardrank.serve.errors import NotReady
-from shardrank.serve.gate.keys import (
-    KEYS_VARIABLE,
-    ApiKey,
-    ApiKeys,
-    WatchedKeys,
-    environment_keys,
-)
+from shardrank.serve.gate.key_file import KEYS_VARIABLE, ApiKey, environment_keys
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import ENDPOINT, LIMITS, Limits, ServeSettings
 
 APP_NAME = "shardrank"
@@ -76,8 +71,7 @@ class RerankEndpoint:
         from shardrank.serve.service import start_service
 
         start = partial(start_service, reranker=self._reranker)
-        keys = WatchedKeys(self._settings.keys_file, self._settings.keys)
-        self._app = create_app(self._settings, keys, start)
+        self._app = create_app(self._settings, keys_of(self._settings), start)
         return self._app
 
     async def check_health(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shardrank.serve.console import PIPE_VARIABLE, Console, NotStarted, say
-from shardrank.serve.gate.keys import KEYS_VARIABLE
+from shardrank.serve.gate.key_file import KEYS_VARIABLE
 from shardrank.serve.proxy import ACCESS_LOG_VARIABLE, CALLBACK, CALLBACK_VARIABLE
 from shardrank.serve.settings import ServeSettings
 

@@ -361,7 +361,8 @@ def main() -> int:
         return 0
 
     from shardrank.actors.config import RerankerConfig
-    from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+    from shardrank.serve.gate.key_file import ApiKey, hash_key
+    from shardrank.serve.gate.keys import ApiKeys
     from tests.support.serve_app import running
 
     config = RerankerConfig(model=str(ROOT / "demo" / "model"), device="cpu", num_threads=1)

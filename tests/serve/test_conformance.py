@@ -19,7 +19,8 @@ from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.dialects.bodies import body_of
 from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.gate.key_file import ApiKey, hash_key
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import Limits
 from tests.support.serve_app import TINY, running
 from tests.support.serve_clients import KEY, data_url, image

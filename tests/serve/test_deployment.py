@@ -23,6 +23,7 @@ from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.deployment import AppArguments, app
+from shardrank.serve.gate.keys import ApiKeys
 from tests.support.listening import LOOPBACK, listening, processes
 from tests.support.serve_app import TINY
 
@@ -307,11 +308,10 @@ def test_an_application_without_keys_must_say_that_it_is_open(monkeypatch):
 
 def test_a_new_key_is_shown_once_and_its_hash_fits_the_file(capsys, tmp_path):
     from shardrank.cli import main
-    from shardrank.serve.gate.keys import ApiKeys
 
     assert main(["new-key", "alice"]) == 0
     shown = capsys.readouterr()
     (tmp_path / "keys.toml").write_text(shown.err)
-    keys = ApiKeys.load(tmp_path / "keys.toml", None)
+    keys = ApiKeys.of(tmp_path / "keys.toml", ())
     assert keys.check({"authorization": f"Bearer {shown.out.strip()}"}).name == "alice"
     assert shown.out.strip() not in shown.err

@@ -15,7 +15,8 @@ import pytest
 from shardrank.actors.data import CandidateSet
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.dialects.answers import DASHSCOPE_PATH
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.gate.key_file import ApiKey, hash_key
+from shardrank.serve.gate.keys import ApiKeys
 from tests.support.serve_app import running, settings
 from tests.support.serve_clients import KEY, image, tiny_engine
 

@@ -17,7 +17,8 @@ import pytest
 from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.gate.key_file import ApiKey, hash_key
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import Limits
 from tests.support.serve_app import TINY, running
 from tests.support.serve_clients import image

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardrank.serve.errors import TooManyRequests
-from shardrank.serve.gate.gate import RateLimiter, burst
-from shardrank.serve.gate.keys import ApiKey, hash_key
+from shardrank.serve.gate.key_file import ApiKey, hash_key
+from shardrank.serve.gate.keys import RateLimiter, burst
 
 
 def key_of(requests_per_minute=None, max_concurrent=None, name="team") -> ApiKey:
