@@ -18,8 +18,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from shardrank.actors.data import CandidateSet
 from shardrank.serve.dialects import openapi
-from shardrank.serve.dialects.answers import DIALECTS, Dialect, Naming, headers
-from shardrank.serve.dialects.bodies import BodyRoute, Json, add_errors
+from shardrank.serve.dialects.answers import Dialect, Json, Naming
+from shardrank.serve.dialects.failures import add_errors
+from shardrank.serve.dialects.others import DIALECTS, headers
+from shardrank.serve.dialects.requests import BodyRoute
 from shardrank.serve.errors import ModelNotFound, NotReady, TooManyRequests
 from shardrank.serve.gate.gate import Gate
 from shardrank.serve.gate.keys import ApiKeys
@@ -225,5 +227,5 @@ async def check_health(service: RerankService) -> str:
 def _service(request: Request) -> RerankService:
     service = request.app.state.service
     if service is None:
-        raise NotReady("the server is starting or stopping, try again", retry_after_s=1)
+        raise NotReady.of_server()
     return service

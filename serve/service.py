@@ -16,7 +16,7 @@ from shardrank.actors.prompt import NUM_CLOSING_TOKENS
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.console import usage
 from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter
-from shardrank.serve.dialects.requests import Options, RerankRequest, ScoreRequest
+from shardrank.serve.dialects.requests import Options
 from shardrank.serve.dialects.work import Scored, Sides, in_order, work_of
 from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
 from shardrank.serve.fetching import MediaFetcher, within_pixels
@@ -58,7 +58,7 @@ class RerankService:
         await self.queue.stop(drain_s)
         self._fetcher.close()
 
-    async def score(self, request: RerankRequest | ScoreRequest) -> Scored:
+    async def score(self, request: Options) -> Scored:
         """Raises ApiError."""
         started = time.monotonic()
         limits = self.settings.limits

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardrank.serve.console import Usage, begin, caller, log_access, request_id_of
-from shardrank.serve.dialects.bodies import SHAPED_PATHS, body_of, is_tei, outline
+from shardrank.serve.dialects.failures import body_of, outline
 from shardrank.serve.errors import (
     ApiError,
     BodyTooLarge,
@@ -73,7 +74,7 @@ class Gate:
         try:
             await self._admitted(scope, headers, receive, answer)
         except ApiError as error:
-            await answer.fail(error, scope["path"])
+            await answer.fail(error, scope, receive)
         except _ClientGone:
             answer.status = _CLIENT_GONE
         finally:
@@ -204,12 +205,10 @@ class _Answer:
             message = dict(message, body=b"")
         await self._send(message)
 
-    async def fail(self, error: ApiError, path: str) -> None:
+    async def fail(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         if self._has_started:
             return
-        is_of_tei = path in SHAPED_PATHS and is_tei(path, outline(self.body_of_request))
-        body = json.dumps(body_of(error, path, self._request_id, is_of_tei)).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body))}
-        raw = [(k.lower().encode(), v.encode()) for k, v in (headers | error.headers).items()]
-        await self({"type": "http.response.start", "status": error.status, "headers": raw})
-        await self({"type": "http.response.body", "body": body})
+        fields = outline(self.body_of_request)
+        content = body_of(error, scope["path"], self._request_id, fields)
+        answer = Response(json.dumps(content), error.status, error.headers, "application/json")
+        await answer(scope, receive, self)

@@ -87,7 +87,7 @@ class BatchQueue:
             if self._requests:
                 await asyncio.wait([each.done for each in self._requests], timeout=drain_s)
         finally:
-            self._fail_all(_closed())
+            self._fail_all(NotReady.of_server())
             tasks, self._tasks = self._tasks, []
             for task in tasks:
                 task.cancel()
@@ -119,7 +119,7 @@ class BatchQueue:
     def check_any_room(self) -> None:
         """Raises what `score` would raise at once, were it for one short document."""
         if not self._is_open:
-            raise _closed()
+            raise NotReady.of_server()
         self._check(num_pairs=1, num_tokens=0)
 
     def check_room(self, sets: Sequence[CandidateSet]) -> QueuedRequest:
@@ -127,7 +127,7 @@ class BatchQueue:
         need not be there yet.
         """
         if not self._is_open:
-            raise _closed()
+            raise NotReady.of_server()
         request = QueuedRequest(sets, self._reranker.preprocessor, self._budget)
         self._check(request.num_pairs, request.num_tokens)
         return request
@@ -170,7 +170,7 @@ class BatchQueue:
             self._is_open = False
             error = None if task.cancelled() else task.exception()
             logger.critical("the queue has ended", exc_info=error)
-            self._fail_all(error or _closed())
+            self._fail_all(error or NotReady.of_server())
 
     async def _prepare_slices(self, takes_media: bool) -> None:
         while True:
@@ -285,10 +285,6 @@ def next_batch(turns: Turns, max_batch_tokens: int) -> Batch:
         else:
             del turns[request]
     return batch
-
-
-def _closed() -> NotReady:
-    return NotReady("the server is starting or stopping, try again", retry_after_s=1)
 
 
 def _scores(scorer: Scorer, pieces: Sequence[Piece]) -> list[list[PairScore]]:

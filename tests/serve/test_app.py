@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.dialects.answers import DASHSCOPE_PATH
+from shardrank.serve.dialects.failures import DASHSCOPE_PATH
 from shardrank.serve.gate.key_file import ApiKey, hash_key
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import Limits

@@ -15,8 +15,9 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, field_validator
 
 from shardrank.serve.app import create_app
-from shardrank.serve.dialects.bodies import BodyRoute, outline
-from shardrank.serve.dialects.requests import RerankRequest, ScoreRequest
+from shardrank.serve.dialects.failures import outline
+from shardrank.serve.dialects.others import ScoreRequest
+from shardrank.serve.dialects.requests import BodyRoute, RerankRequest
 from shardrank.serve.errors import TooManyRequests
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.metrics import Metrics

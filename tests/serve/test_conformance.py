@@ -17,7 +17,7 @@ from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.dialects.bodies import body_of
+from shardrank.serve.dialects.failures import body_of
 from shardrank.serve.errors import ApiError, InvalidRequest, NotReady, TooManyRequests
 from shardrank.serve.gate.key_file import ApiKey, hash_key
 from shardrank.serve.gate.keys import ApiKeys
@@ -367,7 +367,10 @@ def test_tei_tells_that_a_text_is_too_long(client):
 )
 def test_tei_names_kinds_of_errors(error, status, kind):
     assert error.status == status
-    assert body_of(error, "/rerank", "", is_tei=True) == {"error": str(error), "error_type": kind}
+    assert body_of(error, "/rerank", "", {"texts": []}) == {
+        "error": str(error),
+        "error_type": kind,
+    }
 
 
 def test_tei_says_in_headers_what_it_computed(client, engine):

@@ -14,7 +14,7 @@ import pytest
 
 from shardrank.actors.data import CandidateSet
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.dialects.answers import DASHSCOPE_PATH
+from shardrank.serve.dialects.failures import DASHSCOPE_PATH
 from shardrank.serve.gate.key_file import ApiKey, hash_key
 from shardrank.serve.gate.keys import ApiKeys
 from tests.support.serve_app import running, settings

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.serve.dialects.answers import DASHSCOPE_PATH
+from shardrank.serve.dialects.failures import DASHSCOPE_PATH
 from tests.support.serve_app import TINY, running
 
 EMPTY = [None, {}, [], {"text": None}, {"image": []}, "", " \n", {"text": "", "image": ""}]

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
+from shardrank.serve.dialects.others import DashScopeRequest, ScoreRequest
+from shardrank.serve.dialects.requests import RerankRequest
 
 REQUEST = {"query": "q", "documents": ["a", "b"]}
 
