@@ -24,8 +24,8 @@ from ray.serve._private import replica
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
 from shardrank.options import Option, built
-from shardrank.serve.console import NotStarted, say
-from shardrank.serve.errors import NotReady
+from shardrank.serve.console import say
+from shardrank.serve.errors import NotReady, NotStarted
 from shardrank.serve.gate.key_file import KEYS_VARIABLE, ApiKey, environment_keys
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import ENDPOINT, LIMITS, Limits, ServeSettings
@@ -76,7 +76,7 @@ class RerankEndpoint:
 
     async def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that does not score."""
-        from shardrank.serve.app import check_health
+        from shardrank.serve.about import check_health
 
         service = self._app.state.service
         if service is not None:

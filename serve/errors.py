@@ -128,3 +128,11 @@ class NotReady(ApiError):
 
 class DeadlineExceeded(ApiError):
     status, type, code = 504, "timeout_error", "deadline_exceeded"
+
+
+class NotStarted(OSError):
+    """The endpoint did not start; the message says why."""
+
+    @classmethod
+    def of_port(cls, host: str, port: int) -> "NotStarted":
+        return cls(f"port {port} of {host} is in use: choose another one with --port")

@@ -18,7 +18,13 @@ from shardrank.serve.console import usage
 from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter
 from shardrank.serve.dialects.requests import Options
 from shardrank.serve.dialects.work import Scored, Sides, in_order, work_of
-from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
+from shardrank.serve.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+)
 from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.playground import guide_of
@@ -197,3 +203,10 @@ def start_service(
         observer=metrics,
     )
     return RerankService(reranker, queue, settings, metrics)
+
+
+def loaded(service: RerankService | None) -> RerankService:
+    """The service. Raises NotReady while there is none."""
+    if service is None:
+        raise NotReady.of_server()
+    return service

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardrank.serve.errors import TooManyRequests
-from shardrank.serve.queue.admission import Admission
+from shardrank.serve.queue.batching import Admission
 
 TURN = 10
 
