@@ -99,7 +99,13 @@ score_fields = pytest.mark.parametrize(("left", "right"), SCORE_FIELDS)
 
 
 @pytest.mark.parametrize(
-    ("queries", "documents"), [(QUERIES[0], TEXTS[0]), (QUERIES[0], TEXTS), (QUERIES, TEXTS[:2])]
+    ("queries", "documents"),
+    [
+        (QUERIES[0], TEXTS[0]),
+        (QUERIES[0], TEXTS),
+        (QUERIES[:1], TEXTS),
+        (QUERIES, TEXTS[:2]),
+    ],
 )
 @score_fields
 def test_vllm_scores_pairs_in_input_order(left, right, queries, documents, client, engine):
@@ -146,10 +152,6 @@ def test_vllm_echoes_documents_and_counts_tokens(client):
     answer = post(client, "/rerank", model=MODEL, query=QUERIES[0], documents=TEXTS)
     assert all(one["document"]["text"] == TEXTS[one["index"]] for one in answer["results"])
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
-
-
-def test_vllm_refuses_a_negative_top_n(client):
-    assert "top_n" in refused(client, "/rerank", 422, query="q", documents=TEXTS, top_n=-1)
 
 
 def test_vllm_has_one_prompt_behind_score_and_rerank(client, engine):
@@ -295,22 +297,11 @@ def test_vllm_takes_an_image_as_the_query(text, client, engine):
 # vLLM: what every route has.
 
 
-def test_vllm_names_its_model(client):
-    assert client.get("/v1/models").json()["data"][0]["id"] == MODEL
-
-
-def test_vllm_wants_its_key_and_lets_anybody_ask_for_health(client):
-    url = client.base_url
-    assert httpx.get(f"{url}/v1/models").status_code == 401
-    assert httpx.get(f"{url}/health").status_code == 200
-    assert client.get("/v1/models").status_code == 200
-
-
-@pytest.mark.parametrize("given", [None, "Custom"])
+@pytest.mark.parametrize("given", [None, "Custom", "not fit"])
 def test_vllm_answers_with_a_request_id(given, client):
     answer = client.get("/health", headers={"X-Request-Id": given} if given else {})
     found = answer.headers["x-request-id"]
-    assert found == given if given else len(found) == 32
+    assert found == given if given == "Custom" else len(found) == 32
 
 
 # text-embeddings-inference: a bare list, best first, equal scores for equal texts.
@@ -386,10 +377,6 @@ def test_tei_says_in_headers_what_it_computed(client, engine):
 # Infinity: its prefix, documents as strings, top_n above zero.
 
 
-def test_infinity_names_its_model(client):
-    assert client.get("/models").json()["data"][0]["id"] == MODEL
-
-
 def test_infinity_scores_every_document(client, engine):
     answer = post(client, "/infinity/rerank", model=MODEL, query=QUERIES[0], documents=TEXTS)
     assert (answer["object"], answer["model"]) == ("rerank", MODEL)
@@ -428,12 +415,3 @@ def test_infinity_gives_logits_when_asked(client):
         for body in (sent, sent | {"raw_scores": True})
     )
     assert scores == sigmoid(raw)
-
-
-@pytest.mark.parametrize("path", ["/models", "/infinity/rerank", "/rerank"])
-def test_infinity_wants_its_key_on_every_route(path, client):
-    method, body = (
-        ("GET", None) if path == "/models" else ("POST", {"query": "q", "documents": ["d"]})
-    )
-    assert httpx.request(method, f"{client.base_url}{path}", json=body).status_code == 401
-    assert client.request(method, path, json=body).status_code == 200

@@ -98,33 +98,6 @@ def test_a_query_that_says_nothing_fails_the_request(
     assert code == "empty_query" and body["message"].startswith("query says nothing")
 
 
-@pytest.mark.parametrize("path", CANONICAL)
-def test_an_empty_part_beside_a_real_one_is_left_out(path: str, client: httpx.Client) -> None:
-    documents = ["a cat in a hat", {"text": "a cat in a hat", "image": ""}]
-    left, right = results_of(client.post(path, json=body_of(path, "cat", documents)))
-    assert score_of(left) == score_of(right) is not None
-
-
-@pytest.mark.parametrize("path", CANONICAL)
-def test_a_number_is_its_documents_error(path: str, client: httpx.Client) -> None:
-    documents = [{"title": "A film", "year": 1931}, 7, "Another"]
-    results = results_of(client.post(path, json=body_of(path, "old film", documents)))
-    assert [result.get("error", {}).get("code") for result in results] == [
-        "invalid_content",
-        "invalid_content",
-        None,
-    ]
-    assert results[0]["error"]["message"].startswith("documents[0].year must be a string")
-
-
-@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
-def test_a_number_in_a_rank_field_is_words(path: str, client: httpx.Client) -> None:
-    documents = [{"title": "A film", "year": year} for year in (1931, "1931")]
-    body = body_of(path, "old film", documents, rank_fields=["title", "year"])
-    left, right = results_of(client.post(path, json=body))
-    assert score_of(left) == score_of(right) is not None
-
-
 def test_a_server_may_score_what_says_nothing_as_officially() -> None:
     config = RerankerConfig(model=str(TINY), device="cpu", num_threads=1, empty="official")
     with running(reranker=config) as url, httpx.Client(base_url=url, timeout=60) as client:

@@ -291,22 +291,6 @@ def test_many_wrong_elements_are_one_error(url):
     assert answer.status_code == 422 and answer.elapsed.total_seconds() < 2
 
 
-@pytest.mark.parametrize(
-    ("body", "kind", "sentence"),
-    [
-        (b"{", "application/json", "not JSON at character 1"),
-        (b"[]", "application/json", "the body must be a JSON object"),
-        (b"", "application/json", "the body must be a JSON object"),
-        (b'{"query": "q", "documents": ["a"]}', "text/plain", "Content-Type: application/json"),
-        (b"\xff{}", "application/json", "not UTF-8: byte 0xff at 0"),
-    ],
-)
-@pytest.mark.parametrize("path", ["/v2/rerank", DASHSCOPE])
-def test_a_body_that_cannot_be_read_is_told_in_words(path, body, kind, sentence, url):
-    answer = httpx.post(f"{url}{path}", content=body, headers={"Content-Type": kind})
-    assert answer.status_code in (400, 422) and sentence in answer.json()["message"]
-
-
 @pytest.mark.parametrize("path", ["/v2/rerank", "/score", DASHSCOPE, "/metrics", "/health"])
 def test_a_wrong_method_is_405_in_the_paths_own_words(path, url):
     answer = httpx.request("PATCH", f"{url}{path}")

@@ -135,16 +135,6 @@ def test_a_refusal_says_how_long_to_wait_and_what_the_limit_is(limiter, clock):
     assert key.name not in str(error) and key.sha256 not in str(error)
 
 
-def test_a_refused_request_takes_no_token(limiter, clock):
-    key = key_of(6)
-    assert admitted(limiter, key, 1) == 1
-    for _ in range(9):
-        clock.now += 1
-        assert admitted(limiter, key, 5) == 0
-    clock.now += 1
-    assert admitted(limiter, key, 5) == 1
-
-
 def test_a_request_that_fails_has_taken_its_token(limiter):
     key = key_of(6)
     with pytest.raises(KeyError), limiter.admit(key):
@@ -174,32 +164,6 @@ def test_a_request_that_fails_gives_its_slot_back(limiter, error):
     for _ in range(3):
         with pytest.raises(error), limiter.admit(key):
             raise error
-
-
-def test_a_cancelled_task_gives_its_slot_back(limiter):
-    key = key_of(max_concurrent=1)
-
-    async def request() -> None:
-        with limiter.admit(key):
-            await asyncio.sleep(60)
-
-    async def scenario() -> None:
-        task = asyncio.create_task(request())
-        await asyncio.sleep(0)
-        refusal(limiter, key)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        with limiter.admit(key):
-            pass
-
-    asyncio.run(scenario())
-
-
-def test_a_refused_request_frees_no_slot(limiter):
-    key = key_of(max_concurrent=1)
-    with limiter.admit(key):
-        for _ in range(3):
-            assert refusal(limiter, key).code == "too_many_concurrent"
 
 
 # Both, and several keys
