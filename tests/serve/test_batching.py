@@ -60,23 +60,19 @@ def is_empty(queue: BatchQueue) -> bool:
 # Results
 
 
-def test_results_come_in_the_order_of_sets_and_documents():
-    sets = [texts(*(f"{s}-{d} {d % 9 + 1}" for d in range(200))) for s in range(3)]
-    reranker = StandIn()
-    assert with_queue(reranker, lambda queue: queue.score(sets)) == expected(*sets)
-    assert len(reranker.batches) > 10
-
-
-def test_nothing_to_score_is_nothing():
-    reranker = StandIn()
-    assert with_queue(reranker, lambda queue: queue.score([])) == []
-    assert with_queue(reranker, lambda queue: queue.score([texts(), texts()])) == [[], []]
-    both = [texts(), texts("a 1")]
-    assert with_queue(reranker, lambda queue: queue.score(both)) == expected(*both)
-
-
-def test_errors_stay_with_their_documents():
-    sets = [texts("a 5", "error", "b 5"), texts("error")]
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [texts(*(f"{s}-{d} {d % 9 + 1}" for d in range(200))) for s in range(3)],
+        [],
+        [texts(), texts()],
+        [texts(), texts("a 1")],
+        [texts("a 5", "error", "b 5"), texts("error")],
+        [texts("a 10", "huge 500", "b 10", "vast 300")],
+    ],
+    ids=["many", "none", "empty", "one", "errors", "over a batch"],
+)
+def test_results_come_in_the_order_of_sets_and_documents(sets):
     assert with_queue(StandIn(), lambda queue: queue.score(sets)) == expected(*sets)
 
 
@@ -184,13 +180,6 @@ def test_a_big_request_is_split_and_batches_are_full():
     assert len([size for size in reranker.batch_tokens if size >= 150]) > 25
 
 
-def test_a_document_larger_than_a_batch_is_scored_alone():
-    one = texts("a 10", "huge 500", "b 10", "vast 300")
-    reranker = StandIn()
-    assert with_queue(reranker, lambda queue: queue.score([one])) == expected(one)
-    assert ["huge"] in reranker.batches and ["vast"] in reranker.batches
-
-
 @queued()
 async def test_a_free_scorer_takes_what_there_is_and_then_all_that_came(queue, reranker):
     busy = await in_the_scorer(queue, reranker)
@@ -219,19 +208,6 @@ async def test_a_small_request_waits_two_batches_for_a_giant(queue, reranker, se
     reranker.scoring.open()
     assert await waiting == expected(giant)
     assert "small" in reranker.batches[1] + reranker.batches[2]
-
-
-@queued()
-async def test_small_requests_do_not_starve_a_giant(queue, reranker):
-    busy = await in_the_scorer(queue, reranker)
-    small = [scoring(queue, texts(f"s{n} 30")) for n in range(20)]
-    await until(lambda: len(queue._to_score) == 20)
-    giant = scoring(queue, texts("g0 100", "g1 100"))
-    await until(lambda: len(queue._to_score) == 21)
-    reranker.scoring.open()
-    await asyncio.gather(busy, giant, *small)
-    batches = reranker.batches
-    assert batches[8] == ["g0"] and batches[9] == ["g1"]  # 7 batches of 3, the last before it of 2
 
 
 @queued()

@@ -154,30 +154,28 @@ def test_vllm_echoes_documents_and_counts_tokens(client):
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
 
 
-def test_vllm_has_one_prompt_behind_score_and_rerank(client, engine):
-    pair = engine.score_sets([CandidateSet.parse(QUERIES[0], TEXTS[:1])])[0][0]
-    score = post(client, "/score", queries=QUERIES[0], documents=TEXTS[0])
-    rerank = post(client, "/rerank", query=QUERIES[0], documents=TEXTS[:1])
-    assert score["usage"]["prompt_tokens"] == rerank["usage"]["prompt_tokens"] == pair.num_tokens
-    assert score["data"][0]["score"] == pytest.approx(pair.score, abs=1e-5)
-    assert rerank["results"][0]["relevance_score"] == pytest.approx(pair.score, abs=1e-5)
-
-
-RERANK = ("/rerank", "query", "documents", "results", "relevance_score")
 SCORE = ("/score", "queries", "documents", "data", "score")
+RERANK = ("/rerank", "query", "documents", "results", "relevance_score")
+INFINITY = ("/infinity/rerank", *RERANK[1:])
+TEI = ("/rerank", "query", "texts", None, "score")
+RAW = {"raw_scores": (False, True)}
+ACTIVATED = {"use_activation": (True, False), "activation": (True, False)}
 
 
-@pytest.mark.parametrize("name", ["use_activation", "activation"])
-@pytest.mark.parametrize(("path", "query", "documents", "results", "key"), [RERANK, SCORE])
-def test_vllm_gives_logits_where_activation_is_declined(
-    path, query, documents, results, key, name, client
-):
-    def values(wanted: bool | None) -> list[float]:
-        sent = {query: QUERIES[0], documents: TEXTS, name: wanted}
-        return [one[key] for one in post(client, path, **sent)[results]]
+@pytest.mark.parametrize(
+    ("dialect", "name", "values"),
+    [(each, *asked) for each in (RERANK, SCORE) for asked in ACTIVATED.items()]
+    + [(each, *asked) for each in (INFINITY, TEI) for asked in RAW.items()],
+)
+def test_logits_are_given_where_activation_is_declined(dialect, name, values, client):
+    path, query, documents, results, key = dialect
 
-    scores, logits = values(True), values(False)
-    assert scores == pytest.approx(values(None), abs=1e-5)
+    def ask(wanted: bool | None) -> list[float]:
+        answer = post(client, path, **{query: QUERIES[0], documents: TEXTS, name: wanted})
+        return [one[key] for one in (answer[results] if results else answer)]
+
+    scores, logits = map(ask, values)
+    assert scores == pytest.approx(ask(None), abs=1e-5)
     assert scores == sigmoid(logits)
     assert scores != pytest.approx(logits, abs=1e-2)
 
@@ -317,21 +315,6 @@ def test_tei_ranks_equal_texts_alike(client):
     assert [rank["score"] for rank in ranks] == sorted(scores.values(), reverse=True)
 
 
-def test_tei_scores_each_of_a_batch_as_alone(client):
-    (alone,) = post(client, "/rerank", query="test", texts=["test"])
-    batch = post(client, "/rerank", query="test", texts=["test"] * 5)
-    assert [rank["score"] for rank in batch] == pytest.approx([alone["score"]] * 5, abs=1e-5)
-    assert sorted(rank["index"] for rank in batch) == [0, 1, 2, 3, 4]
-
-
-def test_tei_gives_texts_and_logits_when_asked(client):
-    ranks = post(client, "/rerank", query=QUERIES[0], texts=TEXTS)
-    raw = post(client, "/rerank", query=QUERIES[0], texts=TEXTS, raw_scores=True)
-    assert [set(rank) for rank in ranks] == [{"index", "score"}] * 3
-    assert [rank["index"] for rank in raw] == [rank["index"] for rank in ranks]
-    assert [rank["score"] for rank in ranks] == sigmoid([rank["score"] for rank in raw])
-
-
 def test_tei_cuts_at_the_end_that_is_named(client):
     def score(**more: Any) -> float:
         return post(client, "/rerank", query="q", texts=[f"begin {LONG} end"], **more)[0]["score"]
@@ -400,18 +383,3 @@ def test_infinity_keeps_top_n_in_any_order(returns, top_n, order, client, engine
 def test_infinity_wants_top_n_above_zero(top_n, client):
     sent = {"query": "q", "documents": TEXTS, "top_n": top_n}
     assert "top_n" in refused(client, "/infinity/rerank", 422, **sent)
-
-
-def test_infinity_scores_many_documents_as_few(client, engine):
-    answer = post(client, "/infinity/rerank", query=QUERIES[0], documents=TEXTS * 100)
-    scores = [score for _, score in sorted(ranked(answer["results"]))]
-    assert scores == pytest.approx(engine.score(QUERIES[0], TEXTS) * 100, abs=1e-5)
-
-
-def test_infinity_gives_logits_when_asked(client):
-    sent = {"query": QUERIES[0], "documents": TEXTS}
-    scores, raw = (
-        [one["relevance_score"] for one in post(client, "/infinity/rerank", **body)["results"]]
-        for body in (sent, sent | {"raw_scores": True})
-    )
-    assert scores == sigmoid(raw)

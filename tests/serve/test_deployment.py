@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from pydantic import ValidationError
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from shardrank.actors.reranker import Reranker
@@ -279,23 +278,6 @@ def test_the_configuration_has_only_names_that_serve_knows():
     arguments = CONFIG["applications"][0]["args"] | {"cors_origins": ["https://app.test"]}
     settings = AppArguments.model_validate(arguments).settings(None)
     assert settings.cors_origins == ("https://app.test",)
-
-
-def test_an_unknown_argument_of_the_application_is_refused():
-    with pytest.raises(ValidationError, match="max_queue"):
-        AppArguments.model_validate({"model": "m", "max_queue": 3})
-
-
-def test_the_applications_video_reader_reaches_the_engine_and_is_checked():
-    arguments = AppArguments.model_validate({"model": str(TINY), "video_reader": "decord"})
-    assert arguments.settings().engine.video_reader == "decord"
-    with pytest.raises(ValueError, match="video_reader must be one of pyav, decord, got 'cv2'"):
-        AppArguments(model=str(TINY), video_reader="cv2").settings()
-
-
-def test_the_application_can_do_without_compiling():
-    assert AppArguments(model=str(TINY)).settings(None).engine.compile is None
-    assert AppArguments(model=str(TINY), compile=False).settings(None).engine.compile is False
 
 
 def test_an_application_without_keys_must_say_that_it_is_open(monkeypatch):

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from shardrank.actors.data import CandidateSet
+from shardrank.actors.config import RerankerConfig
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.dialects.failures import DASHSCOPE_PATH
 from shardrank.serve.gate.key_file import ApiKey, hash_key
 from shardrank.serve.gate.keys import ApiKeys
-from tests.support.serve_app import running, settings
+from tests.support.serve_app import TINY, running, settings
 from tests.support.serve_clients import KEY, image, tiny_engine
 
 QUERY = "Which planet is red?"
@@ -42,13 +42,22 @@ class Dialect:
             return {"input": body, "parameters": own | more}
         return body | own | more
 
-    def scores(self, answer: httpx.Response) -> list[Any]:
-        """In input order."""
+    def listed(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        """The results as they stand in an answer."""
         assert answer.status_code == 200, answer.text
         body = answer.json()
         body = body.get("output", body) if isinstance(body, dict) else body
-        results = body if self.results is None else body[self.results]
-        return [one[self.score] for one in sorted(results, key=lambda one: one["index"])]
+        return body if self.results is None else body[self.results]
+
+    def order(self, answer: httpx.Response) -> list[int]:
+        return [one["index"] for one in self.listed(answer)]
+
+    def scores(self, answer: httpx.Response) -> list[Any]:
+        """In input order."""
+        return [one[self.score] for one in self.by_index(answer)]
+
+    def by_index(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        return sorted(self.listed(answer), key=lambda one: one["index"])
 
 
 CANONICAL = (
@@ -105,8 +114,11 @@ def post(client: httpx.Client, path: str, **body: Any) -> Any:
 
 
 @every_dialect
-def test_scores_are_the_engines(dialect, client, engine):
-    got = dialect.scores(client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS)))
+def test_scores_are_the_engines_and_rankings_best_first(dialect, client, engine):
+    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS))
+    got = dialect.scores(answer)
+    if dialect.limit:
+        assert dialect.order(answer) == sorted(range(3), key=lambda index: -got[index])
     got = [1 / (1 + exp(-score)) for score in got] if dialect.score == "logit" else got
     assert got == pytest.approx(engine.score(QUERY, DOCUMENTS), abs=1e-5)
 
@@ -126,28 +138,27 @@ JSON = {"Content-Type": "application/json"}
 PARTS = [{"type": "text", "text": text} for text in DOCUMENTS[:2]]
 
 
-@every_dialect
+FORMS = {
+    "one text": ("Mars is red.", ["Mars is red."]),
+    "one object": ({"text": "Mars is red."}, ["Mars is red."]),
+    "an empty part beside a text": ([{"text": "a", "image": ""}], ["a"]),
+}
+RANKINGS = [each for each in DIALECTS.values() if each.limit]
+
+
 @pytest.mark.parametrize(
-    ("documents", "same"),
-    [
-        pytest.param("Mars is red.", ["Mars is red."], id="one text"),
-        pytest.param({"text": "Mars is red."}, ["Mars is red."], id="one object"),
-        pytest.param({"content": PARTS}, DOCUMENTS[:2], id="parts, each a document"),
-        pytest.param([{"text": "a", "image": ""}], ["a"], id="an empty part beside a text"),
-    ],
+    ("dialect", "form"),
+    [(each, form) for each in DIALECTS.values() for form in FORMS.values()]
+    + [(each, ({"content": PARTS}, DOCUMENTS[:2])) for each in RANKINGS],
 )
-def test_documents_in_another_form_score_alike(documents, same, dialect, client):
-    if documents == {"content": PARTS} and dialect.limit is None:
-        pytest.skip("one side of several parts: the test below")
-    ask = [dialect.body(QUERY, each) for each in (documents, same)]
+def test_documents_in_another_form_score_alike(dialect, form, client):
+    ask = [dialect.body(QUERY, documents) for documents in form]
     left, right = (dialect.scores(client.post(dialect.path, json=body)) for body in ask)
     assert left == pytest.approx(right, abs=1e-5)
 
 
-@every_ranking
+@pytest.mark.parametrize("dialect", [each for each in RANKINGS if each.path != DASHSCOPE_PATH])
 def test_a_number_in_a_rank_field_is_words(dialect, client):
-    if dialect.path == DASHSCOPE_PATH:
-        pytest.skip("it has no rank fields")
     films = [{"title": "A film", "year": year} for year in (1931, "1931")]
     body = dialect.body("old film", films, rank_fields=["title", "year"])
     left, right = dialect.scores(client.post(dialect.path, json=body))
@@ -247,17 +258,6 @@ def test_a_body_that_cannot_be_read_says_why(path, body, sentence, headers, clie
 
 
 # What one client alone reads or sends.
-
-
-def test_nim_has_logits_best_first(client, engine):
-    passages = [{"text": text} for text in DOCUMENTS]
-    body = {"model": "m", "query": {"text": QUERY}, "passages": passages}
-    answer = post(client, "/v1/ranking", **body, truncate="END")
-    logits = [pair.logit for pair in engine.score_sets([CandidateSet.parse(QUERY, DOCUMENTS)])[0]]
-    best_first = sorted(range(3), key=lambda index: -logits[index])
-    assert [one["index"] for one in answer["rankings"]] == best_first
-    got = [one["logit"] for one in answer["rankings"]]
-    assert got == pytest.approx([logits[index] for index in best_first], abs=1e-4)
 
 
 def test_nim_refuses_a_passage_that_is_too_long_where_none_may_be_cut(client):
@@ -444,3 +444,82 @@ def test_the_documents_enumerations_have_one_spelling_of_a_name(client):
     assert found and all(len({str(v).lower() for v in each}) == len(each) for each in found)
     answer = post(client, "/rerank", query="q", texts=["a"], truncation_direction="Left")
     assert len(answer) == 1
+
+
+# Content that says nothing.
+
+EMPTY = [None, {}, [], {"text": None}, {"image": []}, "", " \n", {"text": "", "image": ""}]
+with_null = pytest.mark.parametrize(
+    "dialect",
+    [DIALECTS[name] for name in ("/rerank", "/v1/rerank", "/v2/rerank", "SGLang", "DashScope")],
+    ids=lambda each: each.path,
+)
+
+
+@with_null
+def test_a_document_that_says_nothing_is_its_own_error(dialect, client):
+    body = dialect.body("party", ["an evening at home", *EMPTY, "a quiet walk"])
+    results = dialect.by_index(client.post(dialect.path, json=body))
+    codes = [result.get("error", {}).get("code") for result in results]
+    assert codes == [None, *["empty_document"] * len(EMPTY), None]
+    assert [one[dialect.score] is None for one in results] == [code is not None for code in codes]
+    assert results[1]["error"]["message"].startswith("documents[1] says nothing")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        ("/rerank", {"query": "q", "texts": ["a", "", "b"]}, "texts[1]"),
+        ("/rerank", {"query": "q", "texts": ["", " "]}, "texts[0]"),
+        ("/infinity/rerank", {"query": "q", "documents": ["a", None]}, "documents[1]"),
+        ("/rerank", {"query": "q", "documents": ["a", ""], "property": ""}, "documents[1]"),
+        ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": ""}]}, "passages[0]"),
+        ("/score", {"queries": "q", "documents": ["a", "b", None]}, "documents[2]"),
+        ("/score", {"queries": ["q", "r"], "documents": ["a", {}]}, "documents[1]"),
+        ("/score", {"text_1": ["q", "r"], "text_2": ["a", " "]}, "text_2[1]"),
+        ("/score", {"data_1": ["q", ""], "data_2": ["a", "b"]}, "data_2[1]: query says nothing"),
+        ("/v1/rerank", {"query": "q", "documents": ["a", ""], "on_error": "fail"}, "documents[1]"),
+        (
+            "/v2/rerank",
+            {
+                "query": "q",
+                "documents": ["a", {"text": "b", "instruction": "i"}, {"instruction": "i"}],
+                "on_error": "fail",
+            },
+            "documents[2]",
+        ),
+    ],
+)
+def test_a_dialect_without_a_place_for_it_names_the_index(path, body, place, client):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    sentence = answer.json().get("message") or answer.json()["error"]
+    assert sentence.startswith(place) and "says nothing: it has " in sentence
+
+
+def test_score_gives_null_where_that_is_asked_for(client):
+    body = {"queries": "q", "documents": ["a", ""], "on_error": "null"}
+    answer = client.post("/score", json=body)
+    assert [one["score"] is None for one in answer.json()["data"]] == [False, True]
+
+
+@pytest.mark.parametrize("query", EMPTY)
+@every_ranking
+def test_a_query_that_says_nothing_fails_the_request(dialect, query, client):
+    answer = client.post(dialect.path, json=dialect.body(query, ["a", "b"]))
+    assert answer.status_code == 400, answer.text
+    found = answer.json()
+    sentence = found.get("message") or found["error"]
+    assert sentence.startswith("query says nothing")
+    if "message" in found:
+        assert found.get("error", found)["code"] == "empty_query"
+
+
+def test_a_server_may_score_what_says_nothing_as_officially():
+    config = RerankerConfig(model=str(TINY), device="cpu", num_threads=1, empty="official")
+    documents = ["NULL", None, {"text": None}, {"image": []}, {}, "", {"text": ""}]
+    with running(reranker=config) as url:
+        answer = httpx.post(f"{url}/v2/rerank", json={"query": "cat", "documents": documents})
+    scores = DIALECTS["/v2/rerank"].scores(answer)
+    assert scores[:5] == pytest.approx([scores[0]] * 5)
+    assert scores[5] == pytest.approx(scores[6]) and abs(scores[5] - scores[0]) > 1e-4
