@@ -64,8 +64,21 @@ def add_about(app: FastAPI, settings: ServeSettings, wants_key: bool) -> None:
     @app.get("/info", responses=openapi.REFUSED | openapi.UNAVAILABLE)
     async def info() -> dict[str, Any]:
         """TEI's."""
-        service = loaded(state.service)
-        return _info(naming, settings, service.max_tokens, service.device_type)
+        service, dtype = loaded(state.service), settings.reranker.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if service.device_type == "cuda" else "float32"
+        labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        return {
+            "model_id": naming.model,
+            "model_sha": settings.reranker.revision,
+            "model_dtype": dtype,
+            "model_type": {"reranker": labels},
+            "max_input_length": service.max_tokens,
+            "max_client_batch_size": settings.limits.max_documents,
+            "auto_truncate": True,
+            "tokenization_workers": settings.num_preparing,
+            "version": naming.version,
+        }
 
     @app.get("/metrics", response_class=Response, responses=openapi.METRICS)
     async def metrics() -> Response:
@@ -83,26 +96,6 @@ def _model(naming: Naming) -> dict[str, Any]:
         "model_name": naming.model,
         "model_type": "rerank",
         "model_ability": ["rerank"],
-    }
-
-
-def _info(
-    naming: Naming, settings: ServeSettings, max_tokens: int, device_type: str
-) -> dict[str, Any]:
-    """TEI's /info. max_tokens: of a whole pair."""
-    dtype = settings.reranker.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device_type == "cuda" else "float32"
-    return {
-        "model_id": naming.model,
-        "model_sha": settings.reranker.revision,
-        "model_dtype": dtype,
-        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-        "max_input_length": max_tokens,
-        "max_client_batch_size": settings.limits.max_documents,
-        "auto_truncate": True,
-        "tokenization_workers": settings.num_preparing,
-        "version": naming.version,
     }
 
 

@@ -101,7 +101,7 @@ def run_server(
 
         with connected(address):
             for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own in their place
-                signal.signal(number, _interrupt)
+                signal.signal(number, signal.default_int_handler)
             try:
                 deployment.deploy(settings, host, port, num_replicas, folder)
                 if is_local:
@@ -113,10 +113,6 @@ def run_server(
                 say("stopping at once")
             finally:
                 deployment.leave(is_local)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def check_port(host: str, port: int) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from itertools import count
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -155,13 +156,8 @@ _LOST = NotReady(
 
 def _without_repeats(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Serve adds the request's id, which the endpoint has said already."""
-    seen = set()
-    kept = []
-    for name, value in headers:
-        if name.lower() != _REQUEST_ID or name.lower() not in seen:
-            kept.append((name, value))
-        seen.add(name.lower())
-    return kept
+    ids = count()
+    return [pair for pair in headers if pair[0].lower() != _REQUEST_ID or next(ids) == 0]
 
 
 def _is_json(message: Message) -> bool:

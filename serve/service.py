@@ -72,7 +72,9 @@ class RerankService:
         work = await asyncio.to_thread(work_of, request, limits)
         usage().num_documents = len(work.documents)
         options = self._query_options(request)
-        queries, documents = work.contents()
+        queries, documents = (
+            [side.content for side in sides] for sides in (work.queries, work.documents)
+        )
         # Before anything is fetched or cut: texts will not be longer than this.
         caps = filter(None, (options.max_length, request.max_tokens_per_doc))
         expected = replace(options, max_length=min(caps, default=None))

@@ -58,10 +58,6 @@ class Work:
     document_name: str
     instruction: str | None
 
-    def contents(self) -> tuple[Sides, Sides]:
-        """The contents of the queries, and of the documents."""
-        return [side.content for side in self.queries], [side.content for side in self.documents]
-
     def sets(
         self, queries: Sides, documents: Sides, options: QueryOptions
     ) -> tuple[list[CandidateSet], list[list[int]]]:

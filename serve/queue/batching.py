@@ -65,11 +65,6 @@ class BatchQueue:
         turn = self._budget // PIECES_A_BATCH
         self.admission = Admission(max_queue_s, max_queue_pairs, turn, observer)
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether what is in will be scored, or fail: False before start and after stop."""
-        return bool(self._tasks) and not any(task.done() for task in self._tasks)
-
     async def start(self) -> None:
         self._changed = asyncio.Event()
         self._scoring = ThreadPoolExecutor(1, "score")

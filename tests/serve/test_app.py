@@ -1,14 +1,12 @@
 """The endpoint's routes, over HTTP, with the tiny real model: dialects, errors, limits, keys."""
 
 import base64
-import io
 import json
 import re
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from PIL import Image
 
 from shardrank.actors.data import CandidateSet
 from shardrank.actors.reranker import Reranker
@@ -16,13 +14,12 @@ from shardrank.serve.dialects.failures import DASHSCOPE_PATH
 from shardrank.serve.gate.key_file import ApiKey, hash_key
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import Limits
-from tests.support.serve_app import TINY, running
+from tests.support.serve_app import running
+from tests.support.serve_clients import BROKEN, KEY, data_url, tiny_engine
 
-KEY = "sr-a-key-that-is-long-enough"
 QUERY = "Which planet is red?"
 DOCUMENTS = ["Mars is red.", "Bananas are yellow.", "Venus is the second planet."]
 REQUEST = {"query": QUERY, "documents": DOCUMENTS}
-BROKEN = {"image": "data:image/png;base64,AAAA"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def client() -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def engine() -> Reranker:
-    return Reranker(str(TINY), device="cpu", num_threads=1)
+    return tiny_engine()
 
 
 def post(client: httpx.Client, path: str, **body):
@@ -47,12 +44,6 @@ def by_index(results: list[dict], key: str = "relevance_score") -> list[float]:
     return [result[key] for result in sorted(results, key=lambda result: result["index"])]
 
 
-def image(color: str, size: tuple[int, int] = (64, 64)) -> str:
-    stream = io.BytesIO()
-    Image.new("RGB", size, color).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
 def test_documents_come_back_as_objects_unless_declined(client):
     first = post(client, "/v1/rerank", **REQUEST)["results"][0]
     assert first["document"] == {"text": DOCUMENTS[first["index"]]}
@@ -62,7 +53,7 @@ def test_documents_come_back_as_objects_unless_declined(client):
 
 
 def test_media_are_never_echoed(client):
-    documents = [{"image": image("red")}, {"image": image("blue"), "text": "blue"}]
+    documents = [{"image": data_url("red")}, {"image": data_url("blue"), "text": "blue"}]
     answer = post(client, "/v1/rerank", query="red", documents=documents)
     echoed = {result["index"]: result.get("document") for result in answer["results"]}
     assert echoed == {0: None, 1: {"text": "blue"}}
@@ -70,7 +61,7 @@ def test_media_are_never_echoed(client):
 
 
 def test_a_video_of_frames_is_scored(client, engine):
-    frames = [image("red"), image("blue"), image("green")]
+    frames = [data_url("red"), data_url("blue"), data_url("green")]
     decoded = [base64.b64decode(frame.partition(",")[2]) for frame in frames]
     expected = engine.score("q", [{"video": {"frames": decoded, "fps": 4.0}}])
     document = {"video": {"frames": frames, "fps": 4.0}}
@@ -81,14 +72,13 @@ def test_a_video_of_frames_is_scored(client, engine):
 
 def test_instructions_of_the_request_and_of_a_document(client, engine):
     documents = [DOCUMENTS[0], {"text": DOCUMENTS[1], "instruction": "Find fruit."}]
+    expected = [
+        engine.score(QUERY, [DOCUMENTS[0]], "Find stars.")[0],
+        engine.score(QUERY, [DOCUMENTS[1]], "Find fruit.")[0],
+    ]
     for name in ("instruction", "instruct"):
-        answer = post(
-            client, "/v2/rerank", query=QUERY, documents=documents, **{name: "Find stars."}
-        )
-        expected = [
-            engine.score(QUERY, [DOCUMENTS[0]], "Find stars.")[0],
-            engine.score(QUERY, [DOCUMENTS[1]], "Find fruit.")[0],
-        ]
+        body = {"query": QUERY, "documents": documents, name: "Find stars."}
+        answer = post(client, "/v2/rerank", **body)
         assert by_index(answer["results"]) == pytest.approx(expected, abs=1e-5)
 
 
@@ -226,7 +216,7 @@ def test_every_request_is_a_line_of_the_access_log_without_its_content(client, c
         ({"query": "q", "documents": [True]}, 422, "documents"),
         ({"query": "q", "documents": [{"image": True}]}, 422, "documents[0].image"),
         ({"query": "q", "documents": ["a"] * 51}, 422, "at most 50, got 51"),
-        ({"query": "q", "documents": [{"image": [image("red")] * 5}]}, 422, "at most 4 images"),
+        ({"query": "q", "documents": [{"image": [data_url("red")] * 5}]}, 422, "at most 4 images"),
         ({**REQUEST, "top_n": -1}, 422, "top_n"),
         ({**REQUEST, "mm_processor_kwargs": {"min_pixels": 9**9, "max_pixels": 9}}, 422, "pixels"),
     ],
@@ -274,7 +264,7 @@ def test_an_image_of_an_earlier_request_is_not_encoded_again(client):
     def lookups(result: str) -> float:
         return metric(client, f'shardrank_vision_cache_total{{result="{result}"}}')
 
-    request = {"query": "a page", "documents": [{"image": image("olive", (96, 64))}]}
+    request = {"query": "a page", "documents": [{"image": data_url("olive")}]}
     misses, hits = lookups("miss"), lookups("hit")
     first = post(client, "/v2/rerank", **request)
     assert (lookups("miss"), lookups("hit")) == (misses + 1, hits)

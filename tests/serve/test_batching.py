@@ -399,7 +399,7 @@ async def test_a_failure_is_its_requests_alone(queue, reranker, raised, seen, st
     assert await first == expected(texts("busy 10"))
     assert await other == expected(texts("other 60"))
     assert await queue.score([texts("next 5")]) == expected(texts("next 5"))
-    assert queue.is_healthy and is_empty(queue)
+    assert queue._is_open and is_empty(queue)
 
 
 @queued()
@@ -413,12 +413,12 @@ async def test_a_scorer_that_loses_a_set_fails_the_batch(queue, reranker):
 @queued()
 async def test_the_end_of_a_loop_fails_everybody_and_shows(queue, reranker, which):
     waiting = [await in_the_scorer(queue, reranker), scoring(queue, texts("a 5"))]
-    assert queue.is_healthy
+    assert queue._is_open
     queue._tasks[which].cancel()
     for task in waiting:
         with pytest.raises(NotReady):
             await task
-    assert not queue.is_healthy and is_empty(queue)
+    assert not queue._is_open and is_empty(queue)
     with pytest.raises(NotReady):
         await queue.score([texts("b 5")])
 
@@ -431,7 +431,7 @@ async def test_a_loop_that_dies_of_a_bug_tells_everybody_of_what(queue, reranker
     for task in waiting:
         with pytest.raises(TypeError, match="not callable"):
             await task
-    assert not queue.is_healthy and is_empty(queue)
+    assert not queue._is_open and is_empty(queue)
 
 
 # Metrics
@@ -458,7 +458,7 @@ def fail(*numbers: Any) -> None:
 @queued(observer=SimpleNamespace(batch=fail, queue=fail))
 async def test_an_observer_that_fails_stops_nothing(queue, reranker):
     assert await queue.score([texts("a 5")]) == expected(texts("a 5"))
-    assert queue.is_healthy and is_empty(queue)
+    assert queue._is_open and is_empty(queue)
 
 
 # Start and stop
@@ -467,7 +467,7 @@ async def test_an_observer_that_fails_stops_nothing(queue, reranker):
 def test_nothing_is_taken_before_the_start():
     async def main() -> None:
         queue = BatchQueue(StandIn())  # type: ignore[arg-type]
-        assert not queue.is_healthy
+        assert not queue._is_open
         with pytest.raises(NotReady) as raised:
             await queue.score([texts("a 5")])
         assert raised.value.retry_after_s == 1
@@ -488,7 +488,7 @@ async def test_a_stop_finishes_what_is_in_and_takes_no_more(queue, reranker):
     reranker.scoring.open()
     await stopping
     assert await asyncio.gather(*waiting) == [expected(texts("busy 10")), expected(one)]
-    assert not queue.is_healthy
+    assert not queue._is_open
 
 
 @queued()
@@ -579,7 +579,7 @@ def test_whoever_comes_and_goes_everybody_ends_and_nothing_is_left(requests: lis
 
     async def use(queue: BatchQueue) -> None:
         await asyncio.gather(*(call(queue, *request) for request in requests))
-        assert is_empty(queue) and queue.is_healthy
+        assert is_empty(queue) and queue._is_open
 
     with_queue(reranker, use)
     sizes = zip(reranker.batches, reranker.batch_tokens, strict=True)

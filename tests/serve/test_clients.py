@@ -5,6 +5,7 @@ them all takes many seconds, and some of them would download at that time.
 """
 
 import asyncio
+import inspect
 import pkgutil
 import socket
 from collections.abc import Callable, Iterator
@@ -61,30 +62,13 @@ def nothing_but_loopback(url, request) -> Iterator[None]:
 # The clients, each as one function of (url, key, query, documents, top_n).
 
 
-def cohere_v2(url, key, query, documents, top_n=None) -> Ranking:
+def cohere(name, url, key, query, documents, top_n=None) -> Ranking:
     import cohere
 
-    client = cohere.ClientV2(key, base_url=url)
+    client = getattr(cohere, name)(key, base_url=url)
     answer = client.rerank(model="m", query=query, documents=documents, top_n=top_n)
+    answer = asyncio.run(answer) if inspect.isawaitable(answer) else answer
     return [(result.index, result.relevance_score) for result in answer.results]
-
-
-def cohere_v1(url, key, query, documents, top_n=None) -> Ranking:
-    import cohere
-
-    client = cohere.Client(key, base_url=url)
-    answer = client.rerank(model="m", query=query, documents=documents, top_n=top_n)
-    return [(result.index, result.relevance_score) for result in answer.results]
-
-
-def cohere_async(url, key, query, documents, top_n=None) -> Ranking:
-    import cohere
-
-    async def rerank() -> Any:
-        async with cohere.AsyncClientV2(key, base_url=url) as client:
-            return await client.rerank(model="m", query=query, documents=documents, top_n=top_n)
-
-    return [(r.index, r.relevance_score) for r in asyncio.run(rerank()).results]
 
 
 def langchain(url, key, query, documents, top_n=None) -> Ranking:
@@ -129,21 +113,15 @@ def llama_index_tei(url, key, query, documents, top_n=None, scheme="") -> Rankin
     return llama_index(reranker, query, documents)
 
 
-def voyage(url, key, query, documents, top_n=None) -> Ranking:
+def voyage(name, url, key, query, documents, top_n=None) -> Ranking:
     import voyageai
 
-    client = voyageai.Client(key, base_url=f"{url}/v1")
-    results = client.rerank(query, documents, "m", top_k=top_n).results
+    answer = getattr(voyageai, name)(key, base_url=f"{url}/v1").rerank(
+        query, documents, "m", top_k=top_n
+    )
+    results = (asyncio.run(answer) if inspect.isawaitable(answer) else answer).results
     assert all(result.document == documents[result.index] for result in results)
     return [(result.index, result.relevance_score) for result in results]
-
-
-def voyage_async(url, key, query, documents, top_n=None) -> Ranking:
-    import voyageai
-
-    client = voyageai.AsyncClient(key, base_url=f"{url}/v1")
-    answer = asyncio.run(client.rerank(query, documents, "m", top_k=top_n))
-    return [(result.index, result.relevance_score) for result in answer.results]
 
 
 def rerankers(path, provider, url, key, query, documents, top_n=None) -> Ranking:
@@ -212,9 +190,10 @@ class Client:
 COHERE_REFUSAL = "cohere.errors:UnauthorizedError"
 
 CLIENTS = {
-    "cohere ClientV2": Client(cohere_v2, COHERE_REFUSAL, forwards_objects=True),
-    "cohere Client": Client(cohere_v1, COHERE_REFUSAL, forwards_objects=True),
-    "cohere AsyncClientV2": Client(cohere_async, COHERE_REFUSAL, forwards_objects=True),
+    **{
+        f"cohere {name}": Client(partial(cohere, name), COHERE_REFUSAL, forwards_objects=True)
+        for name in ("ClientV2", "Client", "AsyncClientV2")
+    },
     "langchain": Client(langchain, COHERE_REFUSAL),
     "llama-index cohere": Client(llama_index_cohere, COHERE_REFUSAL),
     "llama-index jina": Client(llama_index_jina, "builtins:RuntimeError"),
@@ -223,10 +202,12 @@ CLIENTS = {
     "llama-index tei, Bearer": Client(
         partial(llama_index_tei, scheme="Bearer "), "builtins:AssertionError", says=False
     ),
-    "voyageai": Client(voyage, "voyageai.error:AuthenticationError", forwards_objects=True),
-    "voyageai, async": Client(
-        voyage_async, "voyageai.error:AuthenticationError", forwards_objects=True
-    ),
+    **{
+        f"voyageai {name}": Client(
+            partial(voyage, name), "voyageai.error:AuthenticationError", forwards_objects=True
+        )
+        for name in ("Client", "AsyncClient")
+    },
     # Reads no status: an error's body has no results.
     "rerankers cohere": Client(
         partial(rerankers, "/v1/rerank", "cohere"), "builtins:KeyError", says=False
@@ -288,7 +269,7 @@ def test_images_go_through_clients_that_forward_objects(client, url, engine):
 
 def test_voyage_forwards_an_image_as_the_query(url, engine):
     expected = ranking(engine.score({"image": image("red")}, DECODED))
-    assert_ranked(voyage(url, KEY, {"image": data_url("red")}, PICTURES), expected)
+    assert_ranked(voyage("Client", url, KEY, {"image": data_url("red")}, PICTURES), expected)
 
 
 @pytest.mark.parametrize("name", ["ClientV2", "Client"])
@@ -354,7 +335,7 @@ def test_cohere_v1_is_sent_no_media_back(url):
 
 
 def test_cohere_has_a_failed_document_last_and_without_a_score(url, engine):
-    got = cohere_v2(url, KEY, QUERY, [BROKEN, *DOCUMENTS])
+    got = cohere("ClientV2", url, KEY, QUERY, [BROKEN, *DOCUMENTS])
     assert got[-1] == (0, None)
     expected = ranking(engine.score(QUERY, DOCUMENTS))
     assert_ranked([(index - 1, score) for index, score in got[:-1]], expected)

@@ -183,23 +183,24 @@ class Playground:
         thumbs = self.page.locator(".card, #query-media .thumb")
         expect(thumbs).to_have_count(before + len(files))
 
-    def ask(self, query: str, *texts: str) -> None:
-        """Types a query, adds documents of text and has them ranked."""
+    def ask(self, query: str, *texts: str) -> dict[str, Any]:
+        """Types a query, adds documents of text and has them ranked; what the server was sent."""
         self.get("query").fill(query)
         if texts:
             self.add(*texts)
-        self.rerank()
+        return self.rerank()
 
     def says(self, **words: Any) -> None:
         """What stands in the elements of these names, perhaps among other words."""
         for name, text in words.items():
             expect(self.get(name.replace("_", "-"))).to_contain_text(text)
 
-    def rerank(self) -> None:
-        """Returns when the answer is shown, whatever it is."""
+    def rerank(self) -> dict[str, Any]:
+        """Returns when the answer is shown, whatever it is; what the server was sent."""
         with self.page.expect_response("**/v2/rerank"):
             self.get("rerank").click()
         expect(self.get("rerank")).to_be_enabled()
+        return self.standin.sent
 
 
 @pytest.fixture(scope="module")
@@ -443,8 +444,7 @@ def test_an_image_reaches_the_server_as_it_is(opened):
     bring(opened, "drop", "body", image)
     bring(opened, "paste", "body", image)
     expect(opened.page.get_by_alt_text("Preview of red.png")).to_have_count(3)
-    opened.ask("red")
-    documents = opened.standin.sent["documents"]
+    documents = opened.ask("red")["documents"]
     assert [list(document) for document in documents] == [["image"]] * 3
     assert documents[0]["image"].startswith("data:image/png;base64,")
     assert [media_of(document) for document in documents] == [image[2]] * 3
@@ -482,8 +482,7 @@ def test_videos_texts_and_captions_are_documents(opened):
     expect(opened.page.locator(".card")).to_have_count(4)
     expect(opened.page.locator(".thumb.none").first).to_have_text("video")  # it does not play
     opened.page.get_by_label("Text of document 3").fill("a caption")
-    opened.ask("q")
-    film, notes, red, old = opened.standin.sent["documents"]
+    film, notes, red, old = opened.ask("q")["documents"]
     assert (list(film), media_of(film)) == (["video"], b"a film")
     assert notes == "één\ntwo"
     assert (red["text"], media_of(red)) == ("a caption", picture("red"))
@@ -740,8 +739,7 @@ CODES = [
 def test_the_copied_code_asks_the_same(opened, tmp_path, language, command, with_files):
     fill_nastily(opened, with_files=with_files)
     code = copied(opened, language)
-    opened.rerank()
-    sent = opened.standin.sent
+    sent = opened.rerank()
     printed, got = run(opened, [*command, code], tmp_path)
     if language == "Cohere (Python)":  # the client's own fields stand beside those
         names = ("query", "documents", "instruction", "on_error")
@@ -802,8 +800,7 @@ def test_what_a_checkpoint_says_of_itself_is_read_or_left(tmp_path, caplog, monk
 @needs_browser
 def test_the_pictures_are_drawn_in_the_page(opened):
     opened.example("Pictures")
-    opened.rerank()
-    documents = opened.standin.sent["documents"]
+    documents = opened.rerank()["documents"]
     images = [Image.open(io.BytesIO(media_of(each) or b"")).convert("RGB") for each in documents]
     corners = [image.getpixel((60, 60)) for image in images]
     centres = [image.getpixel((120, 120)) for image in images]
