@@ -44,14 +44,6 @@ def by_index(results: list[dict], key: str = "relevance_score") -> list[float]:
     return [result[key] for result in sorted(results, key=lambda result: result["index"])]
 
 
-def test_documents_come_back_as_objects_unless_declined(client):
-    first = post(client, "/v1/rerank", **REQUEST)["results"][0]
-    assert first["document"] == {"text": DOCUMENTS[first["index"]]}
-    for path, wanted in (("/v1/rerank", False), ("/v2/rerank", None)):
-        answer = post(client, path, **REQUEST, return_documents=wanted)
-        assert all("document" not in result for result in answer["results"])
-
-
 def test_media_are_never_echoed(client):
     documents = [{"image": data_url("red")}, {"image": data_url("blue"), "text": "blue"}]
     answer = post(client, "/v1/rerank", query="red", documents=documents)

@@ -174,18 +174,19 @@ def test_score_gives_one_score_to_an_object_of_parts_and_says_so(client):
     assert plain["meta"]["warnings"] == []
 
 
-@every_ranking
-@pytest.mark.parametrize("limit", ["2", 2.0, 2])
-def test_whole_numbers_come_as_texts_and_with_a_point(limit, dialect, client):
-    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, limit))
-    assert len(dialect.scores(answer)) == 2
+NOT_READ = {"user": 123, "priority": "high", "request_id": 7, "max_chunks_per_doc": "many"}
 
 
-@every_dialect
-def test_fields_that_nobody_reads_are_of_any_type(dialect, client):
-    more = {"user": 123, "priority": "high", "request_id": 7, "max_chunks_per_doc": "many"}
-    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, **more))
-    assert len(dialect.scores(answer)) == 3
+@pytest.mark.parametrize(
+    ("dialect", "limit", "more", "num"),
+    [(each, limit, {}, 2) for each in RANKINGS for limit in ("2", 2.0, 2)]
+    + [(each, None, NOT_READ, 3) for each in DIALECTS.values()],
+)
+def test_whole_numbers_come_in_any_form_and_what_nobody_reads_of_any_type(
+    dialect, limit, more, num, client
+):
+    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, limit, **more))
+    assert len(dialect.scores(answer)) == num
 
 
 @every_dialect
@@ -258,13 +259,6 @@ def test_a_body_that_cannot_be_read_says_why(path, body, sentence, headers, clie
 
 
 # What one client alone reads or sends.
-
-
-def test_nim_refuses_a_passage_that_is_too_long_where_none_may_be_cut(client):
-    body = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "word " * 500}]}
-    asked = {"truncate": "NONE", "truncate_prompt_tokens": 200}
-    refused = client.post("/v1/ranking", json=body | asked)
-    assert refused.status_code == 400 and refused.json()["message"].startswith("passages[1]")
 
 
 def test_nim_has_images_in_passages(client, engine):

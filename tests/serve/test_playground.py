@@ -1,21 +1,28 @@
 """The playground in a real browser, against a small real server that scores by shared words."""
 
+import asyncio
 import base64
 import hashlib
 import io
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from shardrank.serve import playground
 from shardrank.serve.playground import CONTENT_SECURITY_POLICY, Guide, guide_of, page
@@ -57,11 +64,10 @@ def result_of(index: int, query: Any, document: Any) -> dict[str, Any]:
 def answer_to(request: dict[str, Any]) -> dict[str, Any]:
     query, documents = request["query"], request["documents"]
     results = [result_of(index, query, each) for index, each in enumerate(documents)]
-    results.sort(key=lambda r: -1.0 if r["relevance_score"] is None else r["relevance_score"])
+    results.sort(key=lambda result: -1.0 if (s := result["relevance_score"]) is None else s)
     return {
         "id": "x",
-        "results": [r for r in results if r["relevance_score"] is not None][::-1]
-        + [r for r in results if r["relevance_score"] is None],
+        "results": results[::-1],
         "usage": {"prompt_tokens": 1234, "total_tokens": 1234, "image_tokens": 64},
         "meta": {"warnings": []},
     }
@@ -72,9 +78,8 @@ class StandIn:
     """What it was asked, and what it shall do. gate: an answer waits until it is set."""
 
     requests: list[dict[str, Any]] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    refusal: tuple[int, dict[str, str], str] | None = None
+    headers: list[Headers] = field(default_factory=list)
+    refusal: Response | None = None
     key: str | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     origin: str = ""
@@ -86,57 +91,26 @@ class StandIn:
         return self.requests[-1]
 
 
-def refusal(
-    status: int, code: str, message: str, **headers: str
-) -> tuple[int, dict[str, str], str]:
+def refusal(status: int, code: str, message: str, retry_after: str | None = None) -> Response:
     error = {"message": message, "type": "x", "param": None, "code": code}
     body = {"error": error, "message": message, "detail": message, "request_id": "req-7"}
-    return (
-        status,
-        {name.replace("_", "-"): text for name, text in headers.items()},
-        json.dumps(body),
-    )
+    return JSONResponse(body, status, {"Retry-After": retry_after} if retry_after else None)
 
 
-def handler_of(standin: StandIn) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+def app_of(standin: StandIn) -> Starlette:
+    async def home(request: Request) -> Response:
+        html = page(standin.model, standin.guide)
+        return HTMLResponse(html, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
-        def log_message(self, *_: object) -> None:
-            pass
+    async def rerank(request: Request) -> Response:
+        standin.headers.append(request.headers)
+        standin.requests.append(await request.json())
+        await asyncio.to_thread(standin.gate.wait, 30)
+        if standin.key and request.headers.get("Authorization") != f"Bearer {standin.key}":
+            return refusal(401, "invalid_api_key", "No key, or a wrong one.")
+        return standin.refusal or JSONResponse(answer_to(standin.sent))
 
-        def reply(self, status: int, headers: dict[str, str], body: str) -> None:
-            content = body.encode()
-            self.send_response(status)
-            for name, text in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, text)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def do_GET(self) -> None:
-            standin.paths.append(self.path)
-            if self.path != "/":
-                return self.reply(404, {}, "")
-            html = {"Content-Type": "text/html; charset=utf-8"}
-            policy = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
-            return self.reply(200, html | policy, page(standin.model, standin.guide))
-
-        def do_POST(self) -> None:
-            standin.paths.append(self.path)
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            standin.headers.append(dict(self.headers))
-            standin.requests.append(json.loads(body))
-            standin.gate.wait(30)
-            if self.path != "/v2/rerank":
-                return self.reply(404, {}, "")
-            if standin.key and self.headers["Authorization"] != f"Bearer {standin.key}":
-                return self.reply(*refusal(401, "invalid_api_key", "No key, or a wrong one."))
-            if standin.refusal:
-                return self.reply(*standin.refusal)
-            json_type = {"Content-Type": "application/json"}
-            return self.reply(200, json_type, json.dumps(answer_to(standin.sent)))
-
-    return Handler
+    return Starlette(routes=[Route("/", home), Route("/v2/rerank", rerank, methods=["POST"])])
 
 
 # ---- the browser -----------------------------------------------------------------------------
@@ -210,28 +184,19 @@ def browser():
         yield running
 
 
-class QuietServer(ThreadingHTTPServer):
-    """A browser that went away in the middle of an answer is no news."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def standin():
     standin = StandIn()
     standin.gate.set()
-    server = QuietServer(("127.0.0.1", 0), handler_of(standin))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    standin.origin = f"http://127.0.0.1:{server.server_port}"
-    yield standin
-    standin.gate.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app_of(standin), log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        standin.origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield standin
+        standin.gate.set()
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -323,7 +288,6 @@ def test_the_request_is_what_the_contract_says(opened):
     opened.get("instruction").fill("Find what rhymes.")
     opened.rerank()
     assert opened.standin.sent["instruction"] == "Find what rhymes."
-    assert opened.standin.paths[-1] == "/v2/rerank"
     assert "Authorization" not in opened.standin.headers[-1]
 
 
@@ -592,12 +556,12 @@ def test_a_document_that_failed_says_why_on_its_card(opened):
 REFUSALS = [
     (refusal(422, "invalid_request", "documents is missing"), ["422", "documents is missing"]),
     (refusal(413, "body_too_large", "At most 32 MiB."), ["413 body_too_large", "req-7"]),
-    (refusal(429, "rate_limited", "Slow down.", Retry_After="7"), ["Slow", "in 7 seconds."]),
-    (refusal(503, "not_ready", "Loading.", Retry_After="1"), ["503", "Loading", "in 1 second."]),
-    ((422, {}, '{"detail": [{"msg": "no query"}]}'), ["422", "no query"]),
-    ((502, {}, "<html>Bad gateway"), ["502", "<html>Bad gateway"]),
-    ((500, {}, ""), ["500", "The server gave no reason."]),
-    ((200, {}, "[]"), ["The server’s answer has no results"]),
+    (refusal(429, "rate_limited", "Slow down.", retry_after="7"), ["Slow", "in 7 seconds."]),
+    (refusal(503, "not_ready", "Loading.", retry_after="1"), ["503", "Loading", "in 1 second."]),
+    (Response('{"detail": [{"msg": "no query"}]}', 422), ["422", "no query"]),
+    (Response("<html>Bad gateway", 502), ["502", "<html>Bad gateway"]),
+    (Response("", 500), ["500", "The server gave no reason."]),
+    (Response("[]"), ["The server’s answer has no results"]),
 ]
 
 
