@@ -237,17 +237,12 @@ each_provider = pytest.mark.parametrize("provider", PROVIDERS)
 each_client = pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
 
 
+@pytest.mark.parametrize("top_n", [None, 2])
 @each_client
-def test_scores_and_order_are_the_engines(client, url, engine):
+def test_scores_and_order_are_the_engines_and_top_n_keeps_the_best(client, top_n, url, engine):
     expected = ranking(engine.score(QUERY, DOCUMENTS))
     assert [index for index, _ in expected] != list(range(len(DOCUMENTS)))
-    assert_ranked(client.rank(url, KEY, QUERY, DOCUMENTS), expected)
-
-
-@each_client
-def test_top_n_keeps_the_best(client, url, engine):
-    expected = ranking(engine.score(QUERY, DOCUMENTS))[:2]
-    assert_ranked(client.rank(url, KEY, QUERY, DOCUMENTS, 2), expected)
+    assert_ranked(client.rank(url, KEY, QUERY, DOCUMENTS, top_n), expected[:top_n])
 
 
 @each_client
