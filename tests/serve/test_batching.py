@@ -257,23 +257,6 @@ async def test_who_goes_away_is_not_scored_and_not_counted(queue, reranker):
     assert reranker.batches == [["busy"], ["after"]]
 
 
-@queued()
-async def test_who_goes_away_while_scored_leaves_the_others_scores(queue, reranker):
-    stays = texts("b 10", "c 10")
-    busy = await in_the_scorer(queue, reranker)
-    both = [scoring(queue, texts("a 10")), scoring(queue, stays)]
-    await until(lambda: len(queue._to_score) == 2)
-    reranker.scoring.let(1)
-    await until(lambda: len(reranker.batches) == 2)
-    both[0].cancel()
-    await asyncio.wait(both[:1])
-    reranker.scoring.open()
-    await busy
-    assert await both[1] == expected(stays)
-    assert is_empty(queue)
-    assert len(reranker.batches) == 2
-
-
 @queued(max_batch_tokens=100_000, num_preparing=1)
 async def test_preparing_for_who_went_away_ends_at_the_next_document(queue, reranker):
     reranker.preparing.close()
@@ -287,20 +270,6 @@ async def test_preparing_for_who_went_away_ends_at_the_next_document(queue, rera
     await queue.score([texts("after 1")])
     assert set(reranker.prepared) <= {"g0", "g1", "g2", "g3", "after"}
     assert reranker.batches == [["after"]]
-
-
-@queued()
-async def test_a_deadline_ends_the_wait(queue, reranker):
-    busy = await in_the_scorer(queue, reranker)
-    with pytest.raises(DeadlineExceeded) as raised:
-        await queue.score([texts("late 10")], timeout_s=0.05)
-    assert raised.value.status == 504
-    assert queue.admission.num_pairs == 1
-    reranker.scoring.open()
-    await busy
-    assert await queue.score([texts("next 10")], timeout_s=60) == expected(texts("next 10"))
-    assert is_empty(queue)
-    assert reranker.batches == [["busy"], ["next"]]
 
 
 # Too many

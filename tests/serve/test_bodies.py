@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, field_validator
 
 from shardrank.serve.app import create_app
+from shardrank.serve.dialects.contents import parse_side
 from shardrank.serve.dialects.failures import outline
 from shardrank.serve.dialects.others import ScoreRequest
 from shardrank.serve.dialects.requests import BodyRoute, RerankRequest
@@ -62,29 +63,22 @@ def test_a_refused_body_is_told_by_its_names(body, names):
     assert list(outline(body)) == names
 
 
-def test_sides_are_read_in_another_thread():
+def test_sides_are_read_in_another_thread(monkeypatch):
     threads: set[int] = set()
 
-    class Reranking(RerankRequest):
-        @property
-        def sides(self) -> list[Any]:
-            threads.add(threading.get_ident())
-            return super().sides
-
-    class Scoring(ScoreRequest):
-        @property
-        def fields(self) -> tuple[str, str]:
-            threads.add(threading.get_ident())
-            return super().fields
+    def seen(*sides: Any) -> Any:
+        threads.add(threading.get_ident())
+        return parse_side(*sides)
 
     async def main() -> int:
         service = start_service(settings(), Metrics())
         await service.start()
-        await service.score(Reranking(query="q", documents=["a"]))
-        await service.score(Scoring(queries="q", documents="a"))
+        await service.score(RerankRequest(query="q", documents=["a"]))
+        await service.score(ScoreRequest(queries="q", documents="a"))
         await service.stop(0)
         return threading.get_ident()
 
+    monkeypatch.setattr("shardrank.serve.dialects.work.parse_side", seen)
     assert asyncio.run(main()) not in threads and threads
 
 

@@ -362,19 +362,6 @@ def test_langchain_compresses_its_documents(url, engine):
     )
 
 
-def test_langchain_makes_a_text_of_an_object(url, engine):
-    expected = ranking(engine.score(QUERY, ["title: Banana\n", "title: Mars\n"]))
-    objects = [{"title": "Banana"}, {"title": "Mars"}]
-    assert_ranked(langchain(url, KEY, QUERY, objects), expected)
-
-
-def test_voyage_reads_the_tokens(url, engine):
-    import voyageai
-
-    client = voyageai.Client(KEY, base_url=f"{url}/v1")
-    assert client.rerank(QUERY, DOCUMENTS, "m").total_tokens == num_tokens(engine)
-
-
 def test_voyage_is_told_of_a_pair_that_is_too_long(url):
     import voyageai
 

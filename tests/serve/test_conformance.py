@@ -149,12 +149,6 @@ def test_vllm_ranks_the_best_first(path, top_n, client, engine):
     assert ("document" in answer["results"][0]) == (path != "/v2/rerank")
 
 
-def test_vllm_echoes_documents_and_counts_tokens(client):
-    answer = post(client, "/rerank", model=MODEL, query=QUERIES[0], documents=TEXTS)
-    assert all(one["document"]["text"] == TEXTS[one["index"]] for one in answer["results"])
-    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
-
-
 SCORE = ("/score", "queries", "documents", "data", "score")
 RERANK = ("/rerank", "query", "documents", "results", "relevance_score")
 INFINITY = ("/infinity/rerank", *RERANK[1:])
@@ -252,14 +246,6 @@ CONTENTS = [
 """As sent, and as the engine takes it."""
 
 
-@pytest.mark.parametrize(("document", "decoded"), CONTENTS)
-def test_vllm_scores_one_document_of_parts(document, decoded, client, engine):
-    pair = engine.score_sets([CandidateSet.parse(QUERIES[0], [decoded])])[0][0]
-    answer = post(client, "/score", queries=QUERIES[0], documents=document)
-    assert [one["score"] for one in answer["data"]] == [pytest.approx(pair.score, abs=1e-5)]
-    assert answer["usage"]["prompt_tokens"] == pair.num_tokens
-
-
 def test_vllm_scores_an_image_by_its_url_as_in_the_request(client):
     with serving(lambda path: ok(image("red"))) as site:
         part = {"type": "image_url", "image_url": {"url": f"{site.url}/red.png"}}
@@ -271,11 +257,13 @@ def test_vllm_scores_an_image_by_its_url_as_in_the_request(client):
 
 def test_vllm_takes_parts_and_strings_in_one_request(client, engine):
     documents, decoded = zip(*CONTENTS, strict=True)
-    scores = engine.score("red", decoded)
+    pairs = engine.score_sets([CandidateSet.parse("red", decoded)])[0]
+    scores = [pair.score for pair in pairs]
     assert len({round(score, 4) for score in scores}) == 4
     for queries in ("red", ["red"] * len(documents)):
         answer = post(client, "/score", queries=queries, documents=documents)
         assert [one["score"] for one in answer["data"]] == pytest.approx(scores, abs=1e-5)
+        assert answer["usage"]["prompt_tokens"] == sum(pair.num_tokens for pair in pairs)
     results = post(client, "/rerank", query="red", documents=documents)["results"]
     assert [score for _, score in sorted(ranked(results))] == pytest.approx(scores, abs=1e-5)
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,9 @@ def served(log: Path, *options: str) -> Iterator[tuple[httpx.Client, subprocess.
 
 def await_ready(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
     for _ in range(240):
-        try:
+        with suppress(httpx.TransportError):
             if client.get("/ready").status_code == 200:
                 return
-        except httpx.TransportError:
-            pass
         assert process.poll() is None, log.read_text("utf-8", "replace")
         time.sleep(0.5)
     raise AssertionError(log.read_text("utf-8", "replace"))
@@ -83,6 +81,14 @@ def command(*options: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=280,
     )
+
+
+def printed(module: str) -> Any:
+    """The JSON at the end of what a program of tests/support prints, with a port of its own."""
+    command = [sys.executable, "-m", f"tests.support.{module}", str(free_port())]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def shared_folders(parent: int) -> list[Path]:
@@ -208,16 +214,9 @@ def interrupted(client: httpx.Client, process: subprocess.Popen) -> tuple[int, l
     return in_work[0], [(answer.status_code, answer.headers["retry-after"]) for answer in refused]
 
 
+@pytest.mark.timeout(500)
 def test_an_application_that_is_deployed_ends_in_order():
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.support.serve_deployed", str(free_port())],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout.splitlines()[-1]) == {
+    assert printed("serve_deployed") == {
         "was_in_work": True,
         "in_work": [200],
         "refused": [[503, "2"], [503, "2"]],

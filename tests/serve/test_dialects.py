@@ -423,19 +423,9 @@ def test_the_document_knows_the_keys(guarded, client):
 
 
 def test_the_documents_enumerations_have_one_spelling_of_a_name(client):
-    found: list[list[str]] = []
-
-    def read(node: Any) -> None:
-        if isinstance(node, dict):
-            found.extend([node["enum"]] if isinstance(node.get("enum"), list) else [])
-            for each in node.values():
-                read(each)
-        elif isinstance(node, list):
-            for each in node:
-                read(each)
-
-    read(client.get("/openapi.json").json())
-    assert found and all(len({str(v).lower() for v in each}) == len(each) for each in found)
+    document = json.dumps(client.get("/openapi.json").json())
+    found = [json.loads(each.lower()) for each in re.findall(r'"enum": (\[[^\]]*\])', document)]
+    assert found and all(len(set(each)) == len(each) for each in found)
     answer = post(client, "/rerank", query="q", texts=["a"], truncation_direction="Left")
     assert len(answer) == 1
 
@@ -492,9 +482,8 @@ def test_a_dialect_without_a_place_for_it_names_the_index(path, body, place, cli
 
 
 def test_score_gives_null_where_that_is_asked_for(client):
-    body = {"queries": "q", "documents": ["a", ""], "on_error": "null"}
-    answer = client.post("/score", json=body)
-    assert [one["score"] is None for one in answer.json()["data"]] == [False, True]
+    answer = post(client, "/score", queries="q", documents=["a", ""], on_error="null")
+    assert [one["score"] is None for one in answer["data"]] == [False, True]
 
 
 @pytest.mark.parametrize("query", EMPTY)

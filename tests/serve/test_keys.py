@@ -61,8 +61,7 @@ def test_a_new_key_is_long_random_fit_for_a_header_and_accepted_from_the_environ
 
 
 def test_the_hash_is_what_sha256sum_prints():
-    digest = hash_key("abc")
-    assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_key("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_neither_keys_nor_hashes_are_printed():
