@@ -33,14 +33,6 @@ _MAX_PATH = 1_000
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class NotStarted(OSError):
-    """The endpoint did not start; the message says why."""
-
-    @classmethod
-    def of_port(cls, host: str, port: int) -> "NotStarted":
-        return cls(f"port {port} of {host} is in use: choose another one with --port")
-
-
 class Console:
     """The command's end: a thread that shows what the others say."""
 

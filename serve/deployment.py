@@ -24,15 +24,10 @@ from ray.serve._private import replica
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
 from shardrank.options import Option, built
-from shardrank.serve.console import NotStarted, say
-from shardrank.serve.errors import NotReady
-from shardrank.serve.gate.keys import (
-    KEYS_VARIABLE,
-    ApiKey,
-    ApiKeys,
-    WatchedKeys,
-    environment_keys,
-)
+from shardrank.serve.console import say
+from shardrank.serve.errors import NotReady, NotStarted
+from shardrank.serve.gate.key_file import KEYS_VARIABLE, ApiKey, environment_keys
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import ENDPOINT, LIMITS, Limits, ServeSettings
 
 APP_NAME = "shardrank"
@@ -76,13 +71,12 @@ class RerankEndpoint:
         from shardrank.serve.service import start_service
 
         start = partial(start_service, reranker=self._reranker)
-        keys = WatchedKeys(self._settings.keys_file, self._settings.keys)
-        self._app = create_app(self._settings, keys, start)
+        self._app = create_app(self._settings, keys_of(self._settings), start)
         return self._app
 
     async def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that does not score."""
-        from shardrank.serve.app import check_health
+        from shardrank.serve.about import check_health
 
         service = self._app.state.service
         if service is not None:

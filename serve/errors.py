@@ -12,10 +12,12 @@
     ├── NotReady             503  the model is loading, or a replica was lost: Retry-After
     └── DeadlineExceeded     504
 
-How an error looks on the wire is the dialect's business. Knows nothing about HTTP frameworks.
+What TEI's and DashScope's clients are told is their dialects' business. Knows nothing about HTTP
+frameworks.
 """
 
 import math
+from typing import Any
 
 from shardrank.actors.errors import RerankError
 
@@ -42,6 +44,19 @@ class ApiError(Exception):
         self.param = param
         self.code = code or type(self).code
         self.retry_after_s = retry_after_s
+
+    @classmethod
+    def of_http(cls, status: int, message: str) -> "ApiError":
+        """A status that no class here has."""
+        error = cls(message, code="http_error")
+        error.status, error.type = status, InvalidRequest.type
+        return error
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """It serves the readers of `error`, of `message` and of `detail`."""
+        message = str(self)
+        told = {"message": message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": told, "message": message, "detail": message, "request_id": request_id}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -105,6 +120,19 @@ class TooManyRequests(ApiError):
 class NotReady(ApiError):
     status, type, code = 503, "unavailable_error", "not_ready"
 
+    @classmethod
+    def of_server(cls, retry_after_s: float = 1) -> "NotReady":
+        """The server has not loaded its model yet, or takes no more."""
+        return cls("the server is starting or stopping, try again", retry_after_s=retry_after_s)
+
 
 class DeadlineExceeded(ApiError):
     status, type, code = 504, "timeout_error", "deadline_exceeded"
+
+
+class NotStarted(OSError):
+    """The endpoint did not start; the message says why."""
+
+    @classmethod
+    def of_port(cls, host: str, port: int) -> "NotStarted":
+        return cls(f"port {port} of {host} is in use: choose another one with --port")

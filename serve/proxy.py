@@ -11,12 +11,15 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from itertools import count
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardrank.serve.console import Usage, log_access, request_id_of
+from shardrank.serve.errors import ApiError, DeadlineExceeded, NotReady, TooManyRequests
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class AskAnotherReplica:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        caller, answer = _Caller(receive), _Answer(send, request_id_of(Headers(scope=scope)))
+        caller, answer = _Caller(receive), _Answer(scope, receive, send)
         await self._ask(scope, caller, answer)
         if answer.own_status is not None:  # the endpoint has logged the others
             log_access(
@@ -64,7 +67,7 @@ class AskAnotherReplica:
 
     async def _ask(self, scope: Scope, caller: "_Caller", answer: "_Answer") -> None:
         if scope["path"].rstrip("/") == "/-/routes":  # Serve's, which asks for no key
-            await answer.fail(404, "Not Found")
+            await answer.fail(ApiError.of_http(404, "Not Found"))
             return
         is_again_safe = scope["method"] in _WITHOUT_BODY
         for attempt in range(1, 1 + (_MAX_ATTEMPTS if is_again_safe else 1)):
@@ -76,9 +79,10 @@ class AskAnotherReplica:
                 return
             logger.warning("a replica was lost, attempt %d", attempt)
         if is_again_safe:
-            await answer.fail(503, "a replica was lost while it worked on this, try again")
+            await answer.fail(_LOST)
         else:
-            await answer.fail(500, "the replica was lost that worked on this, perhaps of this")
+            sentence = "the replica was lost that worked on this, perhaps of this"
+            await answer.fail(ApiError(sentence, code="replica_lost"))
 
 
 class _Caller:
@@ -105,9 +109,11 @@ class _Caller:
 class _Answer:
     """Passes an answer on; Serve's own refusals, which are bare text, in the endpoint's words."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
         self._send = send
-        self.request_id = request_id
+        self.request_id = request_id_of(Headers(scope=scope))
         self.own_status: int | None = None
         self.has_started = False
 
@@ -116,57 +122,42 @@ class _Answer:
             self.has_started = True
             status = message["status"]
             if status in _OF_SERVE and not _is_json(message):
-                await self._write(*_OF_SERVE[status])
+                await self._write(_OF_SERVE[status])
                 return
             message = dict(message, headers=_without_repeats(message.get("headers", ())))
         if self.own_status is None:
             await self._send(message)
 
-    async def fail(self, status: int, sentence: str) -> None:
+    async def fail(self, error: ApiError) -> None:
         if not self.has_started:
             self.has_started = True
-            await self._write(status, sentence)
+            await self._write(error)
 
-    async def _write(self, status: int, sentence: str) -> None:
-        self.own_status = status
-        kind, code = _KINDS.get(status, ("unavailable_error", "not_ready"))
-        error = {"message": sentence, "type": kind, "param": None, "code": code}
-        content = {"error": error, "message": sentence, "detail": sentence}
-        body = json.dumps(content | {"request_id": self.request_id}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (_REQUEST_ID, self.request_id.encode()),
-        ]
-        if status not in (404, 500):
-            headers.append((b"retry-after", str(_RETRY_AFTER_S).encode()))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+    async def _write(self, error: ApiError) -> None:
+        self.own_status = error.status
+        content = json.dumps(error.body(self.request_id))
+        headers = error.headers | {"x-request-id": self.request_id}
+        answer = Response(content, error.status, headers, "application/json")
+        await answer(self._scope, self._receive, self._send)
 
 
-_KINDS = {
-    404: ("invalid_request_error", "http_error"),
-    429: ("rate_limit_error", "overloaded"),
-    500: ("internal_error", "replica_lost"),
-    504: ("timeout_error", "deadline_exceeded"),
-}
 _OF_SERVE = {
-    404: (503, "the server is starting or stopping, try again"),
-    408: (504, "the request was not finished in time"),
-    429: (429, "no capacity is left, try again"),
-    503: (503, "no replica is ready, try again"),
+    404: NotReady.of_server(_RETRY_AFTER_S),
+    408: DeadlineExceeded("the request was not finished in time", retry_after_s=_RETRY_AFTER_S),
+    429: TooManyRequests(
+        "no capacity is left, try again", code="overloaded", retry_after_s=_RETRY_AFTER_S
+    ),
+    503: NotReady("no replica is ready, try again", retry_after_s=_RETRY_AFTER_S),
 }
+_LOST = NotReady(
+    "a replica was lost while it worked on this, try again", retry_after_s=_RETRY_AFTER_S
+)
 
 
 def _without_repeats(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Serve adds the request's id, which the endpoint has said already."""
-    seen = set()
-    kept = []
-    for name, value in headers:
-        if name.lower() != _REQUEST_ID or name.lower() not in seen:
-            kept.append((name, value))
-        seen.add(name.lower())
-    return kept
+    ids = count()
+    return [pair for pair in headers if pair[0].lower() != _REQUEST_ID or next(ids) == 0]
 
 
 def _is_json(message: Message) -> bool:

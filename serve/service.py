@@ -16,9 +16,15 @@ from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.console import usage
 from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter
-from shardrank.serve.dialects.requests import Options, RerankRequest, ScoreRequest
+from shardrank.serve.dialects.requests import Options
 from shardrank.serve.dialects.work import Scored, Sides, in_order, work_of
-from shardrank.serve.errors import BadRequest, DeadlineExceeded, InvalidRequest, ModelNotFound
+from shardrank.serve.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+)
 from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.playground import guide_of
@@ -58,7 +64,7 @@ class RerankService:
         await self.queue.stop(drain_s)
         self._fetcher.close()
 
-    async def score(self, request: RerankRequest | ScoreRequest) -> Scored:
+    async def score(self, request: Options) -> Scored:
         """Raises ApiError."""
         started = time.monotonic()
         limits = self.settings.limits
@@ -66,7 +72,9 @@ class RerankService:
         work = await asyncio.to_thread(work_of, request, limits)
         usage().num_documents = len(work.documents)
         options = self._query_options(request)
-        queries, documents = work.contents()
+        queries, documents = (
+            [side.content for side in sides] for sides in (work.queries, work.documents)
+        )
         # Before anything is fetched or cut: texts will not be longer than this.
         caps = filter(None, (options.max_length, request.max_tokens_per_doc))
         expected = replace(options, max_length=min(caps, default=None))
@@ -197,3 +205,10 @@ def start_service(
         observer=metrics,
     )
     return RerankService(reranker, queue, settings, metrics)
+
+
+def loaded(service: RerankService | None) -> RerankService:
+    """The service. Raises NotReady while there is none."""
+    if service is None:
+        raise NotReady.of_server()
+    return service

@@ -8,7 +8,7 @@ from shardrank.actors.config import RerankerConfig, Setting, check_settings
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.options import options_of
 from shardrank.serve.console import AccessLog
-from shardrank.serve.gate.keys import KEYS_VARIABLE, ApiKey
+from shardrank.serve.gate.key_file import KEYS_VARIABLE, ApiKey
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -46,8 +46,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """keys_file, keys: see serve/gate/keys.py; neither: open, for loopback only. is_local: only who
-    calls it by loopback's names is answered, so that no web page reaches it by a name of its own.
+    """keys_file, keys: see serve/gate/key_file.py; neither: open, for loopback only. is_local: only
+    who calls it by loopback's names is answered, so that no web page reaches it by a name of its
+    own.
 
     served_name: None: the end of the model's path. Raises ValueError on what is no origin.
     """

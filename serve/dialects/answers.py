@@ -1,8 +1,10 @@
-"""Scores in each dialect's own words. Plain data in, JSON-ready data out.
+"""Scores in the words that most clients read, and what a dialect is. Rendered in a thread.
 
-DIALECTS, at the end, is the table of the routes that score: a new dialect is an entry of it.
+serve/dialects/others.py has the other dialects, and the table of all.
 """
 
+import asyncio
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -10,15 +12,14 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
 from shardrank.actors.data import PairScore
 from shardrank.serve.dialects import openapi
-from shardrank.serve.dialects.bodies import DASHSCOPE_PATH, SHAPED_PATHS
-from shardrank.serve.dialects.contents import echo_of
-from shardrank.serve.dialects.requests import (
-    DashScopeRequest,
-    RerankRequest,
-    ScoreRequest,
-)
+from shardrank.serve.dialects.contents import echo_of, whole
+from shardrank.serve.dialects.requests import Options, RerankRequest
 from shardrank.serve.dialects.work import Scored
 from shardrank.serve.errors import InvalidRequest
 
@@ -55,7 +56,7 @@ def ranked(scored: Scored, request: RerankRequest) -> list[int]:
 
 def _is_below(pair: PairScore, request: RerankRequest) -> bool:
     """A score under the one that the client set. What has none is told of."""
-    value, least = value_of(pair, request.is_raw), request.least_score
+    value, least = value_of(pair, request), request.least_score
     return least is not None and value is not None and value < least
 
 
@@ -66,57 +67,44 @@ def left_out(scored: Scored, request: RerankRequest) -> dict[str, int]:
     return {"num_below_min_score": sum(_is_below(pair, request) for pair in scored.pairs)}
 
 
-def value_of(pair: PairScore, is_raw: bool) -> float | None:
-    return pair.logit if is_raw else pair.score
-
-
-def shaped(scored: Scored, request: RerankRequest, naming: Naming) -> Any:
-    """The field of the documents decides: canonical; with `texts` TEI's, with `passages` NIM's.
-
-    With `property` Weaviate's too; `input` is Mixedbread's, whose answer is canonical.
-    """
-    if request.documents_field == "texts":
-        return tei(scored, request, naming)
-    if request.documents_field == "passages":
-        return nim(scored, request, naming)
-    if request.documents_field == "input":
-        return _canonical(scored, request, naming, bool(request.return_input))
-    return canonical(scored, request, naming)
-
-
-def canonical(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
+def canonical_with_texts(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
     """Canonical, texts echoed unless that is declined."""
-    return _canonical(scored, request, naming, request.return_documents is not False)
+    return canonical(scored, request, naming, request.return_documents is not False)
 
 
 def canonical_without_texts(
     scored: Scored, request: RerankRequest, naming: Naming
 ) -> dict[str, Any]:
     """Canonical, texts echoed if that is asked for."""
-    return _canonical(scored, request, naming, bool(request.return_documents))
+    return canonical(scored, request, naming, bool(request.return_documents))
 
 
-def _canonical(
+def canonical(
     scored: Scored, request: RerankRequest, naming: Naming, returns_documents: bool
 ) -> dict[str, Any]:
     """What the clients of Cohere, Jina, vLLM, Voyage, Together, Pinecone and Mixedbread read.
 
     Infinity's own tells itself by raw_scores, which it always sends, and checks `object`.
     """
-    results = _results(scored, request, returns_documents)
+    found = results(scored, request, returns_documents)
     answer = {
         "id": f"rerank-{uuid.uuid4().hex}",
         "object": "list" if request.raw_scores is None else "rerank",
         "created": int(time.time()),
         "model": naming.model,
-        "results": results,
-        "data": [_data(result, request) for result in results],
+        "results": found,
+        "data": [_data(result, request) for result in found],
         "usage": usage(scored) | {"rerank_units": _search_units(scored)},
-        "meta": _meta(scored, naming, request),
+        "meta": meta(scored, naming, request),
     }
     if request.documents_field == "input":
-        answer |= {"top_k": len(results), "return_input": bool(request.return_input)}
-    return answer | (_weaviate(scored, request) if request.is_of_weaviate else {})
+        answer |= {"top_k": len(found), "return_input": bool(request.return_input)}
+    if request.is_of_weaviate:  # its module reads these: in input order, always all
+        answer["scores"] = [
+            {"document": text or "", "score": value_of(pair, request)}
+            for pair, text in zip(scored.pairs, scored.texts, strict=True)
+        ]
+    return answer
 
 
 def _data(result: dict[str, Any], request: RerankRequest) -> dict[str, Any]:
@@ -132,102 +120,6 @@ def _data(result: dict[str, Any], request: RerankRequest) -> dict[str, Any]:
     if not isinstance(request.sides[result["index"]], Mapping):
         item["document"] = result["document"]["text"]
     return item
-
-
-def _weaviate(scored: Scored, request: RerankRequest) -> dict[str, Any]:
-    """What Weaviate's module reads beside the canonical answer: in input order, always all."""
-    return {
-        "scores": [
-            {"document": text or "", "score": value_of(pair, request.is_raw)}
-            for pair, text in zip(scored.pairs, scored.texts, strict=True)
-        ]
-    }
-
-
-def nim(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
-    rankings = [
-        {"index": index, "logit": value_of(scored.pairs[index], request.is_raw)}
-        | _failure(scored.pairs[index])
-        | _truncation(scored.pairs[index])
-        for index in ranked(scored, request)
-    ]
-    return {"rankings": rankings, "usage": usage(scored), "meta": _meta(scored, naming, request)}
-
-
-def infinity(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
-    """Documents come back as strings."""
-    answer = canonical_without_texts(scored, request, naming)
-    answer["object"] = "rerank"
-    for result in (*answer["results"], *answer["data"]):
-        if isinstance(result.get("document"), Mapping):
-            result["document"] = result["document"]["text"]
-    return answer
-
-
-def tei(scored: Scored, request: RerankRequest, naming: Naming) -> list[dict[str, Any]]:
-    """A bare list, of all unless a client says how many: LiteLLM's does."""
-    return [
-        {"index": index, "score": value_of(scored.pairs[index], request.is_raw)}
-        | ({"text": scored.texts[index]} if request.return_text else {})
-        | _failure(scored.pairs[index])
-        for index in ranked(scored, request)
-    ]
-
-
-def sglang(scored: Scored, request: RerankRequest, naming: Naming) -> list[dict[str, Any]]:
-    """A bare list."""
-    echoes = request.return_documents is not False
-    return [
-        {"index": index, "score": value_of(scored.pairs[index], request.is_raw)}
-        | ({"document": scored.texts[index]} if echoes else {})
-        | _failure(scored.pairs[index])
-        | {
-            "meta_info": {"prompt_tokens": scored.pairs[index].num_tokens}
-            | _truncation(scored.pairs[index])
-        }
-        for index in ranked(scored, request)
-    ]
-
-
-def headers(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, str]:
-    """Usage and cost beside a bare list, named as TEI names what it computed."""
-    tokens = {"compute-tokens": scored.num_tokens, "compute-characters": scored.num_characters}
-    cost = {f"compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
-    below = {name.replace("_", "-"): num for name, num in left_out(scored, request).items()}
-    tei_s: dict[str, Any] = {}
-    if request.documents_field == "texts":
-        milliseconds = round(scored.seconds * 1_000)
-        tei_s = {"compute-time": milliseconds, "total-time": milliseconds}
-        tei_s |= {"compute-type": "gpu+optimized" if scored.is_on_gpu else "cpu"}
-    return {f"x-{name}": str(value) for name, value in (tei_s | tokens | cost | below).items()}
-
-
-def scores(scored: Scored, request: ScoreRequest, naming: Naming) -> dict[str, Any]:
-    """vLLM's, in input order."""
-    data = [
-        {"index": index, "object": "score", "score": value_of(pair, request.is_raw)}
-        | _failure(pair)
-        | _truncation(pair)
-        for index, pair in enumerate(scored.pairs)
-    ]
-    return {
-        "id": f"score-{uuid.uuid4().hex}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": naming.model,
-        "data": data,
-        "usage": usage(scored),
-        "meta": _meta(scored, naming),
-    }
-
-
-def dashscope(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, Any]:
-    return {
-        "output": {"results": _results(scored, request, bool(request.return_documents))},
-        "usage": usage(scored),
-        "meta": _meta(scored, naming, request),
-        "request_id": naming.request_id,
-    }
 
 
 def usage(scored: Scored) -> dict[str, int]:
@@ -247,34 +139,44 @@ def usage(scored: Scored) -> dict[str, int]:
     return tokens
 
 
-def _results(
+def results(
     scored: Scored, request: RerankRequest, returns_documents: bool
 ) -> list[dict[str, Any]]:
-    results = []
+    """The best first."""
+    found = []
     for index in ranked(scored, request):
         pair, text = scored.pairs[index], scored.texts[index]
-        result: dict[str, Any] = {
-            "index": index,
-            "relevance_score": value_of(pair, request.is_raw),
-        }
+        echo = {}
         if returns_documents and text is not None:
-            result["document"] = echo_of(request.sides[index], text)
-        results.append(result | _failure(pair) | _truncation(pair))
-    return results
+            echo["document"] = echo_of(request.sides[index], text)
+        found.append(row(index, pair, request, "relevance_score", echo) | truncation(pair))
+    return found
 
 
-def _failure(pair: PairScore) -> dict[str, Any]:
-    if pair.error is None:
-        return {}
-    return {"error": {"code": pair.error.code, "message": str(pair.error)}}
+def row(
+    index: int,
+    pair: PairScore,
+    request: Options,
+    name: str = "score",
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What an answer says of one document: its value by `name`, what else, and why it has none."""
+    answer = {"index": index, name: value_of(pair, request), **(more or {})}
+    if pair.error is not None:
+        answer["error"] = {"code": pair.error.code, "message": str(pair.error)}
+    return answer
 
 
-def _truncation(pair: PairScore) -> dict[str, bool]:
+def value_of(pair: PairScore, request: Options) -> float | None:
+    return pair.logit if request.is_raw else pair.score
+
+
+def truncation(pair: PairScore) -> dict[str, bool]:
     """The document, or its query, was cut."""
     return {"truncated": True} if pair.is_truncated else {}
 
 
-def _meta(scored: Scored, naming: Naming, request: RerankRequest | None = None) -> dict[str, Any]:
+def meta(scored: Scored, naming: Naming, request: RerankRequest | None = None) -> dict[str, Any]:
     tokens = scored.num_tokens
     told = {
         "api_version": {"version": "2"},
@@ -295,69 +197,48 @@ class Dialect:
     """One way to ask for scores and to be told them: where, in what, and how.
 
     write: makes the answer's content; its docstring describes the route. answer, failure: what the
-    OpenAPI document says of them. fails_whole: its clients know no null score, so that a document
-    that fails fails all by default. least_top_n: what a top_n must be, where zero is an error.
+    OpenAPI document says of them. as_rerank: of a body in other words. fails_whole: its clients
+    know no null score, so that a document that fails fails all by default; whole_fields: where the
+    documents stand whose clients do not. least_top_n: what a top_n must be, where zero is an error.
     """
 
     name: str
     paths: tuple[str, ...]
     write: Callable[[Scored, Any, Naming], Any]
     answer: Any
-    request: type[RerankRequest | ScoreRequest | DashScopeRequest] = RerankRequest
+    request: type[BaseModel] = RerankRequest
+    as_rerank: Callable[[Any], RerankRequest] | None = None
     failure: Any = openapi.Failure
     fails_whole: bool = False
+    whole_fields: tuple[str, ...] = ()
     least_top_n: str | None = None
 
     def wanted(self, body: Any) -> Any:
         """The request in the words that all dialects share. Raises InvalidRequest."""
-        request = body.as_rerank() if isinstance(body, DashScopeRequest) else body
+        request = self.as_rerank(body) if self.as_rerank else body
         if self.least_top_n and request.top_n == 0:
             raise InvalidRequest(f"top_n must be {self.least_top_n}, got 0", param="top_n")
-        is_of_others = self.write is shaped and request.documents_field in ("texts", "passages")
-        fails_whole = self.fails_whole or is_of_others or request.is_of_weaviate
-        if request.on_error or not fails_whole:
+        is_whole = self.fails_whole or request.documents_field in self.whole_fields
+        if request.on_error or not (is_whole or request.is_of_weaviate):
             return request
         return request.model_copy(update={"on_error": "fail"})
 
 
-DIALECTS = (
-    Dialect("rerank", SHAPED_PATHS, shaped, openapi.ShapedAnswer, failure=openapi.ShapedFailure),
-    Dialect(
-        "reranks",
-        ("/v1/reranks", "/reranks", "/compatible-api/v1/reranks"),
-        canonical,
-        openapi.RerankAnswer,
-    ),
-    Dialect("v2_rerank", ("/v2/rerank",), canonical_without_texts, openapi.RerankAnswer),
-    Dialect(
-        "infinity_rerank",
-        ("/infinity/rerank", "/infinity/v1/rerank"),
-        infinity,
-        openapi.RerankAnswer,
-        fails_whole=True,
-        least_top_n="above zero",
-    ),
-    Dialect(
-        "sglang_rerank",
-        ("/sglang/v1/rerank", "/sglang/rerank"),
-        sglang,
-        openapi.SglangAnswer,
-        least_top_n="at least 1",
-    ),
-    Dialect(
-        "score",
-        ("/score", "/v1/score"),
-        scores,
-        openapi.ScoreAnswer,
-        request=ScoreRequest,
-        fails_whole=True,
-    ),
-    Dialect(
-        "dashscope_rerank",
-        (DASHSCOPE_PATH,),
-        dashscope,
-        openapi.DashScopeAnswer,
-        request=DashScopeRequest,
-        failure=openapi.DashScopeFailure,
-    ),
-)
+class Json(JSONResponse):
+    """Half a surrogate pair, which many readers refuse even as its escape, is U+FFFD.
+
+    Rendered when it is sent, and in a thread: it may echo all of a large body.
+    """
+
+    def __init__(self, content: Any = None, status_code: int = 200, **more: Any) -> None:
+        super().__init__(None, status_code, **more)
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = await asyncio.to_thread(self.render, self._content)
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return whole(text).encode()

@@ -1,21 +1,20 @@
-"""Request bodies of all dialects: one superset for /rerank, one for /score, and DashScope's.
+"""A request's body: the superset of what rerank clients send. It is read in a thread: a large one
+takes seconds, which the event loop of all callers has not.
 
 Every optional field accepts null, because clients send nulls. Unknown fields are kept, to be named
 in the answer's warnings; fields that nobody reads are of any type.
 """
 
-from collections.abc import Mapping
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException
 
 from shardrank.serve.dialects.contents import listed, whole
 
@@ -40,12 +39,12 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
-_Lax = BeforeValidator(_no_boolean)
+Lax = BeforeValidator(_no_boolean)
 """Numbers may be written as texts, and whole ones with a point: "2" and 2.0."""
-_Limit = Annotated[int, Field(ge=0), _Lax]
-_Positive = Annotated[int, Field(ge=1), _Lax]
-_Fps = Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False), _Lax]
-_Score = Annotated[float, Field(allow_inf_nan=False), _Lax]
+Limit = Annotated[int, Field(ge=0), Lax]
+_Positive = Annotated[int, Field(ge=1), Lax]
+_Fps = Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False), Lax]
+Score = Annotated[float, Field(allow_inf_nan=False), Lax]
 _Text = Annotated[str, AfterValidator(whole)]
 
 
@@ -79,7 +78,7 @@ class Options(BaseModel):
     instruct: _Text | None = Field(None, description="The same, as DashScope and SGLang call it")
     max_tokens_per_doc: _Positive | None = Field(None, description="Of a document's text")
     max_tokens_per_query: _Positive | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1), _Lax] | None = Field(
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1), Lax] | None = Field(
         None, description="Tokens of a whole pair; -1: the model's own limit"
     )
     truncation: bool | None = Field(None, description="false: a pair that is too long is an error")
@@ -128,6 +127,16 @@ class Options(BaseModel):
         return base.model_copy(update={key: value for key, value in own.items() if value})
 
     @property
+    def side_names(self) -> tuple[str, str]:
+        """What messages call the query and the documents, to be formatted with their places."""
+        raise NotImplementedError
+
+    @property
+    def lists(self) -> tuple[list[Any], list[Any]]:
+        """The queries, one for all documents or one for each, and the documents."""
+        raise NotImplementedError
+
+    @property
     def sides_of_parts(self) -> list[str]:
         """Fields that are an object of several parts and are read as one side."""
         return []
@@ -152,10 +161,10 @@ class RerankRequest(Options):
     texts: Sides | None = Field(None, description="TEI's documents: the answer is TEI's too")
     passages: Sides | None = Field(None, description="NIM's documents: the answer is NIM's too")
     input: Sides | None = Field(None, description="Mixedbread's documents")
-    top_n: _Limit | None = Field(None, description="null, 0 or more than n: all")
-    top_k: _Limit | None = Field(None, description="The same, as Voyage calls it")
-    min_score: _Score | None = Field(None, description="Results below it are left out")
-    score_threshold: _Score | None = Field(None, description="The same")
+    top_n: Limit | None = Field(None, description="null, 0 or more than n: all")
+    top_k: Limit | None = Field(None, description="The same, as Voyage calls it")
+    min_score: Score | None = Field(None, description="Results below it are left out")
+    score_threshold: Score | None = Field(None, description="The same")
     return_documents: bool | None = None
     return_text: bool | None = Field(None, description="TEI's return_documents")
     return_input: bool | None = Field(None, description="Mixedbread's return_documents")
@@ -206,12 +215,10 @@ class RerankRequest(Options):
 
     @property
     def side_names(self) -> tuple[str, str]:
-        """What messages call the query and the documents, to be formatted with their places."""
         return "query", f"{self.documents_field}[{{}}]"
 
     @property
-    def lists(self) -> tuple[list[Any], list[Document]]:
-        """The query alone, and the documents."""
+    def lists(self) -> tuple[list[Any], list[Any]]:
         return [self.query], self.sides
 
     @property
@@ -227,106 +234,40 @@ class RerankRequest(Options):
 _DOCUMENTS = ("documents", "texts", "passages", "input")
 
 
-class ScoreRequest(Options):
-    """vLLM's /score: one of the four pairs of fields; 1:1, 1:N or N:N."""
+class BodyRoute(APIRoute):
+    """Hands FastAPI what it would make of the body itself: a checked value passes as it is."""
 
-    queries: Side | None = None
-    documents: Side | None = None
-    items: Side | None = None
-    data_1: Side | None = None
-    data_2: Side | None = None
-    text_1: Side | None = None
-    text_2: Side | None = None
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
 
-    @model_validator(mode="after")
-    def _has_one_pair_of_fields(self) -> "ScoreRequest":
-        if len(self._given) != 1:
-            raise ValueError(
-                "give queries and documents (or queries and items, data_1 and data_2, "
-                "text_1 and text_2)"
-            )
-        return self
+        async def handler(request: Request) -> Response:
+            try:
+                return await handle(_ReadRequest(request, self.body_field))
+            except HTTPException as error:  # what FastAPI makes of whatever `json` raises
+                if isinstance(error.__cause__, RequestValidationError):
+                    raise error.__cause__ from None
+                raise
 
-    @property
-    def fields(self) -> tuple[str, str]:
-        """The names of the queries' field and of the documents'."""
-        return self._given[0]
-
-    @property
-    def side_names(self) -> tuple[str, str]:
-        left, right = self.fields
-        return f"{left}[{{}}]", f"{right}[{{}}]"
-
-    @property
-    def lists(self) -> tuple[list[Any], list[Any]]:
-        """Each is one side or a list of them; a list of parts stands in `content`."""
-        left, right = (getattr(self, name) for name in self.fields)
-        return (
-            left if isinstance(left, list) else [left],
-            right if isinstance(right, list) else [right],
-        )
-
-    @property
-    def sides_of_parts(self) -> list[str]:
-        return [
-            name
-            for name in self.fields
-            if isinstance(side := getattr(self, name), Mapping) and len(listed(side)) > 1
-        ]
-
-    @property
-    def _given(self) -> list[tuple[str, str]]:
-        return [
-            pair for pair in _SCORE_FIELDS if all(getattr(self, name) is not None for name in pair)
-        ]
+        return handler
 
 
-_SCORE_FIELDS = (
-    ("queries", "documents"),
-    ("queries", "items"),
-    ("data_1", "data_2"),
-    ("text_1", "text_2"),
-)
+class _ReadRequest(Request):
+    def __init__(self, request: Request, field: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._request = request
+        self._field = field
 
+    async def body(self) -> bytes:
+        """Kept by the request as it came, which is what handlers of errors are given."""
+        return await self._request.body()
 
-class DashScopeInput(BaseModel):
-    query: Side | None
-    documents: Sides
+    async def json(self) -> Any:
+        """Raises ValueError, RecursionError or RequestValidationError."""
+        return await asyncio.to_thread(self._checked, await self.body())
 
-
-class DashScopeParameters(Options):
-    """DashScope's own are top_n, return_documents, instruct and fps."""
-
-    top_n: _Limit | None = None
-    return_documents: bool | None = None
-    min_score: _Score | None = None
-    score_threshold: _Score | None = None
-
-
-class DashScopeRequest(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    model: str | None = None
-    input: DashScopeInput
-    parameters: DashScopeParameters | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _never_null(cls, value: DashScopeParameters | None) -> DashScopeParameters:
-        return value or DashScopeParameters()
-
-    def as_rerank(self) -> RerankRequest:
-        """Parameters that nobody knows are kept by name, to be named in the answer."""
-        parameters = self.parameters or DashScopeParameters()
-        known = parameters.model_dump(include=set(DashScopeParameters.model_fields))
-        unknown = list(parameters.model_extra or ())
-        return RerankRequest(
-            **{f"parameters.{name}": None for name in unknown},
-            **known
-            | {
-                "model": self.model,
-                "query": self.input.query,
-                "documents": self.input.documents,
-                "return_documents": bool(parameters.return_documents),
-            },
-        )
+    def _checked(self, body: bytes) -> Any:
+        content = json.loads(body)
+        value, errors = self._field.validate(content, loc=("body",))
+        if errors:
+            raise RequestValidationError(errors, body=content)
+        return value

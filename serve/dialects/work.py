@@ -8,7 +8,7 @@ from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import CandidateSet, Content, PairScore
 from shardrank.actors.errors import RerankError
 from shardrank.serve.dialects.contents import Parsed, parse_side
-from shardrank.serve.dialects.requests import Document, RerankRequest, ScoreRequest
+from shardrank.serve.dialects.requests import Document, Options
 from shardrank.serve.errors import BadRequest, InvalidRequest
 from shardrank.serve.settings import Limits
 
@@ -58,10 +58,6 @@ class Work:
     document_name: str
     instruction: str | None
 
-    def contents(self) -> tuple[Sides, Sides]:
-        """The contents of the queries, and of the documents."""
-        return [side.content for side in self.queries], [side.content for side in self.documents]
-
     def sets(
         self, queries: Sides, documents: Sides, options: QueryOptions
     ) -> tuple[list[CandidateSet], list[list[int]]]:
@@ -90,9 +86,7 @@ class Work:
         query = self.queries[self.query_of[index]]
         return self.documents[index].instruction or query.instruction or self.instruction
 
-    def warnings(
-        self, request: RerankRequest | ScoreRequest, pairs: Sequence[PairScore]
-    ) -> list[str]:
+    def warnings(self, request: Options, pairs: Sequence[PairScore]) -> list[str]:
         """Fields that nobody reads, named; what others read otherwise; that something was cut."""
         warnings = [
             f"field {name!r} is one side of several parts, with one score: some servers give each "
@@ -112,7 +106,7 @@ class Work:
         return warnings
 
 
-def work_of(request: RerankRequest | ScoreRequest, limits: Limits) -> Work:
+def work_of(request: Options, limits: Limits) -> Work:
     """What a request wants: one query for all documents, or one for each. Raises ApiError."""
     left, right = request.side_names
     queries, documents = request.lists
@@ -136,7 +130,7 @@ def work_of(request: RerankRequest | ScoreRequest, limits: Limits) -> Work:
     return work
 
 
-def _rank_fields(request: RerankRequest | ScoreRequest, limits: Limits) -> list[str]:
+def _rank_fields(request: Options, limits: Limits) -> list[str]:
     """Each once: all of them are looked for in every document."""
     names = list(dict.fromkeys(getattr(request, "rank_fields", None) or ()))
     limit = limits.max_rank_fields

@@ -1,34 +1,29 @@
 """What every request passes before the application sees it, as ASGI middleware.
 
 Its id, its key and the key's limits, its body read within bounds of size and time. A client that
-goes away cancels its request. Counts of a key's requests are of this process alone: two servers
-with the same keys admit twice as much.
+goes away cancels its request.
 """
 
 import asyncio
 import json
-import math
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardrank.serve.console import Usage, begin, caller, log_access, request_id_of
-from shardrank.serve.dialects.bodies import SHAPED_PATHS, body_of, is_tei, outline
+from shardrank.serve.dialects.failures import body_of, outline
 from shardrank.serve.errors import (
     ApiError,
     BodyTooLarge,
     DeadlineExceeded,
     Misdirected,
-    TooManyRequests,
     Unauthorized,
     UnreadableEncoding,
 )
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, WatchedKeys, is_local_name
+from shardrank.serve.gate.keys import ApiKeys, RateLimiter, is_local_name
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.settings import ServeSettings
 
@@ -39,89 +34,8 @@ _CLIENT_GONE = 499
 """nginx counts such requests so; nobody reads it."""
 
 
-# A key that was quiet may send this many seconds' worth of its requests at once: enough for a page
-# that asks for several rankings, too few to spend a whole minute's in one instant.
-BURST_S = 10
-ROUNDING = 1e-6  # of a request: who waits exactly retry_after_s is not refused for a float's sake
-CONCURRENT_RETRY_S = 1.0  # when a running request will end is not known
-
-
 class _ClientGone(Exception):
     pass
-
-
-def burst(requests_per_minute: int) -> float:
-    """What a full bucket holds, in requests: a sixth of a minute's, and at least one.
-
-    So no window of 60 s admits more than requests_per_minute + burst.
-    """
-    return max(1.0, requests_per_minute * BURST_S / 60)
-
-
-@dataclass(slots=True)
-class _KeyUsage:
-    """One key's: tokens is as of counted_at; since then it has grown."""
-
-    tokens: float = math.inf  # a new bucket is full: the next count caps it
-    counted_at: float = 0.0
-    num_running: int = 0
-
-
-class RateLimiter:
-    """How often and how many at once each key may call: a token bucket and a count of running
-    requests. clock: seconds, never going back.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._usages: dict[str, _KeyUsage] = {}  # by the key's name
-
-    @contextmanager
-    def admit(self, key: ApiKey) -> Iterator[None]:
-        """Around one request. TooManyRequests on entering says which limit, and costs nothing."""
-        if key.requests_per_minute is None and key.max_concurrent is None:
-            yield
-            return
-        usage = self._start(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                usage.num_running -= 1
-
-    def _start(self, key: ApiKey) -> _KeyUsage:
-        with self._lock:
-            usage = self._usages.setdefault(key.name, _KeyUsage())
-            # Both may refuse, so the one that takes something on passing comes last.
-            _check_concurrency(usage, key.max_concurrent)
-            if key.requests_per_minute is not None:
-                _take_token(usage, key.requests_per_minute, self._clock())
-            usage.num_running += 1
-            return usage
-
-
-def _check_concurrency(usage: _KeyUsage, limit: int | None) -> None:
-    if limit is not None and usage.num_running >= limit:
-        raise TooManyRequests(
-            f"This key may have {limit} requests running at once",
-            code="too_many_concurrent",
-            retry_after_s=CONCURRENT_RETRY_S,
-        )
-
-
-def _take_token(usage: _KeyUsage, requests_per_minute: int, now: float) -> None:
-    rate = requests_per_minute / 60  # tokens a second
-    grown = usage.tokens + (now - usage.counted_at) * rate
-    tokens = min(burst(requests_per_minute), grown)
-    if tokens < 1 - ROUNDING:
-        raise TooManyRequests(
-            f"This key may start {requests_per_minute} requests a minute, "
-            f"at most {int(burst(requests_per_minute))} in one burst",
-            code="rate_limited",
-            retry_after_s=(1 - tokens) / rate,
-        )
-    usage.tokens, usage.counted_at = tokens - 1, now
 
 
 class Gate:
@@ -131,7 +45,7 @@ class Gate:
         self,
         app: ASGIApp,
         settings: ServeSettings,
-        keys: ApiKeys | WatchedKeys,
+        keys: ApiKeys,
         metrics: Metrics,
         check_room: Callable[[], None],
     ) -> None:
@@ -160,7 +74,7 @@ class Gate:
         try:
             await self._admitted(scope, headers, receive, answer)
         except ApiError as error:
-            await answer.fail(error, scope["path"])
+            await answer.fail(error, scope, receive)
         except _ClientGone:
             answer.status = _CLIENT_GONE
         finally:
@@ -291,12 +205,10 @@ class _Answer:
             message = dict(message, body=b"")
         await self._send(message)
 
-    async def fail(self, error: ApiError, path: str) -> None:
+    async def fail(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         if self._has_started:
             return
-        is_of_tei = path in SHAPED_PATHS and is_tei(path, outline(self.body_of_request))
-        body = json.dumps(body_of(error, path, self._request_id, is_of_tei)).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body))}
-        raw = [(k.lower().encode(), v.encode()) for k, v in (headers | error.headers).items()]
-        await self({"type": "http.response.start", "status": error.status, "headers": raw})
-        await self({"type": "http.response.body", "body": body})
+        fields = outline(self.body_of_request)
+        content = body_of(error, scope["path"], self._request_id, fields)
+        answer = Response(json.dumps(content), error.status, error.headers, "application/json")
+        await answer(scope, receive, self)

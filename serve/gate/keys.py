@@ -1,190 +1,71 @@
-"""API keys: from a file and from the environment's text, kept as hashes.
+"""A caller: whose key its request has, how often and how many at once that key may ask.
 
-    [keys.search-team]
-    sha256 = "<64 hexadecimal digits: hash_key(KEY)>"
-    requests_per_minute = 600   # optional, as is the next
-    max_concurrent = 8
-
-Knows nothing about HTTP frameworks: headers are a mapping. What a limit does is
-serve/gate/gate.py's.
+Knows nothing about HTTP frameworks: headers are a mapping. How keys are written is
+serve/gate/key_file.py's. Counts of a key's requests are of this process alone: two servers with the
+same keys admit twice as much.
 """
 
 import base64
-import hashlib
 import hmac
 import ipaddress
 import logging
+import math
 import os
 import re
-import secrets
+import threading
 import time
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from shardrank.serve.errors import Unauthorized
+from shardrank.serve.errors import TooManyRequests, Unauthorized
+from shardrank.serve.gate.key_file import ApiKey, hash_key, read_keys, refuse_duplicates
 
 logger = logging.getLogger(__name__)
 
+ANONYMOUS = ApiKey("anonymous", "0" * 64)
+MAX_HEADER_CHARACTERS = 4096  # the longest key in base64, with its user name
 _LOOK_EVERY_S = 1.0
-KEYS_VARIABLE = "SHARDRANK_API_KEYS"
-KEY_PREFIX = "sr-"  # so that people and secret scanners recognise one
-MIN_KEY_CHARACTERS = 16
-MAX_KEY_CHARACTERS = 1024
-MAX_HEADER_CHARACTERS = 4096  # such a key in base64, with its user name
-FIELDS = ("sha256", "requests_per_minute", "max_concurrent")
 
 NO_KEY = "This server needs an API key: send the header 'Authorization: Bearer KEY'"
 WRONG_KEY = "The API key is not one that this server knows"
 BAD_BASIC = "The Authorization header's Basic credentials are not base64 of 'user:password'"
 
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key's name, its hash and its limits; None: no limit. ValueError names the field."""
-
-    name: str
-    sha256: str = field(repr=False)
-    requests_per_minute: int | None = None
-    max_concurrent: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (self.name and self.name.isprintable()):  # it is written to logs
-            raise ValueError(f"name must be printable characters, got {self.name!r}")
-        if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            # The value stays out of the message: it may be a key in the place of its hash.
-            raise ValueError("sha256 must be a string of 64 hexadecimal digits, a key's hash")
-        for limit in ("requests_per_minute", "max_concurrent"):
-            value = getattr(self, limit)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{limit} must be a whole number above 0, got {value!r}")
+# A key that was quiet may send this many seconds' worth of its requests at once: enough for a page
+# that asks for several rankings, too few to spend a whole minute's in one instant.
+BURST_S = 10
+ROUNDING = 1e-6  # of a request: who waits exactly retry_after_s is not refused for a float's sake
+CONCURRENT_RETRY_S = 1.0  # when a running request will end is not known
 
 
-ANONYMOUS = ApiKey("anonymous", "0" * 64)
-
-
-def new_key() -> str:
-    return KEY_PREFIX + secrets.token_urlsafe(32)
-
-
-def hash_key(key: str) -> str:
-    # A slow, salted hash protects what people make up. A key is 256 random bits: nobody finds it by
-    # guessing, however fast the hash is, and a fast one keeps requests cheap.
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def read_keys(path: str | Path) -> list[ApiKey]:
-    """The keys of a TOML file. ValueError names the file, the key and the field."""
-    try:
-        tables = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise ValueError(f"{path}: not a TOML file: {error}") from error
-    entries = tables.pop("keys", None)
-    if tables:
-        raise ValueError(f"{path}: unknown field {min(tables)!r}: only [keys.NAME] is known")
-    if not isinstance(entries, dict) or not entries:
-        raise ValueError(f"{path}: there are no keys: each is a table [keys.NAME]")
-    keys = []
-    for name, fields in entries.items():
-        try:
-            keys.append(_key_of_table(name, fields))
-        except ValueError as error:
-            raise ValueError(f"{path}: key {name!r}: {error}") from error
-    _refuse_duplicates(keys, f"{path}: ")
-    return keys
-
-
-def _key_of_table(name: str, fields: Any) -> ApiKey:
-    if not isinstance(fields, dict):
-        raise ValueError(f"must be a table [keys.{name}]")
-    if unknown := sorted(fields.keys() - set(FIELDS)):
-        raise ValueError(f"unknown field {unknown[0]!r}, the fields are {', '.join(FIELDS)}")
-    if "sha256" not in fields:
-        raise ValueError("sha256 is missing")
-    if isinstance(fields["sha256"], str):
-        fields = fields | {"sha256": fields["sha256"].lower()}
-    return ApiKey(name, **fields)
-
-
-def parse_environment(text: str) -> list[ApiKey]:
-    """Plain keys, separated by commas or newlines, as env-1, env-2, ... without limits.
-
-    A text without a key is a ValueError: set but empty is more often a slip than a wish for an
-    endpoint that is open to all. No message holds a key.
-    """
-    plain = [piece.strip() for piece in re.split(r"[,\n]", text) if piece.strip()]
-    if not plain:
-        raise ValueError("the environment's API keys are set but empty: unset them, or give a key")
-    keys = [_key_of_text(f"env-{n}", key) for n, key in enumerate(plain, start=1)]
-    _refuse_duplicates(keys, "the environment's API keys: ")
-    return keys
-
-
-def environment_keys(text: str | None) -> tuple[ApiKey, ...]:
-    """What parse_environment gives; none where the variable is not set."""
-    return () if text is None else tuple(parse_environment(text))
-
-
-def _key_of_text(name: str, key: str) -> ApiKey:
-    if not MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_CHARACTERS:
-        raise ValueError(
-            f"the environment's API key {name} has {len(key)} characters: at least "
-            f"{MIN_KEY_CHARACTERS} make it hard to guess, and at most {MAX_KEY_CHARACTERS} are read"
-        )
-    if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError(
-            f"the environment's API key {name} has a space or a character outside ASCII, "
-            "which no header carries reliably"
-        )
-    return ApiKey(name, hash_key(key))
-
-
-def _refuse_duplicates(keys: Sequence[ApiKey], where: str) -> None:
-    names: set[str] = set()
-    name_of_hash: dict[str, str] = {}
-    for key in keys:
-        if key.name in names:
-            raise ValueError(f"{where}two keys have the name {key.name!r}")
-        if (other := name_of_hash.get(key.sha256)) is not None:
-            raise ValueError(f"{where}keys {other!r} and {key.name!r} have the same sha256")
-        names.add(key.name)
-        name_of_hash[key.sha256] = key.name
-
-
-@dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """The keys of one endpoint. No keys and not open is a ValueError, so that none is by accident.
+    """The keys of one endpoint, those of its file as it is now: who is taken out is out within a
+    second. No keys and not open is a ValueError, so that none is by accident.
 
     is_open: anybody may call, and check never refuses.
     """
 
-    keys: tuple[ApiKey, ...]
-    is_open: bool = False
-
-    def __post_init__(self) -> None:
-        if self.is_open == bool(self.keys):
+    def __init__(
+        self, others: tuple[ApiKey, ...], is_open: bool = False, path: str | Path | None = None
+    ) -> None:
+        self._others = others
+        self._path = path
+        self._version = self._looked()
+        self._looked_at = time.monotonic()
+        self.is_open = is_open
+        self.keys = self._read()
+        if is_open == bool(self.keys):
             raise ValueError(f"is_open must be {not self.keys} with {len(self.keys)} keys")
-        _refuse_duplicates(self.keys, "")
 
     @classmethod
     def open(cls) -> "ApiKeys":
         return cls((), is_open=True)
 
     @classmethod
-    def load(cls, path: str | Path | None, environment: str | None) -> "ApiKeys":
-        """The keys of a file and of the environment's text; open where both are None."""
-        return cls.of(path, environment_keys(environment))
-
-    @classmethod
     def of(cls, path: str | Path | None, others: tuple[ApiKey, ...]) -> "ApiKeys":
         """Those of a file and others; open without either."""
-        if path is None and not others:
-            return cls.open()
-        return cls((*([] if path is None else read_keys(path)), *others))
+        return cls(others, is_open=path is None and not others, path=path)
 
     def check(self, headers: Mapping[str, str]) -> ApiKey:
         """The caller's key. Unauthorized without one, or with a wrong one.
@@ -193,6 +74,8 @@ class ApiKeys:
         """
         if self.is_open:
             return ANONYMOUS
+        if self._path is not None and time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+            self._look()
         given = _given_key(headers)
         if not given:
             raise Unauthorized(NO_KEY)
@@ -201,27 +84,6 @@ class ApiKeys:
             raise Unauthorized(WRONG_KEY)
         return key
 
-
-class WatchedKeys:
-    """What ApiKeys.of gives for the file as it is now: who is taken out is out within a second."""
-
-    def __init__(self, path: str | Path | None, others: tuple[ApiKey, ...]) -> None:
-        self._path = path
-        self._others = others
-        self._version = self._looked()
-        self._looked_at = time.monotonic()
-        self._keys = ApiKeys.of(path, others)
-
-    @property
-    def is_open(self) -> bool:
-        return self._keys.is_open
-
-    def check(self, headers: Mapping[str, str]) -> ApiKey:
-        """The caller's key, see ApiKeys.check."""
-        if self._path is not None and time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
-            self._look()
-        return self._keys.check(headers)
-
     def _look(self) -> None:
         self._looked_at = time.monotonic()
         version = self._looked()
@@ -229,18 +91,21 @@ class WatchedKeys:
             return
         self._version = version
         try:
-            self._keys = ApiKeys.of(self._path, self._others)
+            self.keys = self._read()
         except ValueError as error:  # of a file that is being written, say
             logger.error("%s; the keys of before hold", error)
 
     def _looked(self) -> tuple[int, ...] | None:
-        if self._path is None:
-            return None
         try:
-            status = os.stat(self._path)
+            status = os.stat(self._path or "")  # there is no "": None
         except OSError:
             return None
         return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _read(self) -> tuple[ApiKey, ...]:
+        keys = (*([] if self._path is None else read_keys(self._path)), *self._others)
+        refuse_duplicates(keys, "")
+        return keys
 
 
 def _find(digest: str, keys: Iterable[ApiKey]) -> ApiKey | None:
@@ -304,3 +169,77 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def burst(requests_per_minute: int) -> float:
+    """What a full bucket holds, in requests: a sixth of a minute's, and at least one.
+
+    So no window of 60 s admits more than requests_per_minute + burst.
+    """
+    return max(1.0, requests_per_minute * BURST_S / 60)
+
+
+@dataclass(slots=True)
+class _KeyUsage:
+    """One key's: tokens is as of counted_at; since then it has grown."""
+
+    tokens: float = math.inf  # a new bucket is full: the next count caps it
+    counted_at: float = 0.0
+    num_running: int = 0
+
+
+class RateLimiter:
+    """How often and how many at once each key may call: a token bucket and a count of running
+    requests. clock: seconds, never going back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._usages: dict[str, _KeyUsage] = {}  # by the key's name
+
+    @contextmanager
+    def admit(self, key: ApiKey) -> Iterator[None]:
+        """Around one request. TooManyRequests on entering says which limit, and costs nothing."""
+        if key.requests_per_minute is None and key.max_concurrent is None:
+            yield
+            return
+        usage = self._start(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                usage.num_running -= 1
+
+    def _start(self, key: ApiKey) -> _KeyUsage:
+        with self._lock:
+            usage = self._usages.setdefault(key.name, _KeyUsage())
+            # Both may refuse, so the one that takes something on passing comes last.
+            _check_concurrency(usage, key.max_concurrent)
+            if key.requests_per_minute is not None:
+                _take_token(usage, key.requests_per_minute, self._clock())
+            usage.num_running += 1
+            return usage
+
+
+def _check_concurrency(usage: _KeyUsage, limit: int | None) -> None:
+    if limit is not None and usage.num_running >= limit:
+        raise TooManyRequests(
+            f"This key may have {limit} requests running at once",
+            code="too_many_concurrent",
+            retry_after_s=CONCURRENT_RETRY_S,
+        )
+
+
+def _take_token(usage: _KeyUsage, requests_per_minute: int, now: float) -> None:
+    rate = requests_per_minute / 60  # tokens a second
+    grown = usage.tokens + (now - usage.counted_at) * rate
+    tokens = min(burst(requests_per_minute), grown)
+    if tokens < 1 - ROUNDING:
+        raise TooManyRequests(
+            f"This key may start {requests_per_minute} requests a minute, "
+            f"at most {int(burst(requests_per_minute))} in one burst",
+            code="rate_limited",
+            retry_after_s=(1 - tokens) / rate,
+        )
+    usage.tokens, usage.counted_at = tokens - 1, now

@@ -16,12 +16,13 @@ from typing import Any
 from shardrank.actors.data import CandidateSet, PairScore
 from shardrank.actors.reranker import Reranker
 from shardrank.actors.scorer import Scorer
-from shardrank.serve.errors import DeadlineExceeded, NotReady
-from shardrank.serve.queue.admission import Admission, Observer
+from shardrank.serve.errors import DeadlineExceeded, NotReady, TooManyRequests
+from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.queued import PIECES_A_BATCH, Piece, QueuedRequest, Slice
 
 logger = logging.getLogger(__name__)
 
+_HALVINGS = 30
 _BATCHES_AHEAD_OF_REQUEST = 2
 _BATCHES_AHEAD = 8
 """Prepared tokens that wait for the scorer, of one request and of all: pixels take 3 KB each. Over
@@ -48,7 +49,7 @@ class BatchQueue:
         num_preparing: int = 2,
         max_queue_s: float = 5.0,
         max_queue_pairs: int = 20_000,
-        observer: Observer | None = None,
+        observer: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reranker = reranker
@@ -63,11 +64,6 @@ class BatchQueue:
         self._is_open = False
         turn = self._budget // PIECES_A_BATCH
         self.admission = Admission(max_queue_s, max_queue_pairs, turn, observer)
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether what is in will be scored, or fail: False before start and after stop."""
-        return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def start(self) -> None:
         self._changed = asyncio.Event()
@@ -87,7 +83,7 @@ class BatchQueue:
             if self._requests:
                 await asyncio.wait([each.done for each in self._requests], timeout=drain_s)
         finally:
-            self._fail_all(_closed())
+            self._fail_all(NotReady.of_server())
             tasks, self._tasks = self._tasks, []
             for task in tasks:
                 task.cancel()
@@ -118,21 +114,19 @@ class BatchQueue:
 
     def check_any_room(self) -> None:
         """Raises what `score` would raise at once, were it for one short document."""
-        if not self._is_open:
-            raise _closed()
         self._check(num_pairs=1, num_tokens=0)
 
     def check_room(self, sets: Sequence[CandidateSet]) -> QueuedRequest:
         """Raises what `score` would raise at once, for callers with work to do before it: media
         need not be there yet.
         """
-        if not self._is_open:
-            raise _closed()
         request = QueuedRequest(sets, self._reranker.preprocessor, self._budget)
         self._check(request.num_pairs, request.num_tokens)
         return request
 
     def _check(self, num_pairs: int, num_tokens: int) -> None:
+        if not self._is_open:
+            raise NotReady.of_server()
         left = [request.num_tokens for request in self._requests]
         self.admission.check(left, num_pairs, num_tokens)
 
@@ -170,7 +164,7 @@ class BatchQueue:
             self._is_open = False
             error = None if task.cancelled() else task.exception()
             logger.critical("the queue has ended", exc_info=error)
-            self._fail_all(error or _closed())
+            self._fail_all(error or NotReady.of_server())
 
     async def _prepare_slices(self, takes_media: bool) -> None:
         while True:
@@ -287,10 +281,6 @@ def next_batch(turns: Turns, max_batch_tokens: int) -> Batch:
     return batch
 
 
-def _closed() -> NotReady:
-    return NotReady("the server is starting or stopping, try again", retry_after_s=1)
-
-
 def _scores(scorer: Scorer, pieces: Sequence[Piece]) -> list[list[PairScore]]:
     scores = scorer.score([piece.prepared for piece in pieces])
     assert [len(each) for each in scores] == [piece.num_pairs for piece in pieces]
@@ -313,3 +303,90 @@ def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
     except BaseException as error:
         return None, RuntimeError(f"{type(error).__name__}: {error}")
+
+
+class Admission:
+    """Pairs and tokens that are in: waiting, or in the batch being scored.
+
+    Requests take turns of turn_tokens. So a new one waits, of each that is in, for as many tokens
+    as it brings itself, for one turn at least, and for no more than there are left.
+
+    max_wait_s: who would wait longer for the others, at the speed of the last batches, is refused.
+    Before the first batch, whose speed nobody knows, who brings more than max_pairs together is.
+    Nobody is refused when nobody waits.
+    """
+
+    def __init__(
+        self, max_wait_s: float, max_pairs: int, turn_tokens: int, observer: Metrics | None
+    ) -> None:
+        self._max_wait_s = max_wait_s
+        self._max_pairs = max_pairs
+        self._turn_tokens = turn_tokens
+        self._observer = observer
+        self.num_pairs = 0
+        self.num_tokens = 0
+        self.tokens_per_s: float | None = None
+
+    def wait_s(self, left: Sequence[int], num_tokens: int) -> float:
+        """What a request of num_tokens would wait for others; 0 before the first batch.
+
+        left: the tokens of each request that is in.
+        """
+        if self.tokens_per_s is None:
+            return 0.0
+        return self._ahead(left, num_tokens, drained=0) / self.tokens_per_s
+
+    def check(self, left: Sequence[int], num_pairs: int, num_tokens: int) -> None:
+        """Raises TooManyRequests on a request of so many more, with the time until it is none."""
+        if not self.num_pairs or not num_pairs:
+            return
+        if self.tokens_per_s is None:
+            if self.num_pairs + num_pairs > self._max_pairs:
+                raise self._refusal(self._max_wait_s)
+        elif self.wait_s(left, num_tokens) > self._max_wait_s:
+            raise self._refusal(self._room_in_s(left, num_tokens, self.tokens_per_s))
+
+    def _ahead(self, left: Sequence[int], num_tokens: int, drained: float) -> float:
+        """Tokens that are scored before it, once each of those that are in had `drained` more."""
+        own = max(num_tokens, self._turn_tokens)
+        return sum(min(max(0.0, tokens - drained), own) for tokens in left)
+
+    def _room_in_s(self, left: Sequence[int], num_tokens: int, tokens_per_s: float) -> float:
+        """When the request would be taken, if nobody else came."""
+        low, high = 0.0, float(max(left))
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            if self._ahead(left, num_tokens, middle) > self._max_wait_s * tokens_per_s:
+                low = middle
+            else:
+                high = middle
+        return sum(min(tokens, high) for tokens in left) / tokens_per_s
+
+    def _refusal(self, retry_after_s: float) -> TooManyRequests:
+        return TooManyRequests(
+            f"no capacity left: {self.num_pairs} pairs are waiting, try again later",
+            code="overloaded",
+            retry_after_s=retry_after_s,
+        )
+
+    def add(self, num_pairs: int, num_tokens: int) -> None:
+        self.num_pairs += num_pairs
+        self.num_tokens += num_tokens
+        self._tell(lambda observer: observer.queue(self.num_pairs, self.num_tokens))
+
+    def scored(self, num_pairs: int, num_tokens: int, fill: float, seconds: float) -> None:
+        """One batch. In the moving average a full one weighs more: a small one is slow for its
+        size.
+        """
+        if num_tokens and seconds > 0:
+            speed = num_tokens / seconds
+            before = speed if self.tokens_per_s is None else self.tokens_per_s
+            self.tokens_per_s = before + (0.1 + 0.4 * min(1.0, fill)) * (speed - before)
+        self._tell(lambda observer: observer.batch(num_pairs, num_tokens, fill, seconds))
+
+    def _tell(self, told: Callable[[Metrics], None]) -> None:
+        try:
+            if self._observer is not None:
+                told(self._observer)
+        except Exception:  # metrics that fail must not stop the queue
+            logger.exception("the queue's observer failed")

@@ -4,8 +4,9 @@
 
 Each gets an environment of its own in a temporary folder (or DIR, where it is kept), made with
 venv and pip or with npm; so minutes, a network, and no part of `make test`. Prints a table; the
-exit code is 1 where a call failed. What is no package of its own is sent as its source sends it
-("raw"). Inside an environment this file runs itself with --call.
+exit code is 1 where a call failed. What is no package of its own (RAGFlow, Dify, rankify, Weaviate)
+is sent by test_dialects as its source sends it. Inside an environment this file runs itself with
+--call.
 """
 
 import argparse
@@ -61,10 +62,6 @@ def infinity(url: str) -> Ranking:
     client = AuthenticatedClient(base_url=url, token=KEY, raise_on_unexpected_status=True)
     answer = rerank.sync(client=client, body=RerankInput(query=QUERY, documents=DOCUMENTS))
     return [(one.index, one.relevance_score) for one in answer.results]
-
-
-def infinity_prefix(url: str) -> Ranking:
-    return infinity(f"{url}/infinity")
 
 
 def infinity_models(url: str) -> None:
@@ -164,7 +161,7 @@ def mixedbread(url: str) -> Ranking:
 def generated(url: str) -> Ranking:
     """A client that openapi-python-client makes of /openapi.json, without settings."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "openapi.json").write_bytes(_sent(f"{url}/openapi.json"))
+        Path(folder, "openapi.json").write_bytes(sent(f"{url}/openapi.json"))
         tool = [str(Path(sys.executable).parent / "openapi-python-client"), "generate"]
         command = [*tool, "--path", "openapi.json", "--output-path", "made", "--meta", "none"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -191,7 +188,7 @@ def generated(url: str) -> Ranking:
         return [(one.index, one.relevance_score) for one in results]
 
 
-def _sent(url: str, body: dict[str, Any] | None = None) -> bytes:
+def sent(url: str, body: dict[str, Any] | None = None) -> bytes:
     from urllib.request import Request, urlopen
 
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
@@ -199,47 +196,6 @@ def _sent(url: str, body: dict[str, Any] | None = None) -> bytes:
     with urlopen(Request(url, data, headers), timeout=60) as answer:
         content: bytes = answer.read()
     return content
-
-
-def raw(url: str, body: dict[str, Any] | None = None) -> Any:
-    return json.loads(_sent(url, body))
-
-
-def ragflow(url: str) -> Ranking:
-    passages = [{"text": text} for text in DOCUMENTS]
-    body = {"model": "m", "query": {"text": QUERY}, "passages": passages, "truncate": "END"}
-    answer = raw(f"{url}/reranking", body | {"top_n": len(passages)})
-    return from_logits(as_ranking(answer["rankings"], "logit"))
-
-
-def dify_tei(url: str) -> Ranking:
-    info = raw(f"{url}/info")
-    assert list(info["model_type"]) == ["reranker"] and info["max_input_length"] > 0
-    answer = raw(f"{url}/rerank", {"query": QUERY, "texts": DOCUMENTS, "return_text": True})
-    assert all(one["text"] == DOCUMENTS[one["index"]] for one in answer)
-    return as_ranking(answer, "score")
-
-
-def rankify_voyage(url: str) -> Ranking:
-    body = {"model": "m", "query": QUERY, "documents": DOCUMENTS, "top_k": 4}
-    answer = raw(f"{url}/v1/rerank", body | {"return_documents": True})
-    assert all(one["document"] == DOCUMENTS[one["index"]] for one in answer["data"])
-    return as_ranking(answer["data"])
-
-
-def rankify_mixedbread(url: str) -> Ranking:
-    body = {"model": "m", "query": QUERY, "input": DOCUMENTS, "top_k": 4, "return_input": True}
-    data = raw(f"{url}/v1/reranking", body)["data"]
-    assert all(one["document"]["text"] == DOCUMENTS[one["index"]] for one in data)
-    return as_ranking(data, "score")
-
-
-def weaviate(url: str) -> Ranking:
-    """Its module sorts by itself: it wants one score a document, in their order."""
-    answer = raw(f"{url}/rerank", {"query": QUERY, "documents": DOCUMENTS, "property": ""})
-    assert [one["document"] for one in answer["scores"]] == DOCUMENTS
-    scores = [one["score"] for one in answer["scores"]]
-    return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
 
 TOGETHER = """
@@ -279,12 +235,11 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "pinecone": ("pinecone==10.2.0", "mixedbread==0.54.0"),
     "openapi": ("openapi-python-client==0.29.0",),
     "node": ("ai@6", "@ai-sdk/togetherai@2", "voyageai@0"),
-    "raw": (),
 }
 CLIENTS = {
     "openai, models.retrieve": Client(openai_model, "openai"),
     "infinity_client, bare base": Client(infinity, "infinity"),
-    "infinity_client, /infinity": Client(infinity_prefix, "infinity"),
+    "infinity_client, /infinity": Client(lambda url: infinity(f"{url}/infinity"), "infinity"),
     "infinity_client, models": Client(infinity_models, "infinity"),
     "xinference_client (and Dify's use)": Client(xinference, "xinference"),
     "haystack NvidiaRanker": Client(haystack, "haystack"),
@@ -296,19 +251,12 @@ CLIENTS = {
     "openapi-python-client": Client(generated, "openapi"),
     "AI SDK, Together": Client(TOGETHER, "node"),
     "voyageai for node": Client(VOYAGE, "node"),
-    "RAGFlow NvidiaRerank, raw": Client(ragflow, "raw"),
-    "Dify TEI, raw": Client(dify_tei, "raw"),
-    "rankify Voyage, raw": Client(rankify_voyage, "raw"),
-    "rankify Mixedbread, raw": Client(rankify_mixedbread, "raw"),
-    "Weaviate, raw": Client(weaviate, "raw"),
 }
 
 
 def environment(folder: Path, name: str) -> str:
     """The interpreter of an environment, which is made where it is not there yet."""
     packages, place = ENVIRONMENTS[name], folder / name
-    if name == "raw":
-        return sys.executable
     is_made = place / ".made"
     if not is_made.exists():
         if name == "node":
@@ -361,7 +309,8 @@ def main() -> int:
         return 0
 
     from shardrank.actors.config import RerankerConfig
-    from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+    from shardrank.serve.gate.key_file import ApiKey, hash_key
+    from shardrank.serve.gate.keys import ApiKeys
     from tests.support.serve_app import running
 
     config = RerankerConfig(model=str(ROOT / "demo" / "model"), device="cpu", num_threads=1)
@@ -376,7 +325,7 @@ def main() -> int:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
         body = {"query": QUERY, "documents": DOCUMENTS}
-        expected = as_ranking(raw(f"{url}/v2/rerank", body)["results"])
+        expected = as_ranking(json.loads(sent(f"{url}/v2/rerank", body))["results"])
         for name in wanted:
             started = time.monotonic()
             try:

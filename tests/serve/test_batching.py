@@ -1,9 +1,11 @@
 import asyncio
 import concurrent.futures
+import inspect
 import random
 import threading
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +36,22 @@ async def in_the_scorer(queue: BatchQueue, reranker: StandIn) -> "asyncio.Task[A
     return task
 
 
+def queued(max_batch_tokens: int = 100, **more: Any) -> Callable[[Any], Callable[..., None]]:
+    """The test runs on a queue of its own before a stand-in of its own."""
+
+    def decorated(test: Any) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            reranker = StandIn(max_batch_tokens)
+            with_queue(reranker, lambda queue: test(queue, reranker, **given), **more)
+
+        names = list(inspect.signature(test).parameters.values())[2:]
+        run.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+        run.__doc__ = test.__doc__
+        return run
+
+    return decorated
+
+
 def is_empty(queue: BatchQueue) -> bool:
     left = (queue.admission.num_pairs, queue.admission.num_tokens, queue._num_ahead)
     return left == (0, 0, 0) and not (queue._requests or queue._to_prepare or queue._to_score)
@@ -42,23 +60,19 @@ def is_empty(queue: BatchQueue) -> bool:
 # Results
 
 
-def test_results_come_in_the_order_of_sets_and_documents():
-    sets = [texts(*(f"{s}-{d} {d % 9 + 1}" for d in range(200))) for s in range(3)]
-    reranker = StandIn()
-    assert with_queue(reranker, lambda queue: queue.score(sets)) == expected(*sets)
-    assert len(reranker.batches) > 10
-
-
-def test_nothing_to_score_is_nothing():
-    reranker = StandIn()
-    assert with_queue(reranker, lambda queue: queue.score([])) == []
-    assert with_queue(reranker, lambda queue: queue.score([texts(), texts()])) == [[], []]
-    both = [texts(), texts("a 1")]
-    assert with_queue(reranker, lambda queue: queue.score(both)) == expected(*both)
-
-
-def test_errors_stay_with_their_documents():
-    sets = [texts("a 5", "error", "b 5"), texts("error")]
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [texts(*(f"{s}-{d} {d % 9 + 1}" for d in range(200))) for s in range(3)],
+        [],
+        [texts(), texts()],
+        [texts(), texts("a 1")],
+        [texts("a 5", "error", "b 5"), texts("error")],
+        [texts("a 10", "huge 500", "b 10", "vast 300")],
+    ],
+    ids=["many", "none", "empty", "one", "errors", "over a batch"],
+)
+def test_results_come_in_the_order_of_sets_and_documents(sets):
     assert with_queue(StandIn(), lambda queue: queue.score(sets)) == expected(*sets)
 
 
@@ -144,20 +158,15 @@ def test_a_pair_scores_in_a_crowd_what_it_scores_alone(requests: list[list[Any]]
 
 
 def test_a_batch_is_one_plan_of_the_scorer():
-    reranker = small_batches()
+    reranker, numbers = small_batches(), random.Random(3)
     reranker.calls.clear()
-    numbers = random.Random(3)
     sets = [
         CandidateSet.parse(numbers.choice(SIDES[:7]), numbers.choices(SIDES, k=25))
         for _ in range(4)
     ]
-
-    async def use(queue: BatchQueue) -> None:
-        await asyncio.gather(*(queue.score([each]) for each in sets))
-
-    with_queue(reranker, use)
+    with_queue(reranker, lambda queue: asyncio.gather(*(queue.score([each]) for each in sets)))
     plans = [plan(_costs(call), reranker.max_batch_tokens) for call in reranker.calls]
-    assert [len(each) for each in plans if each] == [1] * len([each for each in plans if each])
+    assert {len(each) for each in plans if each} == {1}
     assert sum(pairs.num_pairs for call in reranker.calls for pairs in call) == 100
     assert any(len(call) > 1 for call in reranker.calls)
 
@@ -171,24 +180,13 @@ def test_a_big_request_is_split_and_batches_are_full():
     assert len([size for size in reranker.batch_tokens if size >= 150]) > 25
 
 
-def test_a_document_larger_than_a_batch_is_scored_alone():
-    one = texts("a 10", "huge 500", "b 10", "vast 300")
-    reranker = StandIn()
-    assert with_queue(reranker, lambda queue: queue.score([one])) == expected(one)
-    assert ["huge"] in reranker.batches and ["vast"] in reranker.batches
-
-
-def test_a_free_scorer_takes_what_there_is_and_then_all_that_came():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        busy = await in_the_scorer(queue, reranker)
-        others = [scoring(queue, texts(f"{name} 10")) for name in "abc"]
-        await until(lambda: len(queue._to_score) == 3)
-        reranker.scoring.open()
-        await asyncio.gather(busy, *others)
-
-    with_queue(reranker, use)
+@queued()
+async def test_a_free_scorer_takes_what_there_is_and_then_all_that_came(queue, reranker):
+    busy = await in_the_scorer(queue, reranker)
+    others = [scoring(queue, texts(f"{name} 10")) for name in "abc"]
+    await until(lambda: len(queue._to_score) == 3)
+    reranker.scoring.open()
+    await asyncio.gather(busy, *others)
     assert [sorted(names) for names in reranker.batches] == [["busy"], ["a", "b", "c"]]
 
 
@@ -197,157 +195,81 @@ def test_a_free_scorer_takes_what_there_is_and_then_all_that_came():
 
 @pytest.mark.parametrize("size", [5, 95])
 @pytest.mark.parametrize("sets", [texts, padded])
-def test_a_small_request_waits_two_batches_for_a_giant(sets, size):
-    reranker = StandIn()
+@queued()
+async def test_a_small_request_waits_two_batches_for_a_giant(queue, reranker, sets, size):
     giant = sets(*(f"g{n} {size}" for n in range(300)))
-
-    async def use(queue: BatchQueue) -> None:
-        reranker.scoring.close()
-        waiting = scoring(queue, giant)
-        await until(lambda: len(reranker.batches) == 1 and queue._num_ahead >= 200)
-        small = scoring(queue, texts("small 50"))
-        await until(lambda: len(queue._to_score) == 2)
-        reranker.scoring.let(3)
-        await small
-        reranker.scoring.open()
-        assert await waiting == expected(giant)
-
-    with_queue(reranker, use)
+    reranker.scoring.close()
+    waiting = scoring(queue, giant)
+    await until(lambda: len(reranker.batches) == 1 and queue._num_ahead >= 200)
+    small = scoring(queue, texts("small 50"))
+    await until(lambda: len(queue._to_score) == 2)
+    reranker.scoring.let(3)
+    await small
+    reranker.scoring.open()
+    assert await waiting == expected(giant)
     assert "small" in reranker.batches[1] + reranker.batches[2]
 
 
-def test_small_requests_do_not_starve_a_giant():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        busy = await in_the_scorer(queue, reranker)
-        small = [scoring(queue, texts(f"s{n} 30")) for n in range(20)]
-        await until(lambda: len(queue._to_score) == 20)
-        giant = scoring(queue, texts("g0 100", "g1 100"))
-        await until(lambda: len(queue._to_score) == 21)
-        reranker.scoring.open()
-        await asyncio.gather(busy, giant, *small)
-
-    with_queue(reranker, use)
-    batches = reranker.batches
-    assert batches[8] == ["g0"] and batches[9] == ["g1"]  # 7 batches of 3, the last before it of 2
+@queued()
+async def test_preparing_runs_ahead_of_the_scorer_by_two_batches_alone(queue, reranker):
+    busy = await in_the_scorer(queue, reranker)
+    giant = scoring(queue, padded(*(f"g{n} 40" for n in range(500))))
+    await until(lambda: queue._num_ahead >= 200)
+    small = scoring(queue, texts("small 10"))
+    await until(lambda: "small" in reranker.prepared)
+    await until(lambda: sum(map(len, (each.ready for each in queue._to_score))) > 2)
+    reranker.scoring.let(1)
+    await until(lambda: len(reranker.batches) == 2)
+    assert len(reranker.prepared) <= 14  # the two scored, two budgets of 40s, three threads
+    reranker.scoring.open()
+    await asyncio.gather(busy, giant, small)
 
 
-def test_preparing_runs_ahead_of_the_scorer_by_two_batches_alone():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        busy = await in_the_scorer(queue, reranker)
-        giant = scoring(queue, padded(*(f"g{n} 40" for n in range(500))))
-        await until(lambda: queue._num_ahead >= 200)
-        small = scoring(queue, texts("small 10"))
-        await until(lambda: "small" in reranker.prepared)
-        await until(lambda: sum(map(len, (each.ready for each in queue._to_score))) > 2)
-        reranker.scoring.let(1)
-        await until(lambda: len(reranker.batches) == 2)
-        assert len(reranker.prepared) <= 14  # the two scored, two budgets of 40s, three threads
-        reranker.scoring.open()
-        await asyncio.gather(busy, giant, small)
-
-    with_queue(reranker, use)
-
-
-def test_text_does_not_wait_for_others_media():
-    reranker = StandIn()
+@queued()
+async def test_text_does_not_wait_for_others_media(queue, reranker):
     reranker.media.close()
-
-    async def use(queue: BatchQueue) -> None:
-        pages = [scoring(queue, media(f"m{n} 5", f"n{n} 5")) for n in range(6)]
-        await until(lambda: queue._num_ahead > 2_000)  # two slices, by the guess of a page
-        assert await queue.score([texts("a 5")]) == expected(texts("a 5"))
-        assert not any(page.done() for page in pages)
-        reranker.media.open()
-        await asyncio.gather(*pages)
-
-    with_queue(reranker, use)
+    pages = [scoring(queue, media(f"m{n} 5", f"n{n} 5")) for n in range(6)]
+    await until(lambda: queue._num_ahead > 2_000)  # two slices, by the guess of a page
+    assert await queue.score([texts("a 5")]) == expected(texts("a 5"))
+    assert not any(page.done() for page in pages)
+    reranker.media.open()
+    await asyncio.gather(*pages)
 
 
 # Leaving
 
 
-def test_who_goes_away_is_not_scored_and_not_counted():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        busy = await in_the_scorer(queue, reranker)
-        before = queue.admission.num_pairs, queue.admission.num_tokens
-        gone = scoring(queue, padded(*(f"g{n} 40" for n in range(300))))
-        await until(lambda: len(queue._to_score) == 1)
-        gone.cancel()
-        await asyncio.wait([gone])
-        assert gone.cancelled()
-        assert (queue.admission.num_pairs, queue.admission.num_tokens) == before
-        num_prepared = len(reranker.prepared)
-        reranker.scoring.open()
-        await asyncio.gather(busy, queue.score([texts("after 5")]))
-        assert is_empty(queue)
-        assert len(reranker.prepared) <= num_prepared + 1 + 3 * 2  # slices in the threads
-
-    with_queue(reranker, use)
+@queued()
+async def test_who_goes_away_is_not_scored_and_not_counted(queue, reranker):
+    busy = await in_the_scorer(queue, reranker)
+    before = queue.admission.num_pairs, queue.admission.num_tokens
+    gone = scoring(queue, padded(*(f"g{n} 40" for n in range(300))))
+    await until(lambda: len(queue._to_score) == 1)
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert gone.cancelled()
+    assert (queue.admission.num_pairs, queue.admission.num_tokens) == before
+    num_prepared = len(reranker.prepared)
+    reranker.scoring.open()
+    await asyncio.gather(busy, queue.score([texts("after 5")]))
+    assert is_empty(queue)
+    assert len(reranker.prepared) <= num_prepared + 1 + 3 * 2  # slices in the threads
     assert reranker.batches == [["busy"], ["after"]]
 
 
-def test_who_goes_away_while_scored_leaves_the_others_scores():
-    reranker = StandIn()
-    stays = texts("b 10", "c 10")
-
-    async def use(queue: BatchQueue) -> Any:
-        busy = await in_the_scorer(queue, reranker)
-        both = [scoring(queue, texts("a 10")), scoring(queue, stays)]
-        await until(lambda: len(queue._to_score) == 2)
-        reranker.scoring.let(1)
-        await until(lambda: len(reranker.batches) == 2)
-        both[0].cancel()
-        await asyncio.wait(both[:1])
-        reranker.scoring.open()
-        await busy
-        assert await both[1] == expected(stays)
-        assert is_empty(queue)
-
-    with_queue(reranker, use)
-    assert len(reranker.batches) == 2
-
-
-def test_preparing_for_who_went_away_ends_at_the_next_document():
-    reranker = StandIn(max_batch_tokens=100_000)
-
-    async def use(queue: BatchQueue) -> None:
-        reranker.preparing.close()
-        gone = scoring(queue, texts(*(f"g{n} 1" for n in range(64))))
-        reranker.preparing.let(3)
-        await until(lambda: len(reranker.prepared) == 3)
-        gone.cancel()
-        await asyncio.wait([gone])
-        assert is_empty(queue)
-        reranker.preparing.open()
-        await queue.score([texts("after 1")])
-
-    with_queue(reranker, use, num_preparing=1)
+@queued(max_batch_tokens=100_000, num_preparing=1)
+async def test_preparing_for_who_went_away_ends_at_the_next_document(queue, reranker):
+    reranker.preparing.close()
+    gone = scoring(queue, texts(*(f"g{n} 1" for n in range(64))))
+    reranker.preparing.let(3)
+    await until(lambda: len(reranker.prepared) == 3)
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert is_empty(queue)
+    reranker.preparing.open()
+    await queue.score([texts("after 1")])
     assert set(reranker.prepared) <= {"g0", "g1", "g2", "g3", "after"}
     assert reranker.batches == [["after"]]
-
-
-def test_a_deadline_ends_the_wait():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        busy = await in_the_scorer(queue, reranker)
-        with pytest.raises(DeadlineExceeded) as raised:
-            await queue.score([texts("late 10")], timeout_s=0.05)
-        assert raised.value.status == 504
-        assert queue.admission.num_pairs == 1
-        reranker.scoring.open()
-        await busy
-        assert await queue.score([texts("next 10")], timeout_s=60) == expected(texts("next 10"))
-        assert is_empty(queue)
-
-    with_queue(reranker, use)
-    assert reranker.batches == [["busy"], ["next"]]
 
 
 # Too many
@@ -361,88 +283,54 @@ class Clock:
         return self.now
 
 
-def test_who_would_wait_too_long_is_refused_before_any_work():
-    reranker, clock = StandIn(), Clock()
-
+@queued(max_queue_s=10, clock=Clock())
+async def test_who_would_wait_too_long_is_refused_before_any_work(queue, reranker):
     def a_second_for_ten_tokens(num_tokens: int) -> None:
-        clock.now += num_tokens / 10
+        queue._clock.now += num_tokens / 10
 
     reranker.after_batch = a_second_for_ten_tokens
-
-    async def use(queue: BatchQueue) -> None:
-        await queue.score([texts("first 20")])
-        assert queue.admission.tokens_per_s == pytest.approx(10)
-        reranker.scoring.close()
-        waiting = [scoring(queue, texts("a 60"))]
-        await until(lambda: len(reranker.batches) == 2)
-        waiting.append(scoring(queue, texts("b 60")))
-        await until(lambda: len(queue._to_score) == 1)
-        for refused in (queue.check_room, queue.score):  # with its prompt it is a larger one
-            with pytest.raises(TooManyRequests) as raised:
-                await refused([texts("c 1")])  # type: ignore[misc]
-            assert (raised.value.status, raised.value.code) == (429, "overloaded")
-            assert raised.value.retry_after_s == pytest.approx(2)  # 12 s, and 10 are allowed
-        queue.check_any_room()  # a shorter one would have some
-        queue.check_room([texts()])
-        assert queue.admission.num_pairs == 2
-        reranker.scoring.let(1)
-        await waiting[0]
-        waiting.append(scoring(queue, texts("d 1")))
-        reranker.scoring.open()
-        await asyncio.gather(*waiting)
-        assert is_empty(queue)
-
-    with_queue(reranker, use, clock=clock, max_queue_s=10)
+    await queue.score([texts("first 20")])
+    assert queue.admission.tokens_per_s == pytest.approx(10)
+    reranker.scoring.close()
+    waiting = [scoring(queue, texts("a 60"))]
+    await until(lambda: len(reranker.batches) == 2)
+    waiting.append(scoring(queue, texts("b 60")))
+    await until(lambda: len(queue._to_score) == 1)
+    for refused in (queue.check_room, queue.score):  # with its prompt it is a larger one
+        with pytest.raises(TooManyRequests) as raised:
+            await refused([texts("c 1")])  # type: ignore[misc]
+        assert (raised.value.status, raised.value.code) == (429, "overloaded")
+        assert raised.value.retry_after_s == pytest.approx(2)  # 12 s, and 10 are allowed
+    queue.check_any_room()  # a shorter one would have some
+    queue.check_room([texts()])
+    assert queue.admission.num_pairs == 2
+    reranker.scoring.let(1)
+    await waiting[0]
+    waiting.append(scoring(queue, texts("d 1")))
+    reranker.scoring.open()
+    await asyncio.gather(*waiting)
+    assert is_empty(queue)
     assert sorted(reranker.prepared) == ["a", "b", "d", "first"]
 
 
-def test_a_small_request_is_taken_beside_a_giant_and_a_second_giant_is_not():
-    reranker, clock = StandIn(), Clock()
-    reranker.after_batch = lambda num_tokens: setattr(clock, "now", clock.now + num_tokens / 100)
-    giant = padded(*(f"g{n} 20" for n in range(400)))  # 80 s
-
-    async def use(queue: BatchQueue) -> None:
-        await queue.score([texts("first 20")])
-        reranker.scoring.close()
-        waiting = [scoring(queue, giant)]
-        await until(lambda: len(reranker.batches) == 2)
-        small = [scoring(queue, texts(f"s{n} 20")) for n in range(3)]
-        await until(lambda: len(queue._requests) == 4)
-        with pytest.raises(TooManyRequests) as raised:
-            await queue.score([giant])
-        assert raised.value.retry_after_s > 70
-        reranker.scoring.open()
-        await asyncio.gather(*waiting, *small)
-
-    with_queue(reranker, use, clock=clock)
+@queued(max_queue_pairs=10)
+async def test_pairs_over_the_limit_are_refused_unless_nobody_waits(queue, reranker):
+    reranker.scoring.close()
+    giant = scoring(queue, texts(*(f"{n} 5" for n in range(50))))
+    await until(lambda: reranker.batches)
+    with pytest.raises(TooManyRequests) as raised:
+        await queue.score([texts("a 5")])
+    assert raised.value.retry_after_s == 5.0  # no speed is known yet
+    reranker.scoring.open()
+    await giant
+    assert await queue.score([texts("a 5")]) == expected(texts("a 5"))
 
 
-def test_pairs_over_the_limit_are_refused_unless_nobody_waits():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        reranker.scoring.close()
-        giant = scoring(queue, texts(*(f"{n} 5" for n in range(50))))
-        await until(lambda: reranker.batches)
-        with pytest.raises(TooManyRequests) as raised:
-            await queue.score([texts("a 5")])
-        assert raised.value.retry_after_s == 5.0  # no speed is known yet
-        reranker.scoring.open()
-        await giant
-        assert await queue.score([texts("a 5")]) == expected(texts("a 5"))
-
-    with_queue(reranker, use, max_queue_pairs=10)
-
-
-def test_a_slow_server_takes_any_request_that_comes_alone():
-    reranker, clock = StandIn(), Clock()
-    reranker.after_batch = lambda num_tokens: setattr(clock, "now", clock.now + 3_600)
-
-    async def use(queue: BatchQueue) -> None:
-        for _ in range(3):
-            await queue.score([texts(*(f"{n} 50" for n in range(9)))])
-
-    with_queue(reranker, use, clock=clock, max_queue_s=0.001)
+@queued(max_queue_s=0.001, clock=Clock())
+async def test_a_slow_server_takes_any_request_that_comes_alone(queue, reranker):
+    reranker.after_batch = lambda num_tokens: setattr(queue._clock, "now", queue._clock.now + 3_600)
+    for _ in range(3):
+        await queue.score([texts(*(f"{n} 50" for n in range(9)))])
 
 
 # Failures
@@ -466,107 +354,80 @@ class OddError(Exception):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 @pytest.mark.parametrize("stage", ["", "prepare "])
-def test_a_failure_is_its_requests_alone(raised, seen, stage):
-    reranker = StandIn()
+@queued()
+async def test_a_failure_is_its_requests_alone(queue, reranker, raised, seen, stage):
     reranker.failing[f"{stage}bad"] = raised
-
-    async def use(queue: BatchQueue) -> None:
-        first = await in_the_scorer(queue, reranker)
-        bad = scoring(queue, texts("a 40", "bad 60", *(f"{n} 50" for n in range(20))))
-        await until(lambda: queue._to_score or bad.done())
-        other = scoring(queue, texts("other 60"))
-        await until(lambda: other.get_coro() and "other" in reranker.prepared)
-        reranker.scoring.open()
-        with pytest.raises(seen):
-            await bad
-        assert await first == expected(texts("busy 10"))
-        assert await other == expected(texts("other 60"))
-        assert await queue.score([texts("next 5")]) == expected(texts("next 5"))
-        assert queue.is_healthy and is_empty(queue)
-
-    with_queue(reranker, use)
+    first = await in_the_scorer(queue, reranker)
+    bad = scoring(queue, texts("a 40", "bad 60", *(f"{n} 50" for n in range(20))))
+    await until(lambda: queue._to_score or bad.done())
+    other = scoring(queue, texts("other 60"))
+    await until(lambda: other.get_coro() and "other" in reranker.prepared)
+    reranker.scoring.open()
+    with pytest.raises(seen):
+        await bad
+    assert await first == expected(texts("busy 10"))
+    assert await other == expected(texts("other 60"))
+    assert await queue.score([texts("next 5")]) == expected(texts("next 5"))
+    assert queue._is_open and is_empty(queue)
 
 
-def test_a_scorer_that_loses_a_set_fails_the_batch():
-    async def use(queue: BatchQueue) -> None:
-        with pytest.raises(AssertionError):
-            await queue.score([texts("lost 5")])
-        assert await queue.score([texts("next 5")]) == expected(texts("next 5"))
-
-    with_queue(StandIn(), use)
+@queued()
+async def test_a_scorer_that_loses_a_set_fails_the_batch(queue, reranker):
+    with pytest.raises(AssertionError):
+        await queue.score([texts("lost 5")])
+    assert await queue.score([texts("next 5")]) == expected(texts("next 5"))
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_the_end_of_a_loop_fails_everybody_and_shows(which):
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        waiting = [await in_the_scorer(queue, reranker), scoring(queue, texts("a 5"))]
-        assert queue.is_healthy
-        queue._tasks[which].cancel()
-        for task in waiting:
-            with pytest.raises(NotReady):
-                await task
-        assert not queue.is_healthy and is_empty(queue)
+@queued()
+async def test_the_end_of_a_loop_fails_everybody_and_shows(queue, reranker, which):
+    waiting = [await in_the_scorer(queue, reranker), scoring(queue, texts("a 5"))]
+    assert queue._is_open
+    queue._tasks[which].cancel()
+    for task in waiting:
         with pytest.raises(NotReady):
-            await queue.score([texts("b 5")])
+            await task
+    assert not queue._is_open and is_empty(queue)
+    with pytest.raises(NotReady):
+        await queue.score([texts("b 5")])
 
-    with_queue(reranker, use)
 
-
-def test_a_loop_that_dies_of_a_bug_tells_everybody_of_what():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        waiting = [await in_the_scorer(queue, reranker)]
-        queue._change = None  # type: ignore[assignment,method-assign]
-        waiting.append(scoring(queue, texts("a 5")))
-        for task in waiting:
-            with pytest.raises(TypeError, match="not callable"):
-                await task
-        assert not queue.is_healthy and is_empty(queue)
-
-    with_queue(reranker, use)
+@queued()
+async def test_a_loop_that_dies_of_a_bug_tells_everybody_of_what(queue, reranker):
+    waiting = [await in_the_scorer(queue, reranker)]
+    queue._change = None  # type: ignore[assignment,method-assign]
+    waiting.append(scoring(queue, texts("a 5")))
+    for task in waiting:
+        with pytest.raises(TypeError, match="not callable"):
+            await task
+    assert not queue._is_open and is_empty(queue)
 
 
 # Metrics
 
 
-class Seen:
-    def __init__(self) -> None:
-        self.batches: list[tuple[int, int, float, float]] = []
-        self.queues: list[tuple[int, int]] = []
-
-    def batch(self, *numbers: Any) -> None:
-        self.batches.append(numbers)
-
-    def queue(self, *numbers: Any) -> None:
-        self.queues.append(numbers)
-
-
 def test_an_observer_sees_every_batch_and_an_empty_queue_at_the_end():
-    reranker, seen = StandIn(), Seen()
+    reranker, batches, queues = StandIn(), [], []
+    seen = SimpleNamespace(
+        batch=lambda *numbers: batches.append(numbers),
+        queue=lambda *numbers: queues.append(numbers),
+    )
     one = texts(*(f"{n} 10" for n in range(40)), "error")
     with_queue(reranker, lambda queue: queue.score([one]), observer=seen)
-    assert sum(num_pairs for num_pairs, *_ in seen.batches) == 41
-    assert [batch[1] for batch in seen.batches] == reranker.batch_tokens
-    assert all(fill == num_tokens / 100 for _, num_tokens, fill, _ in seen.batches)
-    assert seen.queues[0][0] == 41 and seen.queues[-1] == (0, 0)
+    assert sum(num_pairs for num_pairs, *_ in batches) == 41
+    assert [batch[1] for batch in batches] == reranker.batch_tokens
+    assert all(fill == num_tokens / 100 for _, num_tokens, fill, _ in batches)
+    assert queues[0][0] == 41 and queues[-1] == (0, 0)
 
 
-def test_an_observer_that_fails_stops_nothing():
-    class Broken:
-        def batch(self, *numbers: Any) -> None:
-            raise OddError
+def fail(*numbers: Any) -> None:
+    raise OddError
 
-        def queue(self, *numbers: Any) -> None:
-            raise OddError
 
-    async def use(queue: BatchQueue) -> None:
-        assert await queue.score([texts("a 5")]) == expected(texts("a 5"))
-        assert queue.is_healthy and is_empty(queue)
-
-    with_queue(StandIn(), use, observer=Broken())
+@queued(observer=SimpleNamespace(batch=fail, queue=fail))
+async def test_an_observer_that_fails_stops_nothing(queue, reranker):
+    assert await queue.score([texts("a 5")]) == expected(texts("a 5"))
+    assert queue._is_open and is_empty(queue)
 
 
 # Start and stop
@@ -575,7 +436,7 @@ def test_an_observer_that_fails_stops_nothing():
 def test_nothing_is_taken_before_the_start():
     async def main() -> None:
         queue = BatchQueue(StandIn())  # type: ignore[arg-type]
-        assert not queue.is_healthy
+        assert not queue._is_open
         with pytest.raises(NotReady) as raised:
             await queue.score([texts("a 5")])
         assert raised.value.retry_after_s == 1
@@ -584,54 +445,42 @@ def test_nothing_is_taken_before_the_start():
     asyncio.run(main())
 
 
-def test_a_stop_finishes_what_is_in_and_takes_no_more():
-    reranker = StandIn()
+@queued()
+async def test_a_stop_finishes_what_is_in_and_takes_no_more(queue, reranker):
     one = texts(*(f"{n} 20" for n in range(30)))
-
-    async def use(queue: BatchQueue) -> None:
-        waiting = [await in_the_scorer(queue, reranker), scoring(queue, one)]
-        await asyncio.sleep(0)
-        stopping = asyncio.create_task(queue.stop(60))
-        await asyncio.sleep(0)
-        with pytest.raises(NotReady):
-            await queue.score([texts("a 5")])
-        reranker.scoring.open()
-        await stopping
-        assert await asyncio.gather(*waiting) == [expected(texts("busy 10")), expected(one)]
-        assert not queue.is_healthy
-
-    with_queue(reranker, use)
+    waiting = [await in_the_scorer(queue, reranker), scoring(queue, one)]
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(queue.stop(60))
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        await queue.score([texts("a 5")])
+    reranker.scoring.open()
+    await stopping
+    assert await asyncio.gather(*waiting) == [expected(texts("busy 10")), expected(one)]
+    assert not queue._is_open
 
 
-def test_a_stop_fails_what_does_not_end_in_time():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        waiting = [await in_the_scorer(queue, reranker), scoring(queue, texts("a 5"))]
-        await until(lambda: queue._to_score)
-        await queue.stop(0.01)
-        for task in waiting:
-            with pytest.raises(NotReady) as raised:
-                await task
-            assert raised.value.retry_after_s == 1
-        assert is_empty(queue)
-
-    with_queue(reranker, use)
+@queued()
+async def test_a_stop_fails_what_does_not_end_in_time(queue, reranker):
+    waiting = [await in_the_scorer(queue, reranker), scoring(queue, texts("a 5"))]
+    await until(lambda: queue._to_score)
+    await queue.stop(0.01)
+    for task in waiting:
+        with pytest.raises(NotReady) as raised:
+            await task
+        assert raised.value.retry_after_s == 1
+    assert is_empty(queue)
     assert reranker.batches == [["busy"]]
 
 
-def test_a_stop_that_is_itself_cancelled_leaves_nobody_waiting():
-    reranker = StandIn()
-
-    async def use(queue: BatchQueue) -> None:
-        waiting = await in_the_scorer(queue, reranker)
-        stopping = asyncio.create_task(queue.stop(60))
-        await asyncio.sleep(0)
-        stopping.cancel()
-        with pytest.raises(NotReady):
-            await waiting
-
-    with_queue(reranker, use)
+@queued()
+async def test_a_stop_that_is_itself_cancelled_leaves_nobody_waiting(queue, reranker):
+    waiting = await in_the_scorer(queue, reranker)
+    stopping = asyncio.create_task(queue.stop(60))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(NotReady):
+        await waiting
 
 
 def test_the_threads_end_with_the_queue():
@@ -699,30 +548,8 @@ def test_whoever_comes_and_goes_everybody_ends_and_nothing_is_left(requests: lis
 
     async def use(queue: BatchQueue) -> None:
         await asyncio.gather(*(call(queue, *request) for request in requests))
-        assert is_empty(queue) and queue.is_healthy
+        assert is_empty(queue) and queue._is_open
 
     with_queue(reranker, use)
     sizes = zip(reranker.batches, reranker.batch_tokens, strict=True)
     assert all(tokens <= 100 or len(names) == 1 for names, tokens in sizes)
-
-
-def test_many_callers_of_the_real_engine_at_once():
-    numbers = random.Random(5)
-    requests = [
-        (numbers.randrange(7), [numbers.randrange(10) for _ in range(numbers.randrange(1, 12))])
-        for _ in range(40)
-    ]
-
-    async def use(queue: BatchQueue) -> Sequence[Any]:
-        call = partial(CandidateSet.parse)
-        return await asyncio.gather(
-            *(queue.score([call(SIDES[q], [SIDES[d] for d in ds])]) for q, ds in requests)
-        )
-
-    for (query, documents), [found] in zip(
-        requests, with_queue(small_batches(), use, num_preparing=4), strict=True
-    ):
-        wanted = [alone(query, document) for document in documents]
-        assert [pair.score for pair in found] == pytest.approx(
-            [pair.score for pair in wanted], abs=1e-5
-        )

@@ -6,17 +6,16 @@ import threading
 import time
 from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, field_validator
 
 from shardrank.serve.app import create_app
-from shardrank.serve.dialects.bodies import BodyRoute, outline
-from shardrank.serve.dialects.requests import RerankRequest, ScoreRequest
+from shardrank.serve.dialects.contents import parse_side
+from shardrank.serve.dialects.failures import outline
+from shardrank.serve.dialects.others import ScoreRequest
+from shardrank.serve.dialects.requests import BodyRoute, RerankRequest
 from shardrank.serve.errors import TooManyRequests
 from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.metrics import Metrics
@@ -37,49 +36,18 @@ class Body(BaseModel):
         return value
 
 
-@pytest.fixture
-def client() -> TestClient:
+def test_a_body_is_checked_once_and_in_another_thread():
     app = FastAPI()
     app.router.route_class = BodyRoute
 
     @app.post("/")
-    async def answer(body: Body, request: Request) -> dict[str, Any]:
+    async def answer(body: Body) -> dict[str, Any]:
         return {"name": body.name, "loop": threading.get_ident()}
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Any:
-        content = {"first": error.errors()[0]["type"], "body": error.body}
-        return JSONResponse(content, status_code=422)
-
-    return TestClient(app)
-
-
-def post(client: TestClient, content: bytes) -> httpx.Response:
-    return client.post("/", content=content, headers={"Content-Type": "application/json"})
-
-
-def test_a_body_is_checked_once_and_in_another_thread(client):
     THREADS.clear()
-    answer = post(client, b'{"name": "a"}').json()
-    assert answer["name"] == "a"
+    answered = TestClient(app).post("/", json={"name": "a"}).json()
     (thread,) = THREADS
-    assert thread != answer["loop"]
-
-
-@pytest.mark.parametrize(
-    ("content", "status", "first"),
-    [
-        (b'{"name": 1}', 422, "string_type"),
-        (b"{}", 422, "missing"),
-        (b"", 422, "missing"),
-        (b"{", 422, "json_invalid"),
-        (b"[" * 100_000, 400, None),
-        (b"\xff", 400, None),
-    ],
-)
-def test_what_is_wrong_is_said_as_by_fastapi(content, status, first, client):
-    answer = post(client, content)
-    assert (answer.status_code, answer.json().get("first")) == (status, first)
+    assert answered["name"] == "a" and thread != answered["loop"]
 
 
 @pytest.mark.parametrize(
@@ -95,29 +63,22 @@ def test_a_refused_body_is_told_by_its_names(body, names):
     assert list(outline(body)) == names
 
 
-def test_sides_are_read_in_another_thread():
+def test_sides_are_read_in_another_thread(monkeypatch):
     threads: set[int] = set()
 
-    class Reranking(RerankRequest):
-        @property
-        def sides(self) -> list[Any]:
-            threads.add(threading.get_ident())
-            return super().sides
-
-    class Scoring(ScoreRequest):
-        @property
-        def fields(self) -> tuple[str, str]:
-            threads.add(threading.get_ident())
-            return super().fields
+    def seen(*sides: Any) -> Any:
+        threads.add(threading.get_ident())
+        return parse_side(*sides)
 
     async def main() -> int:
         service = start_service(settings(), Metrics())
         await service.start()
-        await service.score(Reranking(query="q", documents=["a"]))
-        await service.score(Scoring(queries="q", documents="a"))
+        await service.score(RerankRequest(query="q", documents=["a"]))
+        await service.score(ScoreRequest(queries="q", documents="a"))
         await service.stop(0)
         return threading.get_ident()
 
+    monkeypatch.setattr("shardrank.serve.dialects.work.parse_side", seen)
     assert asyncio.run(main()) not in threads and threads
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from shardrank.actors.data import CandidateSet
+from shardrank.actors.config import RerankerConfig
 from shardrank.actors.reranker import Reranker
-from shardrank.serve.dialects.answers import DASHSCOPE_PATH
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
-from tests.support.serve_app import running, settings
+from shardrank.serve.dialects.failures import DASHSCOPE_PATH
+from shardrank.serve.gate.key_file import ApiKey, hash_key
+from shardrank.serve.gate.keys import ApiKeys
+from tests.support.serve_app import TINY, running, settings
 from tests.support.serve_clients import KEY, image, tiny_engine
 
 QUERY = "Which planet is red?"
@@ -41,13 +42,22 @@ class Dialect:
             return {"input": body, "parameters": own | more}
         return body | own | more
 
-    def scores(self, answer: httpx.Response) -> list[Any]:
-        """In input order."""
+    def listed(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        """The results as they stand in an answer."""
         assert answer.status_code == 200, answer.text
         body = answer.json()
         body = body.get("output", body) if isinstance(body, dict) else body
-        results = body if self.results is None else body[self.results]
-        return [one[self.score] for one in sorted(results, key=lambda one: one["index"])]
+        return body if self.results is None else body[self.results]
+
+    def order(self, answer: httpx.Response) -> list[int]:
+        return [one["index"] for one in self.listed(answer)]
+
+    def scores(self, answer: httpx.Response) -> list[Any]:
+        """In input order."""
+        return [one[self.score] for one in self.by_index(answer)]
+
+    def by_index(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        return sorted(self.listed(answer), key=lambda one: one["index"])
 
 
 CANONICAL = (
@@ -104,8 +114,11 @@ def post(client: httpx.Client, path: str, **body: Any) -> Any:
 
 
 @every_dialect
-def test_scores_are_the_engines(dialect, client, engine):
-    got = dialect.scores(client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS)))
+def test_scores_are_the_engines_and_rankings_best_first(dialect, client, engine):
+    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS))
+    got = dialect.scores(answer)
+    if dialect.limit:
+        assert dialect.order(answer) == sorted(range(3), key=lambda index: -got[index])
     got = [1 / (1 + exp(-score)) for score in got] if dialect.score == "logit" else got
     assert got == pytest.approx(engine.score(QUERY, DOCUMENTS), abs=1e-5)
 
@@ -122,19 +135,33 @@ def test_half_a_surrogate_pair_is_the_replacement_character(dialect, client):
 JSON = {"Content-Type": "application/json"}
 
 
-@every_ranking
-def test_documents_may_be_one_object_whose_parts_are_documents(dialect, client):
-    parts = [{"type": "text", "text": text} for text in DOCUMENTS[:2]]
-    ask = [dialect.body(QUERY, each) for each in ({"content": parts}, DOCUMENTS[:2])]
+PARTS = [{"type": "text", "text": text} for text in DOCUMENTS[:2]]
+
+
+FORMS = {
+    "one text": ("Mars is red.", ["Mars is red."]),
+    "one object": ({"text": "Mars is red."}, ["Mars is red."]),
+    "an empty part beside a text": ([{"text": "a", "image": ""}], ["a"]),
+}
+RANKINGS = [each for each in DIALECTS.values() if each.limit]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "form"),
+    [(each, form) for each in DIALECTS.values() for form in FORMS.values()]
+    + [(each, ({"content": PARTS}, DOCUMENTS[:2])) for each in RANKINGS],
+)
+def test_documents_in_another_form_score_alike(dialect, form, client):
+    ask = [dialect.body(QUERY, documents) for documents in form]
     left, right = (dialect.scores(client.post(dialect.path, json=body)) for body in ask)
     assert left == pytest.approx(right, abs=1e-5)
 
 
-@every_dialect
-@pytest.mark.parametrize("document", ["Mars is red.", {"text": "Mars is red."}])
-def test_documents_may_be_one_document(document, dialect, client):
-    ask = [dialect.body(QUERY, each) for each in (document, ["Mars is red."])]
-    left, right = (dialect.scores(client.post(dialect.path, json=body)) for body in ask)
+@pytest.mark.parametrize("dialect", [each for each in RANKINGS if each.path != DASHSCOPE_PATH])
+def test_a_number_in_a_rank_field_is_words(dialect, client):
+    films = [{"title": "A film", "year": year} for year in (1931, "1931")]
+    body = dialect.body("old film", films, rank_fields=["title", "year"])
+    left, right = dialect.scores(client.post(dialect.path, json=body))
     assert left == pytest.approx(right, abs=1e-5)
 
 
@@ -147,18 +174,19 @@ def test_score_gives_one_score_to_an_object_of_parts_and_says_so(client):
     assert plain["meta"]["warnings"] == []
 
 
-@every_ranking
-@pytest.mark.parametrize("limit", ["2", 2.0, 2])
-def test_whole_numbers_come_as_texts_and_with_a_point(limit, dialect, client):
-    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, limit))
-    assert len(dialect.scores(answer)) == 2
+NOT_READ = {"user": 123, "priority": "high", "request_id": 7, "max_chunks_per_doc": "many"}
 
 
-@every_dialect
-def test_fields_that_nobody_reads_are_of_any_type(dialect, client):
-    more = {"user": 123, "priority": "high", "request_id": 7, "max_chunks_per_doc": "many"}
-    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, **more))
-    assert len(dialect.scores(answer)) == 3
+@pytest.mark.parametrize(
+    ("dialect", "limit", "more", "num"),
+    [(each, limit, {}, 2) for each in RANKINGS for limit in ("2", 2.0, 2)]
+    + [(each, None, NOT_READ, 3) for each in DIALECTS.values()],
+)
+def test_whole_numbers_come_in_any_form_and_what_nobody_reads_of_any_type(
+    dialect, limit, more, num, client
+):
+    answer = client.post(dialect.path, json=dialect.body(QUERY, DOCUMENTS, limit, **more))
+    assert len(dialect.scores(answer)) == num
 
 
 @every_dialect
@@ -173,18 +201,12 @@ def test_objects_have_fields_beside_their_text(dialect, client, engine):
             assert f"{dialect.documents}[0]" in answer.json()["meta"]["warnings"][0]
 
 
-@every_dialect
-def test_an_empty_part_beside_a_text_is_left_out(dialect, client):
-    ask = [dialect.body(QUERY, [each]) for each in ({"text": "a", "image": ""}, "a")]
-    left, right = (dialect.scores(client.post(dialect.path, json=body)) for body in ask)
-    assert left == pytest.approx(right, abs=1e-5)
-
-
 WRONG = [
     (["at home", None, "a walk"], "[1]", "empty_document"),
     (["a", {"text": None}], "[1]", "empty_document"),
     ([{"image": []}, "NULL"], "[0]", "empty_document"),
     ([{"title": "A film", "year": 1931}, "b"], "[0].year", "invalid_content"),
+    (["a", 7], "[1]", "invalid_content"),
 ]
 
 
@@ -203,18 +225,6 @@ def test_a_document_without_content_is_its_own_error_or_named(
         assert answer.status_code == 400
 
 
-@pytest.mark.parametrize(
-    "dialect",
-    [each for each in DIALECTS.values() if each.limit and each.path != DASHSCOPE_PATH],
-    ids=lambda each: each.path,
-)
-def test_a_number_in_a_rank_field_is_words(dialect, client):
-    films = [{"title": "A film", "year": year} for year in (1931, "1931")]
-    body = dialect.body("old film", films, rank_fields=["title", "year"])
-    left, right = dialect.scores(client.post(dialect.path, json=body))
-    assert left == pytest.approx(right, abs=1e-5)
-
-
 @every_dialect
 def test_a_compressed_body_is_refused_by_its_header(dialect, client):
     packed = gzip.compress(json.dumps(dialect.body(QUERY, DOCUMENTS)).encode())
@@ -227,40 +237,28 @@ def test_a_compressed_body_is_refused_by_its_header(dialect, client):
 
 
 @pytest.mark.parametrize(
-    ("body", "sentence"),
+    ("body", "sentence", "headers"),
     [
-        (b'{"query": "caf\xe9", "documents": ["a"]}', "not UTF-8: byte 0xe9 at 14"),
-        (b"\xff\xfe{}\x00", "not UTF-16"),
-        (b"[" * 60_000, "nested too deeply"),
-        (b'{"top_n": ' + b"9" * 5_000 + b"}", "digits"),
-        (b'{"query": ', "not JSON at character 10"),
+        (b'{"query": "caf\xe9", "documents": ["a"]}', "not UTF-8: byte 0xe9 at 14", JSON),
+        (b"\xff{}", "not UTF-8: byte 0xff at 0", JSON),
+        (b"\xff\xfe{}\x00", "not UTF-16", JSON),
+        (b"[" * 60_000, "nested too deeply", JSON),
+        (b'{"top_n": ' + b"9" * 5_000 + b"}", "digits", JSON),
+        (b'{"query": ', "not JSON at character 10", JSON),
+        (b"{", "not JSON at character 1", JSON),
+        (b"[]", "the body must be a JSON object", JSON),
+        (b"null", "the body must be a JSON object", JSON),
+        (b"", "the body must be a JSON object", JSON),
+        (b'{"query": "q"}', "Content-Type: application/json", {"Content-Type": "text/plain"}),
     ],
 )
 @pytest.mark.parametrize("path", sorted({each.path for each in DIALECTS.values()}))
-def test_a_body_that_cannot_be_read_says_why(path, body, sentence, client):
-    answer = client.post(path, content=body, headers=JSON)
+def test_a_body_that_cannot_be_read_says_why(path, body, sentence, headers, client):
+    answer = client.post(path, content=body, headers=headers)
     assert answer.status_code in (400, 422) and sentence in answer.json()["message"]
 
 
 # What one client alone reads or sends.
-
-
-def test_nim_has_logits_best_first(client, engine):
-    passages = [{"text": text} for text in DOCUMENTS]
-    body = {"model": "m", "query": {"text": QUERY}, "passages": passages}
-    answer = post(client, "/v1/ranking", **body, truncate="END")
-    logits = [pair.logit for pair in engine.score_sets([CandidateSet.parse(QUERY, DOCUMENTS)])[0]]
-    best_first = sorted(range(3), key=lambda index: -logits[index])
-    assert [one["index"] for one in answer["rankings"]] == best_first
-    got = [one["logit"] for one in answer["rankings"]]
-    assert got == pytest.approx([logits[index] for index in best_first], abs=1e-4)
-
-
-def test_nim_refuses_a_passage_that_is_too_long_where_none_may_be_cut(client):
-    body = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "word " * 500}]}
-    asked = {"truncate": "NONE", "truncate_prompt_tokens": 200}
-    refused = client.post("/v1/ranking", json=body | asked)
-    assert refused.status_code == 400 and refused.json()["message"].startswith("passages[1]")
 
 
 def test_nim_has_images_in_passages(client, engine):
@@ -425,18 +423,86 @@ def test_the_document_knows_the_keys(guarded, client):
 
 
 def test_the_documents_enumerations_have_one_spelling_of_a_name(client):
-    found: list[list[str]] = []
-
-    def read(node: Any) -> None:
-        if isinstance(node, dict):
-            found.extend([node["enum"]] if isinstance(node.get("enum"), list) else [])
-            for each in node.values():
-                read(each)
-        elif isinstance(node, list):
-            for each in node:
-                read(each)
-
-    read(client.get("/openapi.json").json())
-    assert found and all(len({str(v).lower() for v in each}) == len(each) for each in found)
+    document = json.dumps(client.get("/openapi.json").json())
+    found = [json.loads(each.lower()) for each in re.findall(r'"enum": (\[[^\]]*\])', document)]
+    assert found and all(len(set(each)) == len(each) for each in found)
     answer = post(client, "/rerank", query="q", texts=["a"], truncation_direction="Left")
     assert len(answer) == 1
+
+
+# Content that says nothing.
+
+EMPTY = [None, {}, [], {"text": None}, {"image": []}, "", " \n", {"text": "", "image": ""}]
+with_null = pytest.mark.parametrize(
+    "dialect",
+    [DIALECTS[name] for name in ("/rerank", "/v1/rerank", "/v2/rerank", "SGLang", "DashScope")],
+    ids=lambda each: each.path,
+)
+
+
+@with_null
+def test_a_document_that_says_nothing_is_its_own_error(dialect, client):
+    body = dialect.body("party", ["an evening at home", *EMPTY, "a quiet walk"])
+    results = dialect.by_index(client.post(dialect.path, json=body))
+    codes = [result.get("error", {}).get("code") for result in results]
+    assert codes == [None, *["empty_document"] * len(EMPTY), None]
+    assert [one[dialect.score] is None for one in results] == [code is not None for code in codes]
+    assert results[1]["error"]["message"].startswith("documents[1] says nothing")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        ("/rerank", {"query": "q", "texts": ["a", "", "b"]}, "texts[1]"),
+        ("/rerank", {"query": "q", "texts": ["", " "]}, "texts[0]"),
+        ("/infinity/rerank", {"query": "q", "documents": ["a", None]}, "documents[1]"),
+        ("/rerank", {"query": "q", "documents": ["a", ""], "property": ""}, "documents[1]"),
+        ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": ""}]}, "passages[0]"),
+        ("/score", {"queries": "q", "documents": ["a", "b", None]}, "documents[2]"),
+        ("/score", {"queries": ["q", "r"], "documents": ["a", {}]}, "documents[1]"),
+        ("/score", {"text_1": ["q", "r"], "text_2": ["a", " "]}, "text_2[1]"),
+        ("/score", {"data_1": ["q", ""], "data_2": ["a", "b"]}, "data_2[1]: query says nothing"),
+        ("/v1/rerank", {"query": "q", "documents": ["a", ""], "on_error": "fail"}, "documents[1]"),
+        (
+            "/v2/rerank",
+            {
+                "query": "q",
+                "documents": ["a", {"text": "b", "instruction": "i"}, {"instruction": "i"}],
+                "on_error": "fail",
+            },
+            "documents[2]",
+        ),
+    ],
+)
+def test_a_dialect_without_a_place_for_it_names_the_index(path, body, place, client):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    sentence = answer.json().get("message") or answer.json()["error"]
+    assert sentence.startswith(place) and "says nothing: it has " in sentence
+
+
+def test_score_gives_null_where_that_is_asked_for(client):
+    answer = post(client, "/score", queries="q", documents=["a", ""], on_error="null")
+    assert [one["score"] is None for one in answer["data"]] == [False, True]
+
+
+@pytest.mark.parametrize("query", EMPTY)
+@every_ranking
+def test_a_query_that_says_nothing_fails_the_request(dialect, query, client):
+    answer = client.post(dialect.path, json=dialect.body(query, ["a", "b"]))
+    assert answer.status_code == 400, answer.text
+    found = answer.json()
+    sentence = found.get("message") or found["error"]
+    assert sentence.startswith("query says nothing")
+    if "message" in found:
+        assert found.get("error", found)["code"] == "empty_query"
+
+
+def test_a_server_may_score_what_says_nothing_as_officially():
+    config = RerankerConfig(model=str(TINY), device="cpu", num_threads=1, empty="official")
+    documents = ["NULL", None, {"text": None}, {"image": []}, {}, "", {"text": ""}]
+    with running(reranker=config) as url:
+        answer = httpx.post(f"{url}/v2/rerank", json={"query": "cat", "documents": documents})
+    scores = DIALECTS["/v2/rerank"].scores(answer)
+    assert scores[:5] == pytest.approx([scores[0]] * 5)
+    assert scores[5] == pytest.approx(scores[6]) and abs(scores[5] - scores[0]) > 1e-4

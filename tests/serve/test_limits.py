@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.config import RerankerConfig
 from shardrank.actors.fetch.web import WebMedia
-from shardrank.actors.reranker import Reranker
-from shardrank.serve.gate.keys import ApiKey, ApiKeys, hash_key
+from shardrank.serve.gate.key_file import ApiKey, hash_key
+from shardrank.serve.gate.keys import ApiKeys
 from shardrank.serve.settings import Limits
 from tests.support.serve_app import TINY, running
 from tests.support.serve_clients import image
@@ -139,18 +139,6 @@ def test_a_request_that_takes_too_long_is_told_so():
     with running(limits=Limits(timeout_s=1.0)) as url:
         error = ask(url, ["some words " * 300] * 5_000, 504)["error"]
     assert error["code"] == "deadline_exceeded" and "not scored within 1 s" in error["message"]
-
-
-def test_a_request_over_one_batch_is_split_and_not_refused():
-    documents = [f"document {number} " + "word " * (number % 40) for number in range(300)]
-    config = small(options=QueryOptions(max_length=400), max_batch_tokens=512)
-    with running(reranker=config) as url:
-        results = ask(url, documents)["results"]
-        metrics = httpx.get(f"{url}/metrics").text.splitlines()
-    scores = [each["relevance_score"] for each in sorted(results, key=lambda each: each["index"])]
-    assert scores == pytest.approx(Reranker(small()).score("q", documents), abs=1e-5)
-    (batches,) = [line for line in metrics if line.startswith("shardrank_batches_total")]
-    assert float(batches.split()[-1]) > 10
 
 
 def test_small_images_that_become_large_are_refused_before_the_work(strict):

@@ -5,11 +5,8 @@ process. Times are compared with times of the same run only.
 """
 
 import asyncio
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import httpx
 import pytest
 
 from shardrank.actors.reranker import Reranker
-from tests.serve.test_deployment import ROOT, free_port, replicas, served
+from tests.serve.test_deployment import ROOT, printed, replicas, served
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]
 
@@ -121,14 +118,6 @@ def test_http_costs_little_beside_the_model(tmp_path):
 
 
 def test_a_rolling_redeployment_loses_no_request():
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.support.serve_redeploy", str(free_port())],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert process.returncode == 0, process.stderr
-    seen = json.loads(process.stdout.splitlines()[-1])
+    seen = printed("serve_redeploy")
     print(f"\nredeployed under load: {seen}")
     assert set(seen) == {"200 before", "200 after"}

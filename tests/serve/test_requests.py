@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from shardrank.serve.dialects.requests import DashScopeRequest, RerankRequest, ScoreRequest
+from shardrank.serve.dialects.others import DashScopeRequest, ScoreRequest
+from shardrank.serve.dialects.requests import MediaOptions, RerankRequest
 
 REQUEST = {"query": "q", "documents": ["a", "b"]}
 
@@ -54,9 +55,8 @@ def test_what_makes_no_sense_is_refused(fields):
         rerank(**fields)
 
 
-@pytest.mark.parametrize(
-    ("fields", "may"),
-    [
+MEANINGS = {
+    "may_truncate": [
         ({}, True),
         ({"truncation": True}, True),
         ({"truncation": False}, False),
@@ -64,35 +64,34 @@ def test_what_makes_no_sense_is_refused(fields):
         ({"truncate": "NONE"}, False),
         ({"truncate": "END"}, True),
     ],
-)
-def test_a_pair_is_cut_unless_that_is_declined(fields, may):
-    assert rerank(**fields).may_truncate is may
-
-
-@pytest.mark.parametrize(
-    ("fields", "keeps"),
-    [
+    "keeps_the_end": [
         ({}, False),
         ({"truncation_side": "left"}, True),
         ({"truncation_side": "right"}, False),
         ({"truncation_direction": "Left"}, True),
         ({"truncate": "START"}, True),
     ],
-)
-def test_the_end_is_kept_where_the_start_is_cut(fields, keeps):
-    assert rerank(**fields).keeps_the_end is keeps
+    "is_raw": [
+        ({}, False),
+        ({"raw_scores": True}, True),
+        ({"use_activation": False}, True),
+        ({"activation": False}, True),
+    ],
+    "media": [
+        (
+            {"mm_processor_kwargs": {"fps": 1.0, "max_frames": 8}, "fps": 2.0},
+            MediaOptions(fps=2.0, max_frames=8),
+        ),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    "fields", [{"raw_scores": True}, {"use_activation": False}, {"activation": False}]
+    ("name", "fields", "value"),
+    [(name, *case) for name, cases in MEANINGS.items() for case in cases],
 )
-def test_the_logit_is_asked_for_in_three_ways(fields):
-    assert rerank(**fields).is_raw and not rerank().is_raw
-
-
-def test_the_requests_own_fps_wins():
-    media = rerank(mm_processor_kwargs={"fps": 1.0, "max_frames": 8}, fps=2.0).media
-    assert media.fps == 2.0 and media.max_frames == 8
+def test_what_the_fields_mean(name, fields, value):
+    assert getattr(rerank(**fields), name) == value
 
 
 def test_unknown_fields_are_kept_by_name():

@@ -2,6 +2,7 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,29 +24,19 @@ def taken(batch: Any) -> list[int]:
     return [piece.num_tokens for _, piece in batch]
 
 
-def test_requests_take_turns_within_a_batch():
-    assert taken(next_batch(line([1, 2, 3], [10, 20], [100]), 1_000)) == [1, 10, 100, 2, 20, 3]
+BATCHES = {
+    "requests take turns": ([[1, 2, 3], [10, 20], [100]], 1_000, [[1, 10, 100, 2, 20, 3]]),
+    "turns go on": ([[50, 51, 52], [40, 41], [10]], 100, [[50, 40, 10], [51, 41], [52], []]),
+    "whose piece does not fit is first": ([[60], [90], [30, 31]], 100, [[60, 30], [90], [31]]),
+    "who was taken is last": ([[90, 91], [50]], 100, [[90], [50], [91]]),
+    "too large a piece goes alone": ([[500], [1], [300, 0]], 100, [[500], [1], [300], [0]]),
+}
 
 
-def test_turns_go_on_in_the_next_batch():
-    turns = line([50, 51, 52], [40, 41], [10])
-    assert [taken(next_batch(turns, 100)) for _ in range(4)] == [[50, 40, 10], [51, 41], [52], []]
-
-
-def test_whose_piece_does_not_fit_comes_first_in_the_next_batch():
-    turns = line([60], [90], [30, 31])
-    assert [taken(next_batch(turns, 100)) for _ in range(3)] == [[60, 30], [90], [31]]
-
-
-def test_who_was_taken_goes_to_the_end_of_the_line():
-    turns = line([90, 91], [50])
-    assert [taken(next_batch(turns, 100)) for _ in range(3)] == [[90], [50], [91]]
-
-
-def test_a_piece_larger_than_a_batch_goes_alone():
-    turns = line([500], [1], [300, 0])
-    assert [taken(next_batch(turns, 100)) for _ in range(3)] == [[500], [1], [300]]
-    assert taken(next_batch(turns, 100)) == [0]
+@pytest.mark.parametrize(("sizes", "budget", "batches"), BATCHES.values(), ids=BATCHES)
+def test_pieces_of_whom_are_in_which_batch(sizes, budget, batches):
+    turns = line(*sizes)
+    assert [taken(next_batch(turns, budget)) for _ in batches] == batches
 
 
 @given(
@@ -84,19 +75,17 @@ def test_slices_are_taken_in_turn():
     assert not turns
 
 
-def test_who_has_enough_ahead_is_passed_over():
-    turns = asking((10, "t"), (9, "t"))
-    full, other = turns
-    found = next_slice(turns, 10, takes_media=True)
+@pytest.mark.parametrize(
+    ("others", "has", "takes_media"),
+    [
+        pytest.param((10, "t"), (9, "t"), True, id="who has enough ahead"),
+        pytest.param((0, "m"), (0, "tm"), False, id="media, by a thread for text"),
+    ],
+)
+def test_who_is_passed_over_keeps_the_place_in_the_line(others, has, takes_media):
+    turns = asking(others, has)
+    passed, other = turns
+    found = next_slice(turns, 10, takes_media)
     assert found is not None and found[0] is other
-    assert next_slice(turns, 10, takes_media=True) is None
-    assert list(turns) == [full]
-
-
-def test_a_thread_for_text_leaves_media_to_others():
-    turns = asking((0, "m"), (0, "tm"))
-    pages, mixed = turns
-    found = next_slice(turns, 10, takes_media=False)
-    assert found is not None and found[0] is mixed
-    assert next_slice(turns, 10, takes_media=False) is None
-    assert list(turns) == [pages, mixed]
+    assert next_slice(turns, 10, takes_media) is None
+    assert list(turns) == ([passed, other] if other.slices else [passed])
