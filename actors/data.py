@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.errors import EmptyQuery, InvalidContent, NonFiniteScore, RerankError
+from shardrank.actors.families.family import Role
 
 ImageSource = bytes | str | PILImage.Image
 """An encoded image, a path or URL, or a decoded image."""
@@ -104,7 +105,8 @@ class CandidateSet:
     """One query and its documents. A side that could not be parsed is its error.
 
     document_name: what messages call a document, by its index, or by its number where a caller
-    has numbered them: the set may be a part of what was asked.
+    has numbered them: the set may be a part of what was asked. role: of documents that are only
+    embedded, where it is not the configured one.
     """
 
     query: Content | RerankError
@@ -113,6 +115,7 @@ class CandidateSet:
     options: QueryOptions = QueryOptions()
     document_name: str = "documents[{}]"
     numbers: tuple[int, ...] = ()
+    role: Role | None = None
 
     def name_of(self, index: int) -> str:
         return self.document_name.format(self.numbers[index] if self.numbers else index)

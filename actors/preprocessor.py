@@ -4,7 +4,7 @@ Decodes and resizes media, builds and tokenises prompts. Bad data becomes that d
 knows nothing about the model.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
@@ -87,12 +87,14 @@ class Preprocessor:
         options: QueryOptions = NO_OPTIONS,
         watch: Watch = nullcontext,
         permit: Permit = permit_all,
+        role: Role | None = None,
     ) -> OpenQuery:
         """A query for any number of pairs; nothing is read before its first one. For an embedder
-        what its texts are embedded with: itself is not read.
+        what its texts, which are of the given role or the configured one, are embedded with: itself
+        is not read.
         """
         embedding = self.config.embedding
-        role = "query" if embedding is None else embedding.role
+        role = role or ("query" if embedding is None else embedding.role)
         return self.open_text(OpenSide(query, "query", watch, permit), role, instruction, options)
 
     def open_text(
@@ -126,6 +128,10 @@ class Preprocessor:
         of them whose queries have the same options. `name` is what messages call it.
         """
         return OpenSide(document, name, watch, permit)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that token ids spell. Raises ValueError for one that no token has."""
+        return self._encoder.text_of(ids)
 
     def prepare_pairs(self, pairs: Iterable[tuple[OpenQuery, OpenSide]]) -> PreparedSet:
         """Any pairs as one set, in order; they may share a query, a document, both or neither. For

@@ -143,6 +143,14 @@ class PromptEncoder:
             is_truncated=keep is not None,
         )
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that token ids spell. Raises ValueError for one that no token has."""
+        known = self._tokenizer.get_vocab_size()
+        wrong = next((each for each in ids if not 0 <= each < known), None)
+        if wrong is not None:
+            raise ValueError(f"no token has the id {wrong}")
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
     def _tokenize_fixed(self, parts: tuple[str | Special, ...]) -> np.ndarray:
         """The ids of a family's own words."""
         return self._expand(parts, "prompt")[0]

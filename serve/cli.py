@@ -59,7 +59,8 @@ def serve_command(
         check_exposed(host, keys)
         if address is None:  # a cluster's nodes may have another file system
             check_port(host, port)
-            resolve_checkpoint(settings.reranker, weights=False)
+            for engine in filter(None, (settings.engine, settings.embedding_engine)):
+                resolve_checkpoint(engine, weights=False)
         settings = replace(settings, is_local=keys.is_open)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -67,7 +68,9 @@ def serve_command(
 
 
 def _settings(given: dict[str, Any]) -> ServeSettings:
-    """Raises ValueError. Without a model, the demo's."""
+    """Raises ValueError. Without a model, the embedder alone, or else the demo's."""
+    if not given["model"] and given["embedder"]:
+        given = given | {"model": given["embedder"]}
     if not given["model"]:
         served_name = given["served_name"] or "shardrank-demo"
         given = given | {"model": _demo_model(), "served_name": served_name}

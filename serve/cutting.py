@@ -8,7 +8,6 @@ from tokenizers import Tokenizer
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import CandidateSet, Content
 from shardrank.actors.errors import RerankError
-from shardrank.actors.families.family import NUM_CLOSING_TOKENS
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.serve.dialects.requests import Options
 from shardrank.serve.dialects.work import Sides, Work
@@ -82,7 +81,8 @@ class TextCutter:
         pair = self._preprocessor.prepare(alone).pairs[0]
         if isinstance(pair, RerankError):
             return None
-        longest = (options.max_length or self._max_length) + NUM_CLOSING_TOKENS
+        uncounted = self._preprocessor.family.num_uncounted
+        longest = (options.max_length or self._max_length) + uncounted
         return max(0, longest + 1 - pair.num_tokens - _MERGED_TOKENS)
 
 

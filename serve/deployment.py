@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve._private import replica
 
+from shardrank.actors.embedder import Embedder
 from shardrank.actors.reranker import Reranker
 from shardrank.cluster import worker_environment
 from shardrank.options import Option, built
@@ -61,25 +62,31 @@ class RerankEndpoint:
         os.environ.setdefault(_METRICS_VARIABLE, _metrics_directory())
         self._settings = settings
         started = time.monotonic()
-        self._reranker = Reranker(settings.engine)  # here, so that Serve tells what went wrong
-        self._reranker.scorer.warm_up()  # Serve's first probe waits for seconds only
+        # Here, so that Serve tells what went wrong, and its first probe waits for seconds only.
+        scoring, embedding = settings.engine, settings.embedding_engine
+        self._reranker = None if scoring is None else Reranker(scoring)
+        self._embedder = None if embedding is None else Embedder(embedding)
+        for engine in (self._reranker, self._embedder):
+            if engine is not None:
+                engine.scorer.warm_up()
         say(f"a replica has loaded the model in {time.monotonic() - started:.0f} s")
         self._app: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
         from shardrank.serve.app import create_app
+        from shardrank.serve.embedding import start_embedding
         from shardrank.serve.service import start_service
 
         start = partial(start_service, reranker=self._reranker)
-        self._app = create_app(self._settings, keys_of(self._settings), start)
+        embedding = partial(start_embedding, embedder=self._embedder)
+        self._app = create_app(self._settings, keys_of(self._settings), start, embedding)
         return self._app
 
     async def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that does not score."""
         from shardrank.serve.about import check_health
 
-        service = self._app.state.service
-        if service is not None:
+        for service in filter(None, (self._app.state.service, self._app.state.embedding)):
             try:
                 await check_health(service)
             except NotReady as error:
@@ -135,7 +142,7 @@ def deploy(
             http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"}
         )
         where = f"{num_replicas} x {'GPU' if uses_gpu else 'CPU'}"
-        say(f"loading {settings.reranker.model} on {where} ...")
+        say(f"loading {' and '.join(_paths(settings))} on {where} ...")
         metrics = folder and os.path.join(folder, "metrics")
         replicas = application(settings, num_replicas, 1 if uses_gpu else 0, metrics)
         serve.run(replicas, name=APP_NAME)
@@ -144,7 +151,11 @@ def deploy(
             raise NotStarted.of_port(host, port) from error
         raise NotStarted(f"the endpoint did not start: {_cause() or error}") from error
     url = f"http://{host}:{port}"
-    say(f"serving {settings.model_name} at {url} (API: {url}/docs)")
+    say(f"serving {' and '.join(settings.models)} at {url} (API: {url}/docs)")
+
+
+def _paths(settings: ServeSettings) -> list[str]:
+    return [each.model for each in (settings.engine, settings.embedding_engine) if each]
 
 
 def _cause() -> str:

@@ -7,11 +7,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from shardrank.actors.config import PIXELS_PER_TOKEN, QueryOptions
-from shardrank.actors.data import CandidateSet, Content, PairScore
+from shardrank.actors.data import CandidateSet, Content, Embedding, PairScore
+from shardrank.actors.embedder import Embedder
 from shardrank.actors.errors import RerankError
-from shardrank.actors.families.family import NUM_CLOSING_TOKENS
 from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.console import usage
@@ -32,30 +33,38 @@ from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.settings import ServeSettings
 
 
-class RerankService:
-    """Serves requests with one reranker. `start` and `stop` belong to the event loop."""
+class Service:
+    """What serving scores and serving vectors have in common: one engine and the queue before it.
+    `start` and `stop` belong to the event loop.
+    """
 
     def __init__(
-        self, reranker: Reranker, queue: BatchQueue, settings: ServeSettings, metrics: Metrics
+        self,
+        engine: Reranker | Embedder,
+        queue: BatchQueue,
+        settings: ServeSettings,
+        metrics: Metrics,
+        name: str,
     ) -> None:
         self.settings = settings
         self.queue = queue
-        self.device_type = reranker.scorer.device.type
+        self.name = name
+        self.device_type = engine.scorer.device.type
         self._metrics = metrics
-        self._reranker = reranker
-        self._options = reranker.config.options
+        self._engine = engine
+        self._options = engine.config.options
         assert self._options.max_length is not None
         self._longest = self._options.max_length
-        config, limits = settings.reranker, settings.limits
-        checkpoint = resolve_checkpoint(config, weights=False)
-        self.guide = guide_of(checkpoint)
-        self._cutter = TextCutter(checkpoint, reranker.preprocessor, self._longest)
-        self._fetcher = MediaFetcher(settings.web, settings.num_fetching, limits.max_media_bytes)
+        self._num_uncounted = engine.preprocessor.family.num_uncounted
+        self._checkpoint = resolve_checkpoint(engine.config, weights=False)
+        self.guide = guide_of(self._checkpoint)
+        num_bytes = settings.limits.max_media_bytes
+        self._fetcher = MediaFetcher(settings.web, settings.num_fetching, num_bytes)
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a whole pair."""
-        return self._longest + NUM_CLOSING_TOKENS
+        """Tokens of a whole pair, or of an input."""
+        return self._longest + self._num_uncounted
 
     async def start(self) -> None:
         await self.queue.start()
@@ -63,6 +72,48 @@ class RerankService:
     async def stop(self, drain_s: float) -> None:
         await self.queue.stop(drain_s)
         self._fetcher.close()
+
+    async def _within_time(self, sets: Sequence[CandidateSet], started: float) -> list[list[Any]]:
+        timeout_s = self.settings.limits.timeout_s
+        left_s = timeout_s + started - time.monotonic()
+        try:
+            return await self.queue.score(sets, timeout_s=max(0.0, left_s))
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"not scored within {timeout_s:g} s") from error
+
+    def _check_model(self, name: str | None) -> None:
+        names = {self.name, self._engine.config.model}
+        if self.settings.is_strict_model and name is not None and name not in names:
+            raise ModelNotFound.of(name, self.name)
+
+    def _count(self, pairs: Sequence[PairScore] | Sequence[Embedding]) -> None:
+        for pair in pairs:
+            if pair.error is not None:
+                self._metrics.failed_pair(pair.error.code)
+        cache = self._engine.scorer.vision_cache
+        self._metrics.cache(cache.num_hits, cache.num_misses)
+        spent = usage()
+        spent.num_tokens = sum(pair.num_tokens for pair in pairs)
+        spent.num_truncated = sum(pair.is_truncated for pair in pairs)
+
+    async def _fetched(self, queries: Sides, documents: Sides) -> tuple[Sides, Sides]:
+        """Both with bytes where they name media."""
+        sides, limits = [*queries, *documents], self.settings.limits
+        if not any(isinstance(side, Content) and side.has_media for side in sides):
+            return queries, documents
+        sides = await self._fetcher.fetch(sides, limits.timeout_s / 2)
+        sides = await asyncio.to_thread(within_pixels, sides, limits.max_request_pixels)
+        return sides[: len(queries)], sides[len(queries) :]
+
+
+class RerankService(Service):
+    """Serves requests for scores with one reranker."""
+
+    def __init__(
+        self, reranker: Reranker, queue: BatchQueue, settings: ServeSettings, metrics: Metrics
+    ) -> None:
+        super().__init__(reranker, queue, settings, metrics, settings.model_name)
+        self._cutter = TextCutter(self._checkpoint, reranker.preprocessor, self._longest)
 
     async def score(self, request: Options) -> Scored:
         """Raises ApiError."""
@@ -109,37 +160,12 @@ class RerankService:
             is_on_gpu=self.device_type == "cuda",
         )
 
-    async def _within_time(
-        self, sets: Sequence[CandidateSet], started: float
-    ) -> list[list[PairScore]]:
-        timeout_s = self.settings.limits.timeout_s
-        left_s = timeout_s + started - time.monotonic()
-        try:
-            return await self.queue.score(sets, timeout_s=max(0.0, left_s))
-        except DeadlineExceeded as error:
-            raise DeadlineExceeded(f"not scored within {timeout_s:g} s") from error
-
-    def _check_model(self, name: str | None) -> None:
-        settings = self.settings
-        if settings.is_strict_model and name is not None and name not in settings.names:
-            raise ModelNotFound.of(name, settings.model_name)
-
-    def _count(self, pairs: Sequence[PairScore]) -> None:
-        for pair in pairs:
-            if pair.error is not None:
-                self._metrics.failed_pair(pair.error.code)
-        cache = self._reranker.scorer.vision_cache
-        self._metrics.cache(cache.num_hits, cache.num_misses)
-        spent = usage()
-        spent.num_tokens = sum(pair.num_tokens for pair in pairs)
-        spent.num_truncated = sum(pair.is_truncated for pair in pairs)
-
     def _query_options(self, request: Options) -> QueryOptions:
         media, wanted = request.media, request.truncate_prompt_tokens
         room = self._longest * PIXELS_PER_TOKEN  # or a small image could be asked for as a huge one
         length = None
         if wanted and wanted > 0:  # of a whole pair, of whose end the official rule counts nothing
-            length = min(max(1, wanted - NUM_CLOSING_TOKENS), self._longest)
+            length = min(max(1, wanted - self._num_uncounted), self._longest)
         try:
             own = QueryOptions(
                 max_length=length,
@@ -154,15 +180,6 @@ class RerankService:
             raise InvalidRequest(str(error), param="mm_processor_kwargs") from error
         return own
 
-    async def _fetched(self, queries: Sides, documents: Sides) -> tuple[Sides, Sides]:
-        """Both with bytes where they name media."""
-        sides, limits = [*queries, *documents], self.settings.limits
-        if not any(isinstance(side, Content) and side.has_media for side in sides):
-            return queries, documents
-        sides = await self._fetcher.fetch(sides, limits.timeout_s / 2)
-        sides = await asyncio.to_thread(within_pixels, sides, limits.max_request_pixels)
-        return sides[: len(queries)], sides[len(queries) :]
-
     async def _check(
         self,
         pairs: list[PairScore],
@@ -174,7 +191,7 @@ class RerankService:
         """Raises BadRequest on what must fail the whole request."""
         truncated = [index for index, pair in enumerate(pairs) if pair.is_truncated]
         if truncated and not request.may_truncate:
-            longest = (options.max_length or self._longest) + NUM_CLOSING_TOKENS
+            longest = (options.max_length or self._longest) + self._num_uncounted
             place = document_name.format(truncated[0])
             raise BadRequest(
                 f"{place} with its query is longer than {longest} tokens. "
@@ -185,7 +202,7 @@ class RerankService:
         failed = {i: pair.error for i, pair in enumerate(pairs) if pair.error is not None}
         if len(queries) == 1 and failed and len(failed) == len(pairs):
             alone = CandidateSet(queries[0], (ANY_DOCUMENT,), None, options)
-            prepared = await asyncio.to_thread(self._reranker.preprocessor.prepare, alone)
+            prepared = await asyncio.to_thread(self._engine.preprocessor.prepare, alone)
             if isinstance(prepared.pairs[0], RerankError):  # the query by itself
                 raise BadRequest.of(prepared.pairs[0], "query")
         if failed and request.on_error == "fail":
@@ -195,8 +212,12 @@ class RerankService:
 
 def start_service(
     settings: ServeSettings, metrics: Metrics, reranker: Reranker | None = None
-) -> RerankService:
-    """Loads the model, where it is not given: seconds to minutes."""
+) -> RerankService | None:
+    """Loads the model, where it is not given: seconds to minutes. None where only vectors are
+    served.
+    """
+    if settings.engine is None:
+        return None
     reranker = reranker or Reranker(settings.engine)
     queue = BatchQueue(
         reranker,
@@ -207,7 +228,10 @@ def start_service(
     return RerankService(reranker, queue, settings, metrics)
 
 
-def loaded(service: RerankService | None) -> RerankService:
+S = TypeVar("S", bound=Service)
+
+
+def loaded(service: S | None) -> S:
     """The service. Raises NotReady while there is none."""
     if service is None:
         raise NotReady.of_server()

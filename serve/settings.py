@@ -2,9 +2,14 @@
 
 import re
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated
+from typing import Annotated, Any
 
-from shardrank.actors.config import RerankerConfig, Setting, check_settings
+from shardrank.actors.config import (
+    EmbeddingOptions,
+    RerankerConfig,
+    Setting,
+    check_settings,
+)
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.options import options_of
 from shardrank.serve.console import AccessLog
@@ -50,10 +55,15 @@ class ServeSettings:
     who calls it by loopback's names is answered, so that no web page reaches it by a name of its
     own.
 
-    served_name: None: the end of the model's path. Raises ValueError on what is no origin.
+    served_name: None: the end of the model's path. embedder: beside the reranker; where it is the
+    same model, no pair is scored. Raises ValueError on what is no origin.
     """
 
     reranker: RerankerConfig
+    embedder: Annotated[
+        str | None,
+        Setting("Embedding model to serve vectors with: beside --model, or alone without it"),
+    ] = None
     served_name: Annotated[
         str | None, Setting("What answers call the model", flag="--served-model-name")
     ] = None
@@ -93,10 +103,24 @@ class ServeSettings:
         check_settings(self, "access_log", "num_preparing", "num_fetching")
 
     @property
-    def engine(self) -> RerankerConfig:
-        """The reranker's configuration within the limits: strangers name no files of ours."""
+    def engine(self) -> RerankerConfig | None:
+        """The reranker's configuration within the limits; None: there is none."""
+        return None if self.embedder == self.reranker.model else self._within_limits(self.reranker)
+
+    @property
+    def embedding_engine(self) -> RerankerConfig | None:
+        """The embedder's, with the reranker's options where they are no matter of the model."""
+        if self.embedder is None:
+            return None
+        own: dict[str, Any] = {"embedding": EmbeddingOptions()}
+        if self.engine is not None:
+            own |= {"model": self.embedder, "revision": None, "adapter": None, "instruction": None}
+        return self._within_limits(replace(self.reranker, **own))
+
+    def _within_limits(self, config: RerankerConfig) -> RerankerConfig:
+        """Strangers name no files of ours."""
         return replace(
-            self.reranker,
+            config,
             max_decoded_pixels=self.limits.max_image_pixels,
             max_text_chars=self.limits.max_text_chars,
             max_video_s=self.limits.max_video_s,
@@ -105,13 +129,26 @@ class ServeSettings:
         )
 
     @property
-    def names(self) -> set[str]:
-        """Those of the model, served and own."""
-        return {self.model_name, self.reranker.model}
+    def models(self) -> dict[str, str]:
+        """What each model that is served does, by the name that answers have for it."""
+        models = {} if self.engine is None else {self.model_name: "rerank"}
+        return models | ({} if self.embedder is None else {self.embedder_name: "embed"})
 
     @property
     def model_name(self) -> str:
-        return self.served_name or self.reranker.model.rstrip("/").rpartition("/")[2]
+        return self.served_name or _end_of(self.reranker.model)
+
+    @property
+    def embedder_name(self) -> str:
+        if self.engine is None:
+            return self.model_name
+        name = _end_of(self.embedder or "")
+        return f"{name}-embedding" if name == self.model_name else name
+
+
+def _end_of(model: str) -> str:
+    """The end of a model's path."""
+    return model.rstrip("/").rpartition("/")[2]
 
 
 ENDPOINT = options_of(ServeSettings, "media_root", "local_media", "max_decoded_pixels")

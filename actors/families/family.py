@@ -93,6 +93,7 @@ class Family:
     prompt: its parts, of that instruction and one side, or of query and document.
     cut: what a prompt over max_length loses. appends: the tokenizer's own closing tokens, if it
         has any, end the body, inside the limit.
+    num_uncounted: tokens that a prompt of max_length has beyond it.
     reads_placeholders: a visual placeholder typed where there is no image is a token like any
         other; else it is an error.
     wording: all fixed words, which identify the prompt in a manifest.
@@ -109,6 +110,7 @@ class Family:
     prompt: Callable[[str | None, Sequence[Side]], Prompt]
     cut: Cut
     appends: bool
+    num_uncounted: int = 0
     reads_placeholders: bool = False
     wording: str
 

@@ -10,6 +10,7 @@ from shardrank.actors.families.family import (
     CLOSING,
     IM_END,
     IM_START,
+    NUM_CLOSING_TOKENS,
     Family,
     Prompt,
     Role,
@@ -60,5 +61,6 @@ QWEN3_VL_RERANKER = Family(
     prompt=_prompt,
     cut=cut_text,
     appends=False,
+    num_uncounted=NUM_CLOSING_TOKENS,
     wording=f"{SYSTEM}\n{NULL}",
 )

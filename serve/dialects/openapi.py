@@ -94,9 +94,12 @@ _SENTENCES = {
 }
 
 
-def responses(answer: Any, failure: Any = Failure) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route that scores."""
-    return {200: {"model": answer, "description": "Scores"}, **failures(*_SENTENCES, model=failure)}
+def responses(
+    answer: Any, failure: Any = Failure, description: str = "Scores"
+) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route that scores, or embeds."""
+    told = {"model": answer, "description": description}
+    return {200: told, **failures(*_SENTENCES, model=failure)}
 
 
 def failures(*statuses: int, model: Any = Failure) -> dict[int | str, dict[str, Any]]:

@@ -126,7 +126,7 @@ def work_of(request: Options, limits: Limits) -> Work:
         instruction=request.instruction or request.instruct,
     )
     _check_texts(work, limits)
-    _check_media([side.content for side in (*work.queries, *work.documents)], limits)
+    check_media([side.content for side in (*work.queries, *work.documents)], limits)
     return work
 
 
@@ -183,7 +183,8 @@ def _check_texts(work: Work, limits: Limits) -> None:
         )
 
 
-def _check_media(sides: Sides, limits: Limits) -> None:
+def check_media(sides: Sides, limits: Limits) -> None:
+    """Raises InvalidRequest on more media than a request may have."""
     count = sum(
         len(side.images) + sum(len(video.frames or "1") for video in side.videos)
         for side in sides

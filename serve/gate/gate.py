@@ -47,7 +47,7 @@ class Gate:
         settings: ServeSettings,
         keys: ApiKeys,
         metrics: Metrics,
-        check_room: Callable[[], None],
+        check_room: Callable[[str], None],
     ) -> None:
         self._app = app
         self._settings = settings
@@ -111,7 +111,7 @@ class Gate:
             body = await self._body(headers, receive)
             answer.body_of_request = body
             if scope["method"] == "POST":
-                self._check_room()
+                self._check_room(scope["path"])
             await _run(self._app, scope, receive, answer, body)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:

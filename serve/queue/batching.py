@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from shardrank.actors.data import CandidateSet, PairScore
+from shardrank.actors.embedder import Embedder
+from shardrank.actors.prepared import PreparedSet
 from shardrank.actors.reranker import Reranker
-from shardrank.actors.scorer import Scorer
 from shardrank.serve.errors import DeadlineExceeded, NotReady, TooManyRequests
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.queued import PIECES_A_BATCH, Piece, QueuedRequest, Slice
@@ -33,6 +34,8 @@ the second, only who has none yet may have a slice prepared.
 Turns = OrderedDict[QueuedRequest, None]
 """Requests that wait for the same thing: the first one's turn is next."""
 Batch = list[tuple[QueuedRequest, Piece]]
+Run = Callable[[list[PreparedSet]], list[list[Any]]]
+"""A scorer's `score`, or its `embed`."""
 
 
 class BatchQueue:
@@ -44,15 +47,17 @@ class BatchQueue:
 
     def __init__(
         self,
-        reranker: Reranker,
+        reranker: Reranker | Embedder,
         *,
         num_preparing: int = 2,
         max_queue_s: float = 5.0,
         max_queue_pairs: int = 20_000,
         observer: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        run: Run | None = None,
     ) -> None:
         self._reranker = reranker
+        self._run = run or reranker.scorer.score
         self._budget = reranker.scorer.max_batch_tokens
         self._num_preparing = num_preparing
         self._clock = clock
@@ -217,7 +222,7 @@ class BatchQueue:
     async def _score(self, batch: Batch) -> None:
         pieces = [piece for _, piece in batch]
         started = self._clock()
-        call = partial(_scores, self._reranker.scorer, pieces)
+        call = partial(_results, self._run, pieces)
         scores, error = await _in_thread(self._scoring, call)
         seconds = self._clock() - started
         if error is not None:
@@ -281,8 +286,8 @@ def next_batch(turns: Turns, max_batch_tokens: int) -> Batch:
     return batch
 
 
-def _scores(scorer: Scorer, pieces: Sequence[Piece]) -> list[list[PairScore]]:
-    scores = scorer.score([piece.prepared for piece in pieces])
+def _results(run: Run, pieces: Sequence[Piece]) -> list[list[Any]]:
+    scores = run([piece.prepared for piece in pieces])
     assert [len(each) for each in scores] == [piece.num_pairs for piece in pieces]
     return scores
 

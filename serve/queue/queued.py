@@ -77,7 +77,13 @@ class QueuedRequest:
         self._preprocessor = preprocessor
         self._max_batch_tokens = max_batch_tokens
         self._queries = [
-            preprocessor.open_query(each.query, each.instruction, each.options, permit=self._permit)
+            preprocessor.open_query(
+                each.query,
+                each.instruction,
+                each.options,
+                permit=self._permit,
+                role=each.role,
+            )
             for each in sets
         ]
         self._scores: list[list[PairScore | None]] = [[None] * len(each.documents) for each in sets]

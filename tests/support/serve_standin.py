@@ -63,7 +63,9 @@ class StandIn:
         self._names: dict[int, str] = {}
         self._ids = itertools.count(1)
 
-    def open_query(self, query: Any, instruction: Any, options: Any, permit: Any) -> OpenQuery:
+    def open_query(
+        self, query: Any, instruction: Any, options: Any, permit: Any, role: Any
+    ) -> OpenQuery:
         return OpenQuery(OpenSide(query, "query"), "", OFFICIAL_OPTIONS, OFFICIAL_OPTIONS)
 
     def open_document(self, document: Content | RerankError, name: str, permit: Any) -> Any:
