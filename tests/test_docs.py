@@ -112,6 +112,7 @@ def test_commands_of_a_page_have_the_options_that_it_gives_them(page):
         ("status", ("job",)),
         ("verify", ("job",)),
         ("evaluate", ("evaluation", "inputs", "job")),
+        ("embed", ("embedding", "job")),
         ("serve", ("endpoint", "job")),
         ("new-key", ("endpoint",)),
     ],
