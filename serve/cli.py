@@ -1,5 +1,5 @@
 """`shardrank serve` and `shardrank new-key`: the options, and a server's life in the command that
-starts it: its port, Ray, loading, and the end in order.
+starts it: its port, Ray, loading, what its processes say, and the end in order.
 """
 
 import contextlib
@@ -20,13 +20,15 @@ import typer
 
 from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.options import built, built_here, with_options
-from shardrank.serve.console import PIPE_VARIABLE, Console, say
+from shardrank.serve.console import END, OUT, PIPE_VARIABLE, say
 from shardrank.serve.errors import NotStarted
 from shardrank.serve.gate.key_file import KEYS_VARIABLE, environment_keys, hash_key, new_key
 from shardrank.serve.gate.keys import ApiKeys, check_exposed
 from shardrank.serve.proxy import ACCESS_LOG_VARIABLE, CALLBACK, CALLBACK_VARIABLE
 from shardrank.serve.settings import ENDPOINT, Limits, ServeSettings
 
+_PIPE_BYTES = 1 << 20
+"""Lines that the command has not shown yet. No process waits for it: over this they are lost."""
 _CONNECT_S = 2.0
 _LISTENING = "0A"  # as /proc/net/tcp has it
 
@@ -168,3 +170,32 @@ def _shared_folder() -> Iterator[str]:
         finally:
             console.close()
             del os.environ[PIPE_VARIABLE]
+
+
+class Console:
+    """The command's end: a thread that shows what the others say."""
+
+    def __init__(self, path: str) -> None:
+        os.mkfifo(path, 0o600)
+        # Open for writing too, or the pipe would end when the last of the others does.
+        self._pipe = os.open(path, os.O_RDWR)
+        if sys.platform == "linux":
+            import fcntl
+
+            with contextlib.suppress(OSError):  # what this user may have at most
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._thread = threading.Thread(target=self._show, name="console", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        os.write(self._pipe, END + b"\n")
+        self._thread.join()
+
+    def _show(self) -> None:
+        with open(self._pipe, "rb") as lines:
+            for line in lines:
+                if line.startswith(END):
+                    return
+                stream = sys.stdout if line.startswith(OUT) else sys.stderr
+                with contextlib.suppress(OSError):  # whoever read ours has gone
+                    print(line[1:].decode("utf-8", "replace"), end="", file=stream, flush=True)

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from shardrank.serve import console
+from shardrank.serve.cli import Console
 from shardrank.serve.console import begin, log_access, usage
 
 
@@ -43,7 +44,7 @@ def test_a_path_cannot_write_a_line_of_its_own(path, capsys):
 def test_the_command_shows_what_its_processes_say(tmp_path, capsys, monkeypatch):
     path = str(tmp_path / "console")
     monkeypatch.setenv(console.PIPE_VARIABLE, path)
-    shown = console.Console(path)
+    shown = Console(path)
     for number in range(1_000):
         console.log(f"line {number}")
     console.say("loading é ...")
@@ -66,7 +67,7 @@ def test_no_process_waits_for_a_command_that_shows_nothing(tmp_path, monkeypatch
     path = str(tmp_path / "console")
     monkeypatch.setenv(console.PIPE_VARIABLE, path)
     monkeypatch.setattr("sys.stdout", Closed())
-    shown = console.Console(path)
+    shown = Console(path)
     console.log("x")
     shown.close()
     console.log("nobody reads")
