@@ -16,7 +16,6 @@ from shardrank.actors.errors import RerankError
 from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.console import usage
-from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter
 from shardrank.serve.dialects.requests import Options
 from shardrank.serve.dialects.work import Scored, Sides, in_order, work_of
 from shardrank.serve.errors import (
@@ -26,11 +25,12 @@ from shardrank.serve.errors import (
     ModelNotFound,
     NotReady,
 )
-from shardrank.serve.fetching import MediaFetcher, within_pixels
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.playground import guide_of
 from shardrank.serve.queue.batching import BatchQueue
 from shardrank.serve.settings import ServeSettings
+from shardrank.serve.sides.cutting import ANY_DOCUMENT, TextCutter
+from shardrank.serve.sides.fetching import MediaFetcher, within_pixels
 
 
 class Service:
