@@ -16,6 +16,7 @@ from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError, UserCodeException
 
+from shardrank.jobs import variables
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.run.pool import choose_pool
 
@@ -54,8 +55,10 @@ def is_submitted() -> bool:
 
 
 def _package() -> dict[str, Any]:
-    """Ours, for workers that do not have it; a submitted job brings its own."""
-    return {} if is_submitted() else {"py_modules": [str(Path(__file__).absolute().parents[1])]}
+    """Ours, for workers that do not have it; a submitted job brings its own, and variables."""
+    if not is_submitted():
+        return {"py_modules": [str(Path(__file__).absolute().parents[1])]}
+    return {"worker_process_setup_hook": variables.HOOK} if variables.KEY in os.environ else {}
 
 
 _RAYS = ("ray.", "To change", "UserCodeException")
