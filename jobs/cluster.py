@@ -16,9 +16,9 @@ from ray.data import DataContext
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError, UserCodeException
 
-from shardrank.jobs import variables
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.run.pool import choose_pool
+from shardrank.jobs.submit import variables
 
 
 def check_pool(address: str | None, device: str, num_actors: int) -> None:
@@ -46,7 +46,18 @@ def connected(address: str | None) -> Iterator[None]:
         with connected_to(_address_of(address), _package()):
             yield
     except ClusterUnavailable as error:
-        raise JobError(str(error)) from error
+        raise JobError(_on_one_line(str(error))) from error
+
+
+def _on_one_line(said: str) -> str:
+    """What Ray says in several, and what to do where it is about versions."""
+    sentence = " ".join(said.split())
+    if "Version mismatch" not in said:
+        return sentence
+    return (
+        f"{sentence}; run the job with the Python and Ray of the cluster, or let `shardrank submit`"
+        " run it there"
+    )
 
 
 def is_submitted() -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from shardrank.jobs.errors import Way
 from shardrank.jobs.secrets import HIDDEN, redacted_argument
 
-SUBMISSION = "SHARDRANK_SUBMISSION"
-"""The variable that names the job, in a process that `shardrank submit` had started."""
+RESUMED_BY = "SHARDRANK_RESUMED_BY"
+"""The variable that has the words after `shardrank submit resume`, in a job that was submitted."""
 HIDDEN_SENTENCE = f"(with the credentials in the place of {HIDDEN})"
 
 
@@ -48,7 +48,7 @@ def how_to_go_on(arguments: Sequence[str], ways: Sequence[Way] = ()) -> str:
 
 def _again(arguments: Sequence[str], added: Sequence[str] = ()) -> str:
     """The command with what is added, as it is said where the user is."""
-    submission = os.environ.get(SUBMISSION)
-    if submission is None:
+    resumed_by = os.environ.get(RESUMED_BY)
+    if resumed_by is None:
         return pasteable([*arguments, *added])
-    return shlex.join(["shardrank", "submit", "resume", submission, *added])
+    return shlex.join(["shardrank", "submit", "resume", *shlex.split(resumed_by), *added])

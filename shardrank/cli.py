@@ -30,10 +30,10 @@ from shardrank.jobs.rerank import rerank as run_rerank
 from shardrank.jobs.run.engine import own_engine
 from shardrank.jobs.run.rescore import parse_share, rescored
 from shardrank.jobs.secrets import printable, redacted
-from shardrank.jobs.submit import app as submit_app
-from shardrank.jobs.submit import note_submitter
+from shardrank.jobs.submit.cli import app as submit_app
+from shardrank.jobs.submit.submission import note_submitter
+from shardrank.jobs.submit.variables import given
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
-from shardrank.jobs.variables import given
 from shardrank.options import built_here, options_of, with_options
 from shardrank.serve.cli import new_key_command, serve_command
 from shardrank.summary import print_status, print_summary, status_values

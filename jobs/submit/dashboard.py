@@ -77,7 +77,9 @@ class Dashboard:
     def _asked_of_ray() -> str:
         """The dashboard of the cluster that RAY_ADDRESS names, as `ray.init` reads it."""
         found = os.environ.get("RAY_ADDRESS")
-        if found is None or "://" in found:
+        if found is not None and "://" in found:
+            return found
+        if found is None:
             raise UsageError(
                 "--address is missing: the cluster's dashboard, such as http://head:8265 (or in "
                 f"{_ADDRESS})"
