@@ -31,6 +31,7 @@ from shardrank.jobs.submit.submission import (
     Submission,
     check_versions,
     go_on,
+    resumed,
     start,
 )
 
@@ -93,8 +94,8 @@ def _send(
     check_public(context.args)
     name = str(context.info_name)
     _command(context, name).make_context(name, list(context.args))  # mistakes are found here
-    read_variables(given.env)
-    _submit(context, _dashboard(address), given, (name,), detach)
+    luggage = _packed(given)
+    _submit(context, _dashboard(address), given, luggage, (name,), detach)
 
 
 for _name in ("rerank", "verify", "evaluate"):
@@ -121,14 +122,13 @@ def stop(job: _Id, address: _Address = None) -> None:
     dashboard.stop(job)
     with display() as shown:
         shown.show(Step(f"stopping {job}"))
-        ended = time.monotonic() + STOPPED_WITHIN_S + 15
-        while not dashboard.job(job).status.is_terminal():
-            if time.monotonic() > ended:
+        until = time.monotonic() + STOPPED_WITHIN_S + 15
+        while not (found := dashboard.job(job)).status.is_terminal():
+            if time.monotonic() > until:
                 raise JobError(f"{job} was told to stop, and has not ended yet")
             time.sleep(ASK_EVERY_S / 2)
-    print(
-        f"stopped {job}; what is finished is kept, go on with:{go_on(dashboard, ['resume', job])}"
-    )
+    ways = go_on(dashboard, resumed(found))
+    print(f"{job} ended: {found.status.value.lower()}; what is finished is kept, go on with:{ways}")
 
 
 @app.command(context_settings=_PASS_ON)
@@ -158,7 +158,7 @@ def resume(
     kept.check_granted(job, given)
     paths = tuple(shared or kept.shared)
     again = replace(given, exclude=given.exclude or kept.exclude, shared=paths)
-    _submit(context, dashboard, again, kept.arguments, detach)
+    _submit(context, dashboard, again, _packed(again), kept.arguments, detach)
 
 
 @app.command()
@@ -212,18 +212,23 @@ def _dashboard(address: str | None) -> "Dashboard":
         return Dashboard(address)
 
 
+def _packed(given: Submission) -> tuple[WorkingDirectory | None, dict[str, str]]:
+    """The directory and the variables' values. Raises UsageError for what cannot be sent."""
+    directory = given.working_dir
+    values = read_variables(given.env)
+    return (WorkingDirectory.read(directory, given.exclude) if directory else None), values
+
+
 def _submit(
     context: typer.Context,
     dashboard: "Dashboard",
     given: Submission,
+    luggage: tuple[WorkingDirectory | None, dict[str, str]],
     before: Sequence[str],
     detach: bool,
 ) -> None:
     """Submit the command whose first words are `before`, with what is given as its last ones."""
-    directory = None
-    if given.working_dir is not None:
-        directory = WorkingDirectory.read(given.working_dir, given.exclude)
-    values = read_variables(given.env)
+    directory, values = luggage
     cluster = dashboard.cluster()
     check_versions(cluster, dashboard.address)
     name, *arguments = before

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.run.progress import Display, Step, duration
 from shardrank.jobs.secrets import printable
-from shardrank.jobs.submit.submission import Submission, go_on
+from shardrank.jobs.submit.submission import Submission, go_on, resumed
 
 if TYPE_CHECKING:  # Ray takes seconds to import
     from ray.job_submission import JobDetails
@@ -134,9 +134,7 @@ _NO_MODULE = re.compile(r"No module named '?(\w+)")
 def exit_code(ended: "JobDetails", follower: Follower) -> int:
     """The job's own. Raises JobError where it could not say itself what became of it."""
     job, code = follower.job, ended.driver_exit_code
-    options = [] if follower.submission is None else follower.submission.options
-    ways = go_on(follower.dashboard, ["resume", job, *options])
-    resume = f"what is finished is kept, go on with:{ways}"
+    resume = f"what is finished is kept, go on with:{go_on(follower.dashboard, resumed(ended))}"
     if ended.status.value == "SUCCEEDED":
         return 0
     if ended.status.value == "STOPPED":

@@ -79,6 +79,12 @@ class Submission:
             )
 
 
+def resumed(job: "JobDetails") -> list[str]:
+    """What goes on with it, as `shardrank submit` has it."""
+    kept = Submission.of(job)
+    return ["resume", str(job.submission_id), *([] if kept is None else kept.options)]
+
+
 def _with_tuples(kept: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(each) if isinstance(each, list) else each for name, each in kept.items()}
 
