@@ -242,7 +242,12 @@ def _submit(
         working_dir=None if directory is None else str(directory.path),
     )
     job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    start(dashboard, job, submission, values, directory)
+    try:
+        start(dashboard, job, submission, values, directory)
+    except KeyboardInterrupt:
+        ways = go_on(dashboard, ["status"])
+        print(f"\ninterrupted; whether {job} was submitted, this says:{ways}", file=sys.stderr)
+        raise typer.Exit(130) from None
     if detach:
         print(job)
         print(f"follow it with:{go_on(dashboard, ['follow', job])}", file=sys.stderr)

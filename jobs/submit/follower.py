@@ -128,6 +128,13 @@ class Follower:
         return go_on(self.dashboard, [*submission.arguments, *submission.options])
 
 
+def _reason(message: str | None) -> str:
+    """The sentence that says most: a traceback's last line, or else the first one."""
+    lines = [line.strip() for line in (message or "").splitlines() if line.strip()]
+    has_traceback = any(line.startswith("Traceback") for line in lines)
+    return (lines or ["Ray does not say why"])[-1 if has_traceback else 0]
+
+
 _NO_MODULE = re.compile(r"No module named '?(\w+)")
 
 
@@ -142,8 +149,7 @@ def exit_code(ended: "JobDetails", follower: Follower) -> int:
             print(f"{job} was stopped; {resume}", file=sys.stderr)
         return 130
     if code is None:
-        said = next(iter((ended.message or "").strip().splitlines()), "Ray does not say why")
-        raise JobError(f"{job} failed on the head: {said}; {resume}")
+        raise JobError(f"{job} failed on the head: {_reason(ended.message)}; {resume}")
     if code in (126, 127):
         raise JobError(
             "the cluster's head has no ShardRank where a job finds it: install it on every node, "

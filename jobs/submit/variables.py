@@ -6,11 +6,14 @@ memory, from where the job's processes take them. At its end the job removes the
 """
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 KEY = "SHARDRANK_GIVEN"
 """The variable that says where in the store the others are."""
@@ -31,7 +34,8 @@ def given() -> Iterator[None]:
         yield
         return
     address = os.environ["RAY_ADDRESS"]
-    _take_from(address)
+    if not _take_from(address):
+        logger.warning("the variables that the job was given are gone: submit it again")
     try:
         yield
     finally:
@@ -46,10 +50,12 @@ def take() -> None:
     _take_from(ray.get_runtime_context().gcs_address)
 
 
-def _take_from(address: str) -> None:
+def _take_from(address: str) -> bool:
+    """Whether they are still there: the job that ends removes them."""
     found = _store(address).internal_kv_get(_place(), None)
-    if found is not None:  # the job has ended
+    if found is not None:
         os.environ.update(json.loads(found)["environment variables"])
+    return found is not None
 
 
 def _store(address: str) -> Any:

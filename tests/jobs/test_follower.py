@@ -1,19 +1,22 @@
 """A job that is followed: what is shown of it through lost connections, and the exit code."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import ray
 from ray.job_submission import JobDetails, JobStatus
 
-from shardrank.jobs.errors import JobError
+from shardrank.jobs.command import how_to_go_on
+from shardrank.jobs.errors import JobError, UsageError, Way
 from shardrank.jobs.run.progress import Display
 from shardrank.jobs.submit import follower as module
-from shardrank.jobs.submit.dashboard import NoSuchJob, Unreachable
+from shardrank.jobs.submit.dashboard import Cluster, NoSuchJob, Unreachable
 from shardrank.jobs.submit.follower import Follower, exit_code
-from shardrank.jobs.submit.submission import note_submitter
+from shardrank.jobs.submit.submission import check_versions, note_submitter
 
 KEPT = '{"arguments": ["rerank", "s3://b/in"], "env": ["HF_TOKEN"], "working_dir": null}'
 
@@ -105,10 +108,11 @@ def test_a_cluster_that_stays_away_is_asked_for_a_while() -> None:
         ),
         (
             "FAILED",
-            {"message": "runtime_env setup failed: no space\nTraceback"},
+            {"message": "runtime_env setup failed\nTraceback\n  File\nOSError: no space\n"},
             [],
-            "job failed on the head: runtime_env setup failed: no space; what is finished",
+            "job failed on the head: OSError: no space; what is finished",
         ),
+        ("FAILED", {"message": "Its node died.\n\tclass: x"}, [], "head: Its node died.; what is"),
     ],
 )
 def test_the_end_is_the_jobs_own(
@@ -138,3 +142,22 @@ def test_a_job_says_when_the_package_that_submitted_it_was_another(
     monkeypatch.setenv("SHARDRANK_SUBMITTER", "9.9.9")
     note_submitter()
     assert "and the machine that submitted the job 9.9.9: install one version" in caplog.text
+
+
+def test_the_job_says_how_to_go_on_where_its_user_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDRANK_RESUMED_BY", "job --env HF_TOKEN")
+    said = how_to_go_on(["rerank", "in"], [Way("to fetch them", ("--web-media",))])
+    assert said.endswith("\n  shardrank submit resume job --env HF_TOKEN --web-media")
+
+
+def test_a_cluster_with_another_ray_is_refused_and_with_another_python_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    python = ".".join(map(str, sys.version_info[:3]))
+    check_versions(Cluster(ray.__version__, python, frozenset()), "http://head:8265")
+    assert not caplog.records
+    check_versions(Cluster(ray.__version__, "3.99.1", frozenset()), "http://head:8265")
+    assert "the cluster has Python 3.99.1, this machine 3." in caplog.text
+    with pytest.raises(UsageError, match="http://head:8265 runs Ray 1.9.9, and this version of"):
+        check_versions(Cluster("1.9.9", python, frozenset()), "http://head:8265")

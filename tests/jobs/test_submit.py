@@ -88,7 +88,10 @@ def test_a_job_is_submitted_with_a_directory_and_variables_whose_values_nobody_s
     assert "verified: 24/24 pairs" in submitted.stdout and "Running entry" not in submitted.stdout
     check_output(tmp_path)
     listed = json.loads(ask(cluster, "/api/jobs/"))
-    assert [each["status"] for each in listed if "rerank-" in str(each["submission_id"])]
+    (job,) = [each for each in listed if "rerank-" in str(each["submission_id"])]
+    place = job["runtime_env"]["env_vars"]["SHARDRANK_GIVEN"]
+    with pytest.raises(urllib.error.HTTPError, match="404"):  # it is not there any more
+        ask(cluster, f"/api/packages/gcs/{place}")
     said = [submitted.stdout, json.dumps(listed), (tmp_path / "out/manifest.json").read_text()]
     folder = Path(cluster.environment["RAY_TMPDIR"])
     said += [path.read_text(errors="replace") for path in folder.glob("session_*/logs/**/*.*")]
