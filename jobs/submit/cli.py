@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.run.progress import Step, display, duration
@@ -42,7 +43,22 @@ if TYPE_CHECKING:  # Ray takes seconds to import, and a refusal needs none of it
 
 logger = logging.getLogger(__name__)
 
-app = typer.Typer(no_args_is_help=True, help="Run a command on a Ray cluster, and follow it.")
+
+class _Commands(typer.core.TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            raise UsageError(
+                f"submit {args[0]}: a command comes first, one of {', '.join(self.commands)}, as "
+                "in `shardrank submit rerank INPUT --output DIR`, with all options after it"
+            )
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Run a command on a Ray cluster, and follow it.",
+    context_settings={"ignore_unknown_options": True},
+)
 
 _Address = Annotated[
     str | None,

@@ -129,18 +129,19 @@ class Paths:
         known = path.parent if is_written or _GLOB.search(str(path)) else path
         if os.path.isabs(value) and not known.exists():
             return value  # not of this machine, so of theirs
-        raise UsageError(f"{_name(option)} {value}: {self._sentence(path, is_written)}")
+        along = "" if is_written else ", send a small one along by --working-dir"
+        along = ", a name on the hub" if option.name == "model" else along
+        raise UsageError(f"{_name(option)} {value}: {self._sentence(path, along)}")
 
     def _is_everywhere(self, path: Path) -> bool:
         roots = [Path(each).absolute() for each in self.shared]
         is_alone = self.hosts == {socket.gethostname()}
         return is_alone or any(root == path or root in path.parents for root in roots)
 
-    def _sentence(self, path: Path, is_written: bool) -> str:
+    def _sentence(self, path: Path, along: str) -> str:
         others = sorted(self.hosts - {socket.gethostname()})
         named = ", ".join(others[:_NUM_NAMED])
         more = f" and {len(others) - _NUM_NAMED} more" if len(others) > _NUM_NAMED else ""
-        along = "" if is_written else ", send a small one along by --working-dir"
         return (
             f"this is a path of this machine, and the cluster's nodes are others ({named}{more}): "
             f"use s3:// or gs://{along}, or say --shared {path.parent} if every node has that "

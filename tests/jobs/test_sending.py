@@ -117,6 +117,9 @@ def test_variables_are_given_by_name_and_a_value_is_never_said(
         (["rerank", "--env=A=geheim"], "--env A: only a variable's name"),
         (["rerank", "--working-dir=/no/such"], "--working-dir /no/such: there is no such"),
         (["rerank", "in"], "--address is missing"),
+        (["in", "--output=o"], "submit in: a command comes first, one of rerank, verify, "),
+        (["--address=http://a:1", "rerank"], "submit --address=http://a:1: a command comes first"),
+        ([], "Missing command"),
         (["status", "--address=ray://head:10001"], "expected one like http://head:8265"),
     ],
 )
