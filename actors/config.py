@@ -12,18 +12,22 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from shardrank.actors.families.choice import family_of
+from shardrank.actors.families.family import Role, Task
+from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
+from shardrank.actors.families.saved import own_instruction
 from shardrank.actors.fetch.reader import is_object_store
 from shardrank.actors.fetch.web import WebMedia
 
-DEFAULT_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
 DEFAULT_MAX_VISUAL_TOKENS = 32_768
+Precision = Literal["float32", "float16"]
 VideoReader = Literal["pyav", "decord"]
 """The package that decodes video files."""
 
 PIXELS_PER_TOKEN = 32 * 32  # patch 16 x 16, merged 2 x 2
 
 OFFICIAL_DEFAULTS: dict[str, int | float] = {
-    "max_length": 10_240,
+    "max_length": QWEN3_VL_RERANKER.max_length,
     "image_min_pixels": 4 * PIXELS_PER_TOKEN,
     "image_max_pixels": 1_800 * PIXELS_PER_TOKEN,
     "video_min_pixels": 128 * PIXELS_PER_TOKEN,
@@ -167,9 +171,30 @@ OFFICIAL_OPTIONS = QueryOptions.from_mapping(OFFICIAL_DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingOptions:
+    """What a job makes of an embedding model's vectors.
+
+    dimensions: the first so many, a unit vector again; None: all. precision: of the files.
+    """
+
+    role: Role = "document"
+    dimensions: int | None = None
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("role", Role), ("precision", Precision)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}")
+        if self.dimensions is not None:
+            _check_limit("dimensions", self.dimensions, can_be_zero=False, has_fraction=False)
+
+
+@dataclass(frozen=True, slots=True)
 class RerankerConfig:
     """Everything a Reranker needs to know. Raises ValueError on a value out of range.
 
+    adapter: a directory of PEFT's; its base is the model, in float32 when it is merged.
+    embedding: for the embedding models, whose result is a vector; None: pairs are scored.
     dtype: the score head is float32 always.
     empty: what says nothing has no text, image or video, or blanks alone; "official" scores it as
         the official scorer does: None is the word NULL, "" the empty string.
@@ -199,9 +224,12 @@ class RerankerConfig:
         Literal["auto", "float32", "bfloat16", "float16"],
         Setting("auto: bfloat16 on CUDA, else float32"),
     ] = "auto"
-    instruction: Annotated[str, Setting("For queries that have none of their own")] = (
-        DEFAULT_INSTRUCTION
-    )
+    adapter: Annotated[str | None, Setting("LoRA or DoRA adapter, merged at load")] = None
+    embedding: EmbeddingOptions | None = None
+    instruction: Annotated[
+        str | None,
+        Setting("For queries that have none of their own; default: the official one of the model"),
+    ] = None
     options: QueryOptions = QueryOptions()
     special_tokens: Annotated[
         Literal["neutralize", "official"],
@@ -279,8 +307,16 @@ class RerankerConfig:
         if not isinstance(self.web_media, WebMedia | None):
             raise ValueError(f"web_media must be a WebMedia or None, got {self.web_media!r}")
 
+    @property
+    def task(self) -> Task:
+        return "rerank" if self.embedding is None else "embed"
+
     def resolve(self, checkpoint: Path) -> "RerankerConfig":
-        """Fill every option: this config, then `reranker.json` of the checkpoint, then official."""
+        """Fill instruction and options: this config, then the checkpoint's own (`reranker.json`,
+        sentence-transformers' prompts), then the official ones of its family. Raises ValueError
+        where it is of none of this task.
+        """
+        family = family_of(checkpoint, self.task)
         path = checkpoint / "reranker.json"
         own = QueryOptions()
         if path.is_file():
@@ -288,5 +324,8 @@ class RerankerConfig:
                 own = QueryOptions.from_mapping(json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}: {error}") from error
-        options = self.options.over(own).over(OFFICIAL_OPTIONS)
-        return replace(self, options=options)
+        official = QueryOptions(max_length=family.max_length).over(OFFICIAL_OPTIONS)
+        options = self.options.over(own).over(official)
+        saved = own_instruction(checkpoint, self.task)
+        instruction = self.instruction or saved or family.instruction
+        return replace(self, options=options, instruction=instruction)

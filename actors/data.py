@@ -1,4 +1,4 @@
-"""The values that go in and come out: content, candidate sets, pair scores.
+"""The values that go in and come out: content, candidate sets, pair scores, embeddings.
 
 `Content.parse` takes every form that users write (strings, dicts, Hugging Face structs, PIL images,
 lists of them) and knows nothing about how media are read.
@@ -6,15 +6,16 @@ lists of them) and knows nothing about how media are read.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 from PIL import Image as PILImage
 
 from shardrank.actors.config import QueryOptions
-from shardrank.actors.errors import EmptyQuery, InvalidContent, RerankError
+from shardrank.actors.errors import EmptyQuery, InvalidContent, NonFiniteScore, RerankError
 
 ImageSource = bytes | str | PILImage.Image
 """An encoded image, a path or URL, or a decoded image."""
@@ -151,6 +152,28 @@ class PairScore:
     num_visual_tokens: int = 0
     is_truncated: bool = False
     error: RerankError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The result of one text, image or video: a unit vector (D,) float32, or an error."""
+
+    embedding: np.ndarray | None = None
+    num_tokens: int = 0
+    num_visual_tokens: int = 0
+    is_truncated: bool = False
+    error: RerankError | None = None
+
+    def cut(self, dimensions: int | None) -> "Embedding":
+        """The same in its first so many dimensions (MRL), a unit vector again."""
+        if self.embedding is None or dimensions is None or dimensions >= len(self.embedding):
+            return self
+        short = self.embedding[:dimensions]
+        length = np.linalg.norm(short)
+        if not length:
+            error = NonFiniteScore(f"the vector's first {dimensions} dimensions are zero")
+            return replace(self, embedding=None, error=error)
+        return replace(self, embedding=short / length)
 
 
 def parse_or_error(parse: Any, value: Any, field: str) -> Content | RerankError:

@@ -7,7 +7,6 @@ knows nothing about the model.
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -23,6 +22,8 @@ from shardrank.actors.errors import (
     TextTooLarge,
     Unexpected,
 )
+from shardrank.actors.families.choice import family_of
+from shardrank.actors.families.family import Role, Side, VisualSpan
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.lru import LRU
 from shardrank.actors.media.images import (
@@ -43,7 +44,7 @@ from shardrank.actors.media.pixels import (
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.actors.model.checkpoint import resolve_checkpoint
 from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual, VisualTable
-from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan
+from shardrank.actors.prompt import PromptEncoder
 from shardrank.actors.sides import OpenQuery, OpenSide, ReadSide, Watch
 
 FRAME_LIST_FPS = 2.0
@@ -59,10 +60,11 @@ class Preprocessor:
     """
 
     def __init__(self, config: RerankerConfig) -> None:
-        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        checkpoint = resolve_checkpoint(config, weights=False)
         self.config = config.resolve(checkpoint)
+        self.family = family_of(checkpoint, config.task)
         self._encoder = PromptEncoder(
-            checkpoint / "tokenizer.json", neutralize=config.special_tokens == "neutralize"
+            checkpoint / "tokenizer.json", config.special_tokens == "neutralize", self.family
         )
         self._reader = MediaReader(config.media_root, config.web_media, config.local_media)
         self.videos = VideoProcesses(decoder=config.video_reader)
@@ -86,11 +88,29 @@ class Preprocessor:
         watch: Watch = nullcontext,
         permit: Permit = permit_all,
     ) -> OpenQuery:
-        """A query for any number of pairs; nothing is read before its first one."""
+        """A query for any number of pairs; nothing is read before its first one. For an embedder
+        what its texts are embedded with: itself is not read.
+        """
+        embedding = self.config.embedding
+        role = "query" if embedding is None else embedding.role
+        return self.open_text(OpenSide(query, "query", watch, permit), role, instruction, options)
+
+    def open_text(
+        self,
+        side: OpenSide,
+        role: Role,
+        instruction: str | None = None,
+        options: QueryOptions = NO_OPTIONS,
+    ) -> OpenQuery:
+        """A query or document with its instruction, as an embedder has it."""
         fitting = self._options(options)
+        default = self.config.instruction
+        assert default is not None
+        if isinstance(instruction, str | None):  # nothing has parsed it before
+            instruction = self.family.instructed(instruction, default, role)
         return OpenQuery(
-            OpenSide(query, "query", watch, permit),
-            self.config.instruction if instruction in (None, "") else instruction,
+            side,
+            instruction,
             fitting,
             NO_OPTIONS if isinstance(fitting, RerankError) else replace(fitting, max_length=None),
         )
@@ -108,21 +128,31 @@ class Preprocessor:
         return OpenSide(document, name, watch, permit)
 
     def prepare_pairs(self, pairs: Iterable[tuple[OpenQuery, OpenSide]]) -> PreparedSet:
-        """Any pairs as one set, in order; they may share a query, a document, both or neither.
+        """Any pairs as one set, in order; they may share a query, a document, both or neither. For
+        an embedder the document alone.
 
         Never raises for bad data, as `prepare`.
         """
+        if self.family.task == "embed":
+            return self._prepared((query, (document,)) for query, document in pairs)
+        return self._prepared((query, (query.side, document)) for query, document in pairs)
+
+    def prepare_texts(self, texts: Iterable[OpenQuery]) -> PreparedSet:
+        """Queries or documents, each alone, for an embedder. Never raises for bad data."""
+        return self._prepared((text, (text.side,)) for text in texts)
+
+    def _prepared(self, asked: Iterable[tuple[OpenQuery, tuple[OpenSide, ...]]]) -> PreparedSet:
         visuals = VisualTable()
         prepared: list[PreparedPair | RerankError] = []
-        for query, document in pairs:
+        for query, sides in asked:
             mark = len(visuals)
             try:
-                prepared.append(self._pair(query, document, visuals))
+                prepared.append(self._encoded(query, sides, visuals))
                 continue
             except RerankError as error:
                 prepared.append(error)
             except Exception as error:
-                prepared.append(Unexpected.of(error, f"preparing the {document.field}"))
+                prepared.append(Unexpected.of(error, f"preparing the {sides[-1].field}"))
             visuals.forget_after(mark)
         return PreparedSet(tuple(prepared), visuals.visuals)
 
@@ -133,39 +163,32 @@ class Preprocessor:
         except ValueError as error:
             return InvalidContent(f"the query's options do not fit the configuration: {error}")
 
-    def _pair(self, query: OpenQuery, document: OpenSide, visuals: VisualTable) -> PreparedPair:
+    def _encoded(
+        self, query: OpenQuery, sides: tuple[OpenSide, ...], visuals: VisualTable
+    ) -> PreparedPair:
         options = query.options
         if isinstance(options, RerankError):
             raise options.with_traceback(None)
         assert options.max_length is not None
-        read_query = partial(self._read, empty=EmptyQuery)
-        query_side = query.side.read(query.media_options, read_query)
-        self._check_text(query.instruction, "instruction")
-        document_side = document.read(query.media_options, self._read)
-        if num_tokens := query_side.num_visual_tokens + document_side.num_visual_tokens:
+        if query.instruction is not None:
+            self._check_text(query.instruction, "instruction")
+        read = [side.read(query.media_options, self._read) for side in sides]
+        if num_tokens := sum(side.num_visual_tokens for side in read):
             check_tokens(num_tokens, self.config.max_visual_tokens)
-        return self._encoder.encode(
-            query.instruction,
-            query_side.within(visuals),
-            document_side.within(visuals),
-            options.max_length,
-            document.field,
-        )
+        within = [side.within(visuals) for side in read]
+        return self._encoder.encode(query.instruction, within, options.max_length, sides[-1].field)
 
     def _read(
-        self,
-        content: Content,
-        options: QueryOptions,
-        field: str,
-        permit: Permit,
-        empty: type[RerankError] = EmptyDocument,
+        self, content: Content, options: QueryOptions, field: str, permit: Permit
     ) -> ReadSide:
         for text in content.texts:
             self._check_text(text, field)
         if self.config.empty == "error" and content.says_nothing:
             what = "only blanks" if "".join(content.texts) else "no text, image or video"
+            empty = EmptyQuery if field == "query" else EmptyDocument
             raise empty(f"{field} says nothing: it has {what}")
         if content.has_media:
+            self._check_media(field)
             self._check_sizes(content, options)
         table, num_tokens = VisualTable(), 0
         spans: list[VisualSpan] = []
@@ -188,6 +211,10 @@ class Preprocessor:
                 yield pair, (times_s[start] + times_s[start + 1]) / TEMPORAL_PATCH_SIZE
         for image in content.images:
             yield self._image_pixels(image, options, permit), None
+
+    def _check_media(self, field: str) -> None:
+        if not self.family.takes_media:
+            raise InvalidContent(f"{field} has an image or a video: {self.family.name} reads texts")
 
     def _check_sizes(self, content: Content, options: QueryOptions) -> None:
         """Raises TooManyVisualTokens before anything is decoded, as far as sizes are at hand: what

@@ -1,6 +1,6 @@
-"""The official prompt of one pair, as token ids with its visual placeholders expanded.
+"""The official prompt of one pair or text, as token ids with its visual placeholders expanded.
 
-The template's own special tokens are placed by id; every stretch of text between two of them is
+A family's own special tokens are placed by id; every stretch of text between two of them is
 tokenised whole, because BPE merges over the borders of instruction, query and document
 (`?` + `\\n<Document>` gives one `?\\n` token), but for the one place where it never does, so that a
 query is tokenised once. Knows nothing about pixels.
@@ -8,30 +8,33 @@ query is tokenised once. Knows nothing about pixels.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from shardrank.actors.errors import SpecialTokenInText
-from shardrank.actors.prepared import PreparedPair
-
-SYSTEM = (
-    "system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".'
+from shardrank.actors.errors import SpecialTokenInText, TooManyVisualTokens
+from shardrank.actors.families.family import (
+    IMAGE_PAD,
+    VIDEO_PAD,
+    Border,
+    Family,
+    Part,
+    Side,
+    Special,
+    VisualSpan,
 )
-NULL = "NULL"
-NUM_CLOSING_TOKENS = 5
-"""`<|im_end|> \\n <|im_start|> assistant \\n` survive every truncation, as in the official rule."""
+from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
+from shardrank.actors.prepared import PreparedPair
 
 _RUN_CACHE_SIZE = 4_096
 _RUN_CACHE_MAX_CHARS = 4_096
 _LONG_HEADS = 16
 """Queries over _RUN_CACHE_MAX_CHARS whose tokens are kept."""
 
-_HEAD_END, _DOCUMENT_START = "\n<Document", ">:"
+_HEAD_END, _DOCUMENT_START = "<Document", ">:"
+_NO_IDS = np.empty(0, dtype=np.int32)
 _SPLITS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -43,43 +46,6 @@ normalisation reaches over that place.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class VisualSpan:
-    """The tokens of one image or of one pair of video frames.
-
-    grid is (height, width) in merged patches, so `height * width` tokens. A frame pair has the
-    mean time of its two frames, in seconds.
-    """
-
-    visual: int
-    grid: tuple[int, int]
-    time_s: float | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """Query or document, ready for the prompt: its visuals in order, then its texts."""
-
-    spans: tuple[VisualSpan, ...]
-    texts: tuple[str, ...]
-
-    @property
-    def is_null(self) -> bool:
-        return not self.spans and not self.texts
-
-
-class _Border:
-    """Where what comes before and what comes after may be tokenised apart."""
-
-
-_BORDER = _Border()
-_Part = str | int | VisualSpan | _Border
-
-
 def read_tokenizer(file: Path) -> Tokenizer:
     """Raises ValueError that names the file, a pointer of Git LFS say."""
     try:
@@ -89,60 +55,86 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 class PromptEncoder:
-    """Turns (instruction, query, document) into token ids with a checkpoint's own tokenizer.
+    """Turns an instruction and one side, or query and document, into token ids as a family has
+    them, with a checkpoint's own tokenizer. Raises ValueError where that has not its tokens.
 
     neutralize: added tokens typed in a text, special (`<|im_end|>`) or not (`<think>`), are
     tokenised as plain characters; otherwise they act as tokens, as in the official scorer, and a
     typed visual placeholder raises SpecialTokenInText (there the word NULL is scored instead).
     """
 
-    def __init__(self, tokenizer_file: Path, neutralize: bool) -> None:
+    def __init__(
+        self, tokenizer_file: Path, neutralize: bool, family: Family = QWEN3_VL_RERANKER
+    ) -> None:
+        self._family = family
         self._tokenizer = read_tokenizer(tokenizer_file)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._appended = self._own_closing(tokenizer_file) if family.appends else _NO_IDS
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = np.array(
             sorted(token_id for token_id, token in added.items() if token.special), dtype=np.int32
         )
         if neutralize:
             self._read_as_text(added.values())
-        self.im_start = self.token_id("<|im_start|>")
-        self.im_end = self.token_id("<|im_end|>")
-        self.vision_start = self.token_id("<|vision_start|>")
-        self.vision_end = self.token_id("<|vision_end|>")
-        self.image_pad = self.token_id("<|image_pad|>")
-        self.video_pad = self.token_id("<|video_pad|>")
+        self._token_ids: dict[str, int] = {}
+        self._image_pad = self._token_id(IMAGE_PAD) if family.takes_media else -1
+        self._video_pad = self._token_id(VIDEO_PAD) if family.takes_media else -1
         self._cached_run_ids = lru_cache(maxsize=_RUN_CACHE_SIZE)(self._tokenize_run)
         self._cached_head_ids = lru_cache(maxsize=_LONG_HEADS)(self._tokenize_run)
+        self._fixed_ids = lru_cache(maxsize=None)(self._tokenize_fixed)
         self._has_border = _splits_before_document(self._tokenizer) and not any(
             f"{_HEAD_END[-1]}{_DOCUMENT_START[0]}" in token.content for token in added.values()
         )
+
+    def _own_closing(self, tokenizer_file: Path) -> np.ndarray:
+        """What the tokenizer's post-processor puts behind every text."""
+        closing = self._tokenizer.encode("").ids
+        alone = self._tokenizer.encode("a", add_special_tokens=False).ids
+        if self._tokenizer.encode("a").ids != alone + closing:
+            raise ValueError(f"{tokenizer_file} puts tokens before a text: no {self._family.name}")
+        return np.array(closing, dtype=np.int32)
 
     def _read_as_text(self, tokens: Iterable[AddedToken]) -> None:
         """The tokenizer can read special tokens as text, no others: so all are made special."""
         self._tokenizer.add_special_tokens(list(tokens))  # under the ids that they have
         self._tokenizer.encode_special_tokens = True
 
-    def token_id(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
+    def _token_id(self, special: Special) -> int:
+        known = self._token_ids.get(special.token)
+        if known is not None:
+            return known
+        token_id = self._tokenizer.token_to_id(special.token)
         if token_id is None:
             raise ValueError(
-                f"the checkpoint's tokenizer has no token {token!r}: is it a Qwen3-VL reranker?"
+                f"the checkpoint's tokenizer has no token {special.token!r}: is it a "
+                f"{self._family.name}?"
             )
+        self._token_ids[special.token] = token_id
         return token_id
 
     def encode(
-        self, instruction: str, query: Side, document: Side, max_length: int, field: str
+        self, instruction: str | None, sides: Sequence[Side], max_length: int, field: str
     ) -> PreparedPair:
-        """One pair as the model reads it, cut by the official rule to at most max_length + 5.
+        """One side, or query and document, as the model reads them, cut by the family's rule.
 
-        Raises SpecialTokenInText naming `field`, only when special tokens are not neutralised.
+        Raises the RerankError of `field`: SpecialTokenInText only when special tokens are not
+        neutralised, TooManyVisualTokens where a cut would go through an image.
         """
-        parts = self._parts(instruction, query, document)
-        input_ids, span_index, spans = self._expand(parts, field)
-        keep = self._kept(input_ids, max_length)
+        prompt = self._family.prompt(instruction, sides)
+        head, tail = self._fixed_ids(prompt.head), self._fixed_ids(prompt.tail)
+        input_ids, span_index, spans = self._expand(prompt.body, field)
+        beside = len(head) + len(self._appended) + len(tail)
+        keep = self._family.cut(input_ids, self.special_ids, max_length, beside)
         if keep is not None:
+            if (span_index[~keep] >= 0).any():
+                raise TooManyVisualTokens(
+                    f"{field}: its images and videos do not fit in max_length {max_length}"
+                )
             input_ids, span_index = input_ids[keep], span_index[keep]
+        input_ids = np.concatenate((head, input_ids, self._appended, tail))
+        before, after = _text(len(head)), _text(len(self._appended) + len(tail))
+        span_index = np.concatenate((before, span_index, after))
         visual_of_span = np.array([*(span.visual for span in spans), -1], dtype=np.int32)
         return PreparedPair(
             input_ids=input_ids,
@@ -151,43 +143,21 @@ class PromptEncoder:
             is_truncated=keep is not None,
         )
 
-    def _parts(self, instruction: str, query: Side, document: Side) -> list[_Part]:
-        return [
-            self.im_start,
-            SYSTEM,
-            self.im_end,
-            "\n",
-            self.im_start,
-            f"user\n<Instruct>: {instruction}<Query>:",
-            *self._side_parts(query),
-            _HEAD_END,
-            _BORDER,
-            _DOCUMENT_START,
-            *self._side_parts(document),
-            self.im_end,
-            "\n",
-            self.im_start,
-            "assistant\n",
-        ]
-
-    def _side_parts(self, side: Side) -> list[_Part]:
-        if side.is_null:
-            return [NULL]
-        parts: list[_Part] = []
-        for span in side.spans:
-            if span.time_s is not None:
-                parts.append(f"<{span.time_s:.1f} seconds>")
-            parts += [self.vision_start, span, self.vision_end]
-        return [*parts, *side.texts]
+    def _tokenize_fixed(self, parts: tuple[str | Special, ...]) -> np.ndarray:
+        """The ids of a family's own words."""
+        return self._expand(parts, "prompt")[0]
 
     def _expand(
-        self, parts: Sequence[_Part], field: str
+        self, parts: Sequence[Part], field: str
     ) -> tuple[np.ndarray, np.ndarray, list[VisualSpan]]:
         """Ids and span indices of the parts, neighbouring texts tokenised as one string."""
-        ids: list[np.ndarray] = []
-        span_index: list[np.ndarray] = []
+        ids: list[np.ndarray] = [_NO_IDS]
+        span_index: list[np.ndarray] = [_NO_IDS]
         spans: list[VisualSpan] = []
         text: list[str] = []
+        takes_placeholders = self._family.reads_placeholders and not any(
+            isinstance(part, VisualSpan) for part in parts
+        )
 
         def put(run: np.ndarray, span: int) -> None:
             ids.append(run)
@@ -197,34 +167,34 @@ class PromptEncoder:
             joined = "".join(text)
             text.clear()
             if joined:
-                put(self._run_ids(joined, field, is_head), -1)
+                put(self._run_ids(joined, field, is_head, takes_placeholders), -1)
 
         for part in parts:
             if isinstance(part, str):
                 text.append(part)
                 continue
-            if isinstance(part, _Border):
+            if isinstance(part, Border):
                 if self._has_border:
                     flush(is_head=True)
                 continue
             flush()
             if isinstance(part, VisualSpan):
-                pad = self.image_pad if part.time_s is None else self.video_pad
+                pad = self._image_pad if part.time_s is None else self._video_pad
                 put(np.full(part.num_tokens, pad, dtype=np.int32), len(spans))
                 spans.append(part)
             else:
-                put(np.array([part], dtype=np.int32), -1)
+                put(np.array([self._token_id(part)], dtype=np.int32), -1)
         flush()
         return np.concatenate(ids), np.concatenate(span_index), spans
 
-    def _run_ids(self, run: str, field: str, is_head: bool = False) -> np.ndarray:
+    def _run_ids(self, run: str, field: str, is_head: bool, takes_placeholders: bool) -> np.ndarray:
         if len(run) <= _RUN_CACHE_MAX_CHARS:
             ids, has_placeholder = self._cached_run_ids(run)
         elif is_head:
             ids, has_placeholder = self._cached_head_ids(run)
         else:
             ids, has_placeholder = self._tokenize_run(run)
-        if has_placeholder:
+        if has_placeholder and not takes_placeholders:
             raise SpecialTokenInText(
                 f"{field}: a text of its prompt has a visual placeholder typed in it; special "
                 f"tokens are read as plain text unless special_tokens='official'"
@@ -234,22 +204,12 @@ class PromptEncoder:
     def _tokenize_run(self, run: str) -> tuple[np.ndarray, bool]:
         """The run's ids, and whether a visual placeholder is among them."""
         ids = self._tokenizer.encode(run, add_special_tokens=False).ids
-        return np.array(ids, dtype=np.int32), self.image_pad in ids or self.video_pad in ids
+        return np.array(ids, dtype=np.int32), self._image_pad in ids or self._video_pad in ids
 
-    def _kept(self, input_ids: np.ndarray, max_length: int) -> np.ndarray | None:
-        """Which tokens stay, or None for all.
 
-        The official rule (truncate_tokens_optimized): of all but the last five tokens, special
-        ones always stay, and others from the front until max_length is reached.
-        """
-        body = input_ids[:-NUM_CLOSING_TOKENS]
-        if len(body) <= max_length:
-            return None
-        is_special = np.isin(body, self.special_ids)
-        num_text = max(0, max_length - int(is_special.sum()))
-        keep = np.ones(len(input_ids), dtype=bool)
-        keep[: len(body)] = is_special | (np.cumsum(~is_special) <= num_text)
-        return keep
+def _text(num_tokens: int) -> np.ndarray:
+    """Span indices of tokens that are no visual's."""
+    return np.full(num_tokens, -1, dtype=np.int32)
 
 
 def _splits_before_document(tokenizer: Tokenizer) -> bool:

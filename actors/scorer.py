@@ -1,4 +1,6 @@
-"""The device half: prepared sets to scores. Holds the model; knows nothing of files or prompts."""
+"""The device half: prepared sets to scores, or to vectors. Holds the model; knows nothing of files
+or prompts.
+"""
 
 import logging
 import math
@@ -7,15 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.actors.data import PairScore
+from shardrank.actors.data import Embedding, PairScore
 from shardrank.actors.errors import NonFiniteScore, OutOfMemory, RerankError
-from shardrank.actors.model.checkpoint import resolve_checkpoint
+from shardrank.actors.model.checkpoint import adapter_of, resolve_checkpoint
 from shardrank.actors.model.device import (
     HostCopy,
     choose_device,
@@ -54,8 +56,12 @@ _CPU_CACHE_BYTES = 1 << 30
 
 T = TypeVar("T")
 
+R = TypeVar("R")
+
 Part = HostCopy | OutOfMemory
-"""Logits of some pairs, perhaps still being computed, or the error of one."""
+"""Results of some pairs, perhaps still being computed, or the error of one."""
+Result = np.ndarray | RerankError
+"""A pair's logit () or vector (hidden,), float32; or why there is none."""
 
 
 def nothing(num_pairs: int) -> None:
@@ -90,7 +96,7 @@ class Scorer:
     def __init__(
         self, config: RerankerConfig, load: Callable[..., RerankerModel] = load_model
     ) -> None:
-        checkpoint = resolve_checkpoint(config.model, config.revision, weights=load is load_model)
+        checkpoint = resolve_checkpoint(config, weights=load is load_model)
         self.config = config.resolve(checkpoint)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
@@ -103,6 +109,8 @@ class Scorer:
             self.device,
             choose_dtype(config.dtype, self.device),
             is_fp8=config.quantization == "fp8",
+            task=config.task,
+            adapter=adapter_of(config),
         )
         self.is_compiled = compiles(config.compile, self.device)
         self._model = self._load(is_compiled=self.is_compiled)
@@ -113,6 +121,11 @@ class Scorer:
             cache = _CPU_CACHE_BYTES if free is None else int(free * _CACHE_SHARE)
         self.vision_cache = FeatureCache(cache, on_host)
         self.max_batch_tokens = self._batch_tokens(free and free - cache - POSITIONS_BYTES)
+
+    @property
+    def dimensions(self) -> int:
+        """The width of a last state, which is that of a vector."""
+        return self._model.decoder.width
 
     def planned(self, sets: Sequence[PreparedSet]) -> PlannedSets:
         """What `score` begins with; while it scores others, another thread may do this."""
@@ -157,8 +170,9 @@ class Scorer:
         configured, cache = self.max_batch_tokens, self.vision_cache
         self.max_batch_tokens, self.vision_cache = BATCH_TOKENS, cache.emptied()
         try:
-            for sets in sample_sets():
-                for pair in sum(self.score(sets), []):
+            for sets in sample_sets(with_images=self._model.vision is not None):
+                run = self.score if self._model.head is not None else self.embed
+                for pair in sum(run(sets), []):
                     if pair.error is not None:
                         raise pair.error
         finally:
@@ -175,27 +189,35 @@ class Scorer:
         progressed is called after each forward that has come back from the device, with the number
         of its pairs: who waits can tell a long list from a device that hangs.
         """
-        planned = sets if isinstance(sets, PlannedSets) else self.planned(sets)
-        scores = [[_unscored(pair) for pair in prepared.pairs] for prepared in planned.sets]
-        places = [
-            (set_index, pair_index)
-            for set_index, prepared in enumerate(planned.sets)
-            for pair_index, pair in enumerate(prepared.pairs)
-            if isinstance(pair, PreparedPair)
-        ]
-        for (set_index, pair_index), logit in zip(
-            places, self._logits(planned, progressed), strict=True
-        ):
-            unscored = scores[set_index][pair_index]
-            scores[set_index][pair_index] = _scored(unscored, logit)
-        return scores
+        return self._each(sets, progressed, _scored)
 
-    def _logits(
-        self, planned: PlannedSets, progressed: Callable[[int], None]
-    ) -> list[float | RerankError]:
-        """Logits of all pairs in order. A plan's are read when the next one has been queued."""
+    @torch.inference_mode()
+    def embed(
+        self,
+        sets: Sequence[PreparedSet] | PlannedSets,
+        progressed: Callable[[int], None] = nothing,
+    ) -> list[list[Embedding]]:
+        """One list a set, one Embedding a text, in input order, as `score`."""
+        return self._each(sets, progressed, _embedded)
+
+    def _each(
+        self,
+        sets: Sequence[PreparedSet] | PlannedSets,
+        progressed: Callable[[int], None],
+        made: Callable[[PreparedPair | RerankError, Result], R],
+    ) -> list[list[R]]:
+        """What is made of each pair and its result, of a pair that is an error and that error."""
+        planned = sets if isinstance(sets, PlannedSets) else self.planned(sets)
+        results = iter(self._results(planned, progressed))
+        return [
+            [made(pair, pair if isinstance(pair, RerankError) else next(results)) for pair in pairs]
+            for pairs in (prepared.pairs for prepared in planned.sets)
+        ]
+
+    def _results(self, planned: PlannedSets, progressed: Callable[[int], None]) -> list[Result]:
+        """Logits or vectors of all pairs in order. A plan's are read when the next is queued."""
         pairs, plans, packed = planned.pairs, planned.plans, planned.first
-        logits: list[float | RerankError] = []
+        results: list[Result] = []
         queued: list[Part] = []
         prefix: PrefixStates | None = None
         for indices, following in zip_longest(plans, plans[1:], fillvalue=()):
@@ -207,9 +229,9 @@ class Scorer:
             queued, prefix = self._queue(chosen, planned.visuals, prefix, num_kept, packed)
             packed = None
             came = _read(before)
-            logits += came
+            results += came
             progressed(len(came))
-        return logits + _read(queued)
+        return results + _read(queued)
 
     def _queue(
         self,
@@ -226,8 +248,8 @@ class Scorer:
             nonlocal left
             kept = num_kept if part[-1] is pairs[-1] else 0
             batch = packed if len(part) == len(pairs) else None
-            logits, left = self._forward(part, visuals, prefix, kept, batch)
-            return HostCopy(logits)
+            results, left = self._forward(part, visuals, prefix, kept, batch)
+            return HostCopy(results)
 
         return halving(forward, pairs), left
 
@@ -239,7 +261,8 @@ class Scorer:
         num_kept: int,
         batch: PackedBatch | None = None,
     ) -> tuple[torch.Tensor, PrefixStates | None]:
-        """(P,) float32 logits, perhaps still being computed, and what is kept.
+        """(P,) logits or (P, hidden) vectors, float32, perhaps still being computed, and what is
+        kept.
 
         batch: the pairs, if they are packed already.
         """
@@ -255,10 +278,10 @@ class Scorer:
             cached=prefix.layers if prefix else (),
             kept_rows=batch.path_rows(len(pairs) - 1, num_kept) if is_kept else None,
         )
-        logits = hidden.float() @ self._model.head
+        results = self._model.result(hidden)
         if not is_kept:
-            return logits, None
-        return logits, PrefixStates(sharing_keys(pairs[-1])[:num_kept], layers)
+            return results, None
+        return results, PrefixStates(sharing_keys(pairs[-1])[:num_kept], layers)
 
     def _features(
         self, batch: PackedBatch, visuals: Sequence[Visual]
@@ -278,6 +301,7 @@ class Scorer:
         missing = [index for index, features in enumerate(found) if features is None]
         together = 0 if self.config.batch_invariant else 4 * self.max_batch_tokens
         for part in _within(missing, visuals, together):
+            assert self._model.vision is not None  # a model for texts is given no visuals
             encoded = self._model.vision.encode([visuals[index].pixels for index in part])
             for index, features in zip(part, encoded, strict=True):
                 found[index] = features
@@ -318,12 +342,12 @@ def halving(
     return halving(forward, pairs[:middle]) + halving(forward, pairs[middle:])
 
 
-def _read(parts: Sequence[Part]) -> list[float | RerankError]:
+def _read(parts: Sequence[Part]) -> list[Result]:
     """Waits for the device."""
-    logits: list[float | RerankError] = []
+    results: list[Result] = []
     for part in parts:
-        logits += [part] if isinstance(part, OutOfMemory) else part.tolist()
-    return logits
+        results += [part] if isinstance(part, OutOfMemory) else part.rows()
+    return results
 
 
 def _shown(error: Exception) -> str:
@@ -336,22 +360,33 @@ def _shared(left: PreparedPair, right: PreparedPair) -> int:
     return common_prefix_length(sharing_keys(left), sharing_keys(right))
 
 
-def _unscored(pair: PreparedPair | RerankError) -> PairScore:
+def _counted(pair: PreparedPair | RerankError) -> dict[str, Any]:
     if isinstance(pair, RerankError):
-        return PairScore(error=pair)
-    return PairScore(
-        num_tokens=pair.num_tokens,
-        num_visual_tokens=pair.num_visual_tokens,
-        is_truncated=pair.is_truncated,
-    )
+        return {}
+    return {
+        "num_tokens": pair.num_tokens,
+        "num_visual_tokens": pair.num_visual_tokens,
+        "is_truncated": pair.is_truncated,
+    }
 
 
-def _scored(unscored: PairScore, logit: float | RerankError) -> PairScore:
-    if isinstance(logit, RerankError):
-        return replace(unscored, error=logit)
+def _scored(pair: PreparedPair | RerankError, result: Result) -> PairScore:
+    unscored = PairScore(**_counted(pair))
+    if isinstance(result, RerankError):
+        return replace(unscored, error=result)
+    logit = float(result)
     if not math.isfinite(logit):
         return replace(unscored, error=NonFiniteScore(f"the model's logit is {logit}"))
     return replace(unscored, logit=logit, score=float(torch.sigmoid(torch.tensor(logit))))
+
+
+def _embedded(pair: PreparedPair | RerankError, result: Result) -> Embedding:
+    unknown = Embedding(**_counted(pair))
+    if isinstance(result, RerankError):
+        return replace(unknown, error=result)
+    if not np.isfinite(result).all() or not result.any():
+        return replace(unknown, error=NonFiniteScore("the model's vector is zero or not finite"))
+    return replace(unknown, embedding=result)
 
 
 def _costs(sets: Sequence[PreparedSet]) -> list[PairCost]:

@@ -11,9 +11,9 @@ from threading import Lock
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import Content
 from shardrank.actors.errors import RerankError, Unexpected
+from shardrank.actors.families.family import Side
 from shardrank.actors.media.images import Permit, permit_all
 from shardrank.actors.prepared import Visual, VisualTable
-from shardrank.actors.prompt import Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,14 @@ class OpenSide:
 
 @dataclass(frozen=True, slots=True)
 class OpenQuery:
-    """A query with what it says for all of its pairs; options that do not fit are their error.
+    """A query with what it says for all of its pairs, or a text that is embedded alone; options
+    that do not fit are their error.
 
     media_options: the options without those that are no matter of media.
     """
 
     side: OpenSide
-    instruction: str
+    instruction: str | None
     options: QueryOptions | RerankError
     media_options: QueryOptions
 

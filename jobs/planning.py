@@ -8,12 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from shardrank.actors.config import RerankerConfig
-from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
+from shardrank.actors.families.choice import family_of
+from shardrank.actors.families.family import Family
+from shardrank.actors.model.architecture import read_architecture
+from shardrank.actors.model.checkpoint import (
+    adapter_of,
+    checkpoint_fingerprint,
+    resolve_checkpoint,
+)
 from shardrank.jobs.errors import JobError, UnreadableInput, UsageError
 from shardrank.jobs.inputs.forms import OpenedInput, open_job_input
 from shardrank.jobs.outputs.done import is_finished, read_held
-from shardrank.jobs.outputs.files import Output, check_trec_ids
+from shardrank.jobs.outputs.files import EMBEDDINGS, SCORES, Output, check_trec_ids
 from shardrank.jobs.outputs.growth import begin_growth, find_held, had_trec_run
 from shardrank.jobs.outputs.input_files import Job, has_new_input, known_paths
 from shardrank.jobs.outputs.job import check_same_job, job_fingerprint
@@ -58,7 +67,8 @@ class PlannedJob:
 
 def plan_job(options: "JobOptions", config: RerankerConfig) -> PlannedJob:
     """Raises UsageError, also for an output that belongs to another job."""
-    output = Output(Location.parse(options.output), options.with_rankings)
+    folder = SCORES if config.embedding is None else EMBEDDINGS
+    output = Output(Location.parse(options.output), options.with_rankings, folder)
     manifest = Manifest.read(output)
     opened = _open_input(options, manifest)
     held = read_held(output, manifest)
@@ -123,24 +133,43 @@ def _plan(
     unit_pairs, files = options.unit_pairs, known.get("input")
     try:
         plan = plan_units(opened, unit_pairs, order, held=held)
-        model = _model(config)
+        config, family, model = _model(config)
+        plan = replace(plan, input=replace(plan.input, vector=_vector(config)))
         return plan, job_fingerprint(
-            opened, plan, config, model, unit_pairs, options.with_rankings, files
+            opened, plan, config, family, model, unit_pairs, options.with_rankings, files
         )
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
 
 
-def _model(config: RerankerConfig) -> dict[str, str]:
-    """What the manifest says of the model. Of a hub's only the settings are fetched here: its
-    weights are for the workers.
+def _vector(config: RerankerConfig) -> pa.DataType | None:
+    """The type of a text's vector; None: pairs are scored."""
+    if config.embedding is None:
+        return None
+    precision = {"float32": pa.float32(), "float16": pa.float16()}[config.embedding.precision]
+    return pa.list_(precision, config.embedding.dimensions)
+
+
+def _model(config: RerankerConfig) -> tuple[RerankerConfig, Family, dict[str, str]]:
+    """The config with its instruction, and an embedder's dimensions; the model's family, and what
+    the manifest says of it. Of a hub's only the settings are fetched here: its weights are for the
+    workers.
     """
     try:
-        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
-        config.resolve(checkpoint)
-        if Path(config.model).is_dir() and not any(checkpoint.glob("*.safetensors")):
+        checkpoint = resolve_checkpoint(config, weights=False)
+        if checkpoint.parent.name != "snapshots" and not any(checkpoint.glob("*.safetensors")):
             raise ValueError(f"{checkpoint} has no *.safetensors")
-        return checkpoint_fingerprint(checkpoint)
+        family = family_of(checkpoint, config.task)
+        if config.embedding is not None:
+            width = read_architecture(checkpoint).text.hidden_size
+            dimensions = config.embedding.dimensions or width
+            if dimensions > width:
+                raise UsageError(
+                    f"--dimensions: the vectors of {config.model} have {width}, not {dimensions}"
+                )
+            config = replace(config, embedding=replace(config.embedding, dimensions=dimensions))
+        config = replace(config, instruction=config.resolve(checkpoint).instruction)
+        return config, family, checkpoint_fingerprint(checkpoint, adapter_of(config))
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
 
@@ -157,7 +186,12 @@ def _for_workers(config: RerankerConfig, model: Mapping[str, str]) -> RerankerCo
         return config
     roots = config.media_root
     roots = tuple(map(_absolute, roots)) if isinstance(roots, tuple) else _absolute(roots)
-    return replace(config, model=_absolute(config.model), media_root=roots)
+    return replace(
+        config,
+        model=_absolute(config.model),
+        adapter=_absolute(config.adapter),
+        media_root=roots,
+    )
 
 
 def _absolute(path: Any) -> Any:

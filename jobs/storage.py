@@ -41,18 +41,6 @@ class NoSuchFile(StorageError, FileNotFoundError):
     pass
 
 
-def _filesystem(root: str) -> fs.FileSystem:
-    """The filesystem of a URI without its path; `?endpoint_override=...&region=...` is honoured."""
-    if urlsplit(root).scheme in ("", "file"):
-        return fs.LocalFileSystem()
-    try:
-        return object_store.filesystem(root)
-    except (OSError, ValueError) as error:
-        parts = urlsplit(root)
-        bucket = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        raise UsageError(f"cannot open {bucket}: {error}") from error
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Location:
     """A file or directory: `path` inside the filesystem that `root` names ("" is local)."""
@@ -80,7 +68,14 @@ class Location:
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        return _filesystem(self.root)
+        """The root's filesystem; `?endpoint_override=...&region=...` is honoured."""
+        if self.is_local:
+            return fs.LocalFileSystem()
+        try:
+            return object_store.filesystem(self.root)
+        except (OSError, ValueError) as error:
+            bucket = str(Location(self.root, self.path.partition("/")[0]))
+            raise UsageError(f"cannot open {bucket}: {error}") from error
 
     @property
     def is_local(self) -> bool:
@@ -103,6 +98,10 @@ class Location:
     def exists(self) -> bool:
         return self.info().type != fs.FileType.NotFound
 
+    @property
+    def is_file(self) -> bool:
+        return self.info().type == fs.FileType.File
+
     def _asked(self, done: str, operation: Callable[[], T]) -> T:
         """What `operation` returns, retried where that can help."""
         with self._errors(done):
@@ -117,7 +116,8 @@ class Location:
             raise
         except OSError as error:
             kind = NoSuchFile if isinstance(error, FileNotFoundError) else StorageError
-            raise kind(f"{self} cannot be {done}: {_reason(error)}") from error
+            reason = str(error.strerror or error).rpartition("Detail: ")[2]  # else named twice
+            raise kind(f"{self} cannot be {done}: {reason}") from error
 
     def __str__(self) -> str:
         """The URI without its query, which may hold credentials."""
@@ -135,9 +135,17 @@ def _path_of_file_uri(uri: str) -> str:
     return os.path.abspath(unquote(path))
 
 
-def _reason(error: OSError) -> str:
-    """pyarrow names the place once more, and then says `Detail:`."""
-    return str(error.strerror or error).rpartition("Detail: ")[2]
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+
+def compression(name: str) -> str | None:
+    """The ending of a compressed file's name, None of another's."""
+    return next((ending for ending in COMPRESSIONS if name.lower().endswith(ending)), None)
+
+
+def plain_name(name: str) -> str:
+    """A file's name in lower case without the ending of a compression."""
+    return name.lower().removesuffix(compression(name) or "")
 
 
 Files = list[tuple[Location, fs.FileInfo]]
@@ -197,17 +205,18 @@ def child_names(directory: Location) -> list[str]:
     """The names of the files and folders directly in it; of what is no directory, none."""
     if directory.info().type != fs.FileType.Directory:
         return []
-    selector = fs.FileSelector(directory.path)
-    listed = directory._asked("listed", lambda: directory.filesystem.get_file_info(selector))
-    return sorted(info.base_name for info in listed)
+    return sorted(info.base_name for info in _listed(directory, recursive=False))
+
+
+def _listed(directory: Location, *, recursive: bool) -> list[fs.FileInfo]:
+    selector = fs.FileSelector(directory.path, recursive=recursive, allow_not_found=True)
+    return directory._asked("listed", lambda: directory.filesystem.get_file_info(selector))
 
 
 def _list_everything(directory: Location) -> Files:
-    selector = fs.FileSelector(directory.path, recursive=True, allow_not_found=True)
-    listed = directory._asked("listed", lambda: directory.filesystem.get_file_info(selector))
-    files = [info for info in listed if info.type == fs.FileType.File]
-    found = [(Location(directory.root, info.path), info) for info in files]
-    return sorted(found, key=lambda pair: pair[0].path)
+    infos = sorted(_listed(directory, recursive=True), key=lambda info: info.path)
+    files = (info for info in infos if info.type == fs.FileType.File)
+    return [(Location(directory.root, info.path), info) for info in files]
 
 
 def _without_hidden(files: Files, directory: Location) -> Files:

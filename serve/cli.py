@@ -50,7 +50,7 @@ def serve_command(
         check_exposed(host, keys)
         if address is None:  # a cluster's nodes may have another file system
             check_port(host, port)
-            resolve_checkpoint(settings.reranker.model, settings.reranker.revision, weights=False)
+            resolve_checkpoint(settings.reranker, weights=False)
         settings = replace(settings, is_local=keys.is_open)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.data import CandidateSet, Content
 from shardrank.actors.errors import RerankError
+from shardrank.actors.families.family import NUM_CLOSING_TOKENS
 from shardrank.actors.preprocessor import Preprocessor
-from shardrank.actors.prompt import NUM_CLOSING_TOKENS
 from shardrank.serve.dialects.requests import Options
 from shardrank.serve.dialects.work import Sides, Work
 

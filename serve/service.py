@@ -11,8 +11,8 @@ from dataclasses import replace
 from shardrank.actors.config import PIXELS_PER_TOKEN, QueryOptions
 from shardrank.actors.data import CandidateSet, Content, PairScore
 from shardrank.actors.errors import RerankError
+from shardrank.actors.families.family import NUM_CLOSING_TOKENS
 from shardrank.actors.model.checkpoint import resolve_checkpoint
-from shardrank.actors.prompt import NUM_CLOSING_TOKENS
 from shardrank.actors.reranker import Reranker
 from shardrank.serve.console import usage
 from shardrank.serve.cutting import ANY_DOCUMENT, TextCutter
@@ -41,7 +41,7 @@ class RerankService:
         assert self._options.max_length is not None
         self._longest = self._options.max_length
         config, limits = settings.reranker, settings.limits
-        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        checkpoint = resolve_checkpoint(config, weights=False)
         self.guide = guide_of(checkpoint)
         self._cutter = TextCutter(checkpoint, reranker.preprocessor, self._longest)
         self._fetcher = MediaFetcher(settings.web, settings.num_fetching, limits.max_media_bytes)

@@ -6,9 +6,11 @@ that a checkout can be imported as an installed package is, without an install.
 
 from typing import TYPE_CHECKING, Any
 
+from shardrank import actors
 from shardrank.actors import (
     CandidateSet,
     Content,
+    Embedding,
     PairScore,
     QueryOptions,
     RerankerConfig,
@@ -18,11 +20,13 @@ from shardrank.actors import (
 )
 
 if TYPE_CHECKING:
-    from shardrank.actors import Reranker
+    from shardrank.actors import Embedder, Reranker
 
 __all__ = [
     "CandidateSet",
     "Content",
+    "Embedder",
+    "Embedding",
     "PairScore",
     "QueryOptions",
     "RerankError",
@@ -34,9 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Reranker, when it is first asked for: it brings torch."""
-    if name == "Reranker":
-        from shardrank.actors import Reranker
-
-        return Reranker
+    """Reranker or Embedder, when it is first asked for: it brings torch."""
+    if name in ("Embedder", "Reranker"):
+        return getattr(actors, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

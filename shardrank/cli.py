@@ -8,8 +8,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from shardrank.actors.config import RerankerConfig
+from shardrank.actors.config import EmbeddingOptions, RerankerConfig
 from shardrank.jobs.command import how_to_go_on
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.evaluate.cli import evaluate, roots_of
@@ -40,7 +40,7 @@ from shardrank.summary import print_status, print_summary, status_values
 
 app = typer.Typer(
     name="shardrank",
-    help="Rerank large corpora with Qwen3-VL-Reranker on Ray.",
+    help="Rerank and embed large corpora with Qwen3-VL on Ray.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -157,16 +157,9 @@ def rerank(
 
     The same command again goes on where it was stopped.
     """
-    if output is None or engine["model"] is None:
-        missing = "--output" if output is None else "--model"
-        raise UsageError(f"{missing} is missing")
-    try:
-        roots = roots_of(engine["media_root"])
-        config = built_here(RerankerConfig, engine, media_root=roots)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    _check_given(output, engine)
     options = JobOptions(
-        output=output,
+        output=output or "",
         input=InputOptions(input, run, queries, corpus, preset, tuple(map or ())),
         address=address,
         num_actors=num_actors,
@@ -183,7 +176,108 @@ def rerank(
         add_new=add_new,
         command=tuple(context.obj or ()),
     )
+    print_summary(run_rerank(options, _config(engine)), Console(markup=False))
+
+
+@app.command()
+@with_options(options_of(RerankerConfig))
+def embed(
+    context: typer.Context,
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            help="The corpus, or queries: a file, a directory or a glob, local, s3:// or gs://; or "
+            "a data set's directory"
+        ),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Directory of the results")] = None,
+    role: Annotated[
+        Literal["document", "query"],
+        typer.Option("--as", help="What INPUT has: a query's prompt may be another"),
+    ] = "document",
+    dimensions: Annotated[
+        int | None, typer.Option(help="The vector's first so many, a unit vector again")
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "float16"], typer.Option(help="Of the files' vectors")
+    ] = "float32",
+    preset: Annotated[
+        str | None, typer.Option(help=f"A data set's own names: {', '.join(PRESETS)}")
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(help="TABLE.COLUMN=NAME: where another name holds a column"),
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
+    num_actors: Annotated[
+        int | None, typer.Option(help="Embedding actors; default: one a GPU, or one on CPU")
+    ] = None,
+    unit_texts: Annotated[
+        int, typer.Option(help="Texts of a unit, which is written and resumed as a whole")
+    ] = DEFAULT_UNIT_PAIRS,
+    max_errors: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows with an error, as a number or a share, after which the job stops; "
+            "default: 1% of the texts, or 100 if that is more"
+        ),
+    ] = None,
+    retry_errors: Annotated[
+        list[str] | None,
+        typer.Option(help="Embed again the finished units with a row of this error code; `all`"),
+    ] = None,
+    add_new: Annotated[
+        bool, typer.Option("--add-new", help="The input grew: embed what is new")
+    ] = False,
+    pair_timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--text-timeout-s",
+            help="Seconds that reading and decoding one text may take, and a GPU for one forward",
+        ),
+    ] = 300.0,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(help="Of one GPU-hour, to state the cost")
+    ] = None,
+    **engine: Any,
+) -> None:
+    """Make a vector of every text, image or video of INPUT and write them to --output.
+
+    The same command again goes on where it was stopped.
+    """
+    _check_given(output, engine)
+    try:
+        embedding = EmbeddingOptions(role, dimensions, precision)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    options = JobOptions(
+        output=output or "",
+        input=InputOptions(input, preset=preset, maps=tuple(map or ()), embeds=role),
+        address=address,
+        num_actors=num_actors,
+        unit_pairs=unit_texts,
+        gpu_hour_price=gpu_hour_price,
+        max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
+        pair_timeout_s=pair_timeout_s,
+        retry_errors=tuple(retry_errors or ()),
+        add_new=add_new,
+        command=tuple(context.obj or ()),
+    )
+    config = replace(_config(engine), embedding=embedding)
     print_summary(run_rerank(options, config), Console(markup=False))
+
+
+def _check_given(output: str | None, engine: Mapping[str, Any]) -> None:
+    if output is None or engine["model"] is None:
+        raise UsageError(f"{'--output' if output is None else '--model'} is missing")
+
+
+def _config(engine: Mapping[str, Any]) -> RerankerConfig:
+    try:
+        roots = roots_of(engine["media_root"])
+        return built_here(RerankerConfig, engine, media_root=roots)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 _OUTPUT = Annotated[str, typer.Argument(help="A job's --output directory")]
@@ -225,10 +319,12 @@ def verify_command(
         again = {} if found is None else {"rescored": asdict(found)}
         print(json.dumps(asdict(counts) | again))
         return
+    is_embedded = read_status(output).manifest.job["form"] == "texts"
+    what = "texts" if is_embedded else f"pairs of {counts.num_queries:,} queries"
     print(
-        f"{counts.num_pairs:,} pairs of {counts.num_queries:,} queries: each has exactly one row "
-        f"({counts.num_pairs - counts.num_failed:,} with a score, {counts.num_failed:,} with an "
-        "error)"
+        f"{counts.num_pairs:,} {what}: each has exactly one row "
+        f"({counts.num_pairs - counts.num_failed:,} with a {'vector' if is_embedded else 'score'}, "
+        f"{counts.num_failed:,} with an error)"
     )
     for code, num in counts.errors.items():
         print(f"  {num:,} x {code}")
@@ -243,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.setFormatter(_Shown("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[shown])
     signal.signal(signal.SIGTERM, _interrupt)
-    is_job = arguments[:1] == ["rerank"]
+    is_job = arguments[:1] in (["rerank"], ["embed"])
     note_submitter()
     try:
         with given():

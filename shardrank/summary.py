@@ -28,14 +28,16 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _summary_rows(summary: Summary) -> list[tuple[str, str]]:
     manifest, counts = summary.manifest, summary.counts
+    output, noun = manifest.output, noun_of(manifest)
     rows = [
-        ("queries", f"{counts.num_queries:,}"),
-        ("pairs", f"{counts.num_pairs:,} ({counts.num_failed:,} with an error)"),
+        (noun, f"{counts.num_pairs:,} ({counts.num_failed:,} with an error)"),
         ("truncated", f"{counts.num_truncated:,}"),
         ("tokens", f"{counts.num_tokens:,} ({counts.num_visual_tokens:,} visual)"),
-        ("time", f"{duration(manifest.seconds)} ({manifest.pairs_per_s:,.1f} pairs/s)"),
-        ("scores", f"{summary.output}/scores/"),
+        ("time", f"{duration(manifest.seconds)} ({manifest.pairs_per_s:,.1f} {noun}/s)"),
+        (output.folder, f"{output.results}/"),
     ]
+    if noun == "pairs":
+        rows.insert(0, ("queries", f"{counts.num_queries:,}"))
     if manifest.vision_cache_hit_rate is not None:
         rows.append(("vision cache", _lookups(manifest)))
     if manifest.cost is not None:
@@ -43,6 +45,11 @@ def _summary_rows(summary: Summary) -> list[tuple[str, str]]:
     if summary.trec_run:
         rows.append(("TREC run", summary.trec_run))
     return rows + [(name, f"{value:.4f}") for name, value in summary.measures.items()]
+
+
+def noun_of(manifest: Manifest) -> str:
+    """What the job's rows are of."""
+    return "texts" if manifest.job.get("form") == "texts" else "pairs"
 
 
 def _lookups(manifest: Manifest) -> str:
@@ -72,6 +79,7 @@ def status_values(status: Status) -> dict[str, object]:
 
 def print_status(status: Status, console: Console) -> None:
     manifest = status.manifest
+    noun = noun_of(manifest)
     table = Table(show_header=False, box=None)
     table.add_row("state", _state(status))
     table.add_row("units", f"{len(status.units):,} of {status.num_units:,} done")
@@ -90,7 +98,8 @@ def print_status(status: Status, console: Console) -> None:
     for unit in status.slowest:
         rate = unit.num_pairs / max(unit.seconds or 0, 1e-9)
         console.print(
-            f"  {unit.name}: {unit.seconds:,.1f} s, {unit.num_pairs:,} pairs ({rate:,.1f} pairs/s)",
+            f"  {unit.name}: {unit.seconds:,.1f} s, {unit.num_pairs:,} {noun} "
+            f"({rate:,.1f} {noun}/s)",
             highlight=False,
         )
     for purpose, command in _ways(status):

@@ -106,7 +106,7 @@ def test_commands_of_a_page_have_the_options_that_it_gives_them(page):
         if command == "bench":
             assert [option for option in given if f'"{option}"' not in bench] == [], line
         elif command is not None:
-            sent = ("rerank", "verify", "evaluate") if command == "submit" else ()
+            sent = ("rerank", "embed", "verify", "evaluate") if command == "submit" else ()
             assert set(given) <= options_of(command, *sent), line
         elif name == "make":
             assert re.search(rf"^{line.split()[1]}:", text_of("Makefile"), re.MULTILINE), line
@@ -119,6 +119,7 @@ def test_commands_of_a_page_have_the_options_that_it_gives_them(page):
         ("status", ("job",)),
         ("verify", ("job",)),
         ("evaluate", ("evaluation", "inputs", "job")),
+        ("embed", ("embedding", "job")),
         ("serve", ("endpoint", "job")),
         ("new-key", ("endpoint",)),
         ("submit", ("cluster",)),

@@ -15,7 +15,7 @@ from shardrank.options import built, options_of
 from shardrank.serve import cli as serve_cli
 from shardrank.serve.deployment import AppArguments
 from shardrank.serve.settings import Limits, ServeSettings
-from tests.support.engine import TINY
+from tests.support.engine import GOLDEN, TINY
 
 NOT_OF_STRANGERS = {"media_root", "local_media"}
 """No option of the endpoint: a request names no file of ours."""
@@ -33,10 +33,16 @@ def another(kind: Any, default: Any) -> Any:
 
 
 FIELDS = [
-    (owner, field.name, another(settings_of(owner)[field.name][0], field.default))
+    (
+        owner,
+        field.name,
+        str(GOLDEN / "lora" / "vl-lora")
+        if field.name == "adapter"
+        else another(settings_of(owner)[field.name][0], field.default),
+    )
     for owner in (RerankerConfig, QueryOptions)
     for field in fields(owner)
-    if field.name not in ("model", "options")
+    if field.name not in ("model", "options", "embedding")
 ]
 
 
@@ -71,7 +77,7 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[RerankerConfig]:
 
 def test_no_field_of_the_engine_is_left_undescribed() -> None:
     for owner in (RerankerConfig, QueryOptions):
-        named = {field.name for field in fields(owner)} - {"options"}
+        named = {field.name for field in fields(owner)} - {"options", "embedding"}
         assert settings_of(owner).keys() == named
 
 

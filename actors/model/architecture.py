@@ -1,7 +1,7 @@
-"""What config.json says of a Qwen3-VL-Reranker: its sizes, and each tensor's name and shape.
+"""What config.json says of a model: its sizes, and each tensor's name and shape.
 
-Source: transformers' configuration_qwen3_vl.py, whose defaults hold where a file leaves something
-out, and modeling_qwen3_vl.py, which takes seconds to import.
+Source: transformers' configuration_qwen3_vl.py and configuration_qwen3.py, whose defaults hold
+where a file leaves something out, and the modeling files beside them, which take seconds to import.
 """
 
 import json
@@ -12,6 +12,9 @@ from typing import Any, get_origin
 
 Shape = tuple[int, ...]
 EMBEDDING, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
+LABELS = "score.weight"
+TEXT_MODEL = "qwen3"
+"""The model_type of a decoder alone, whose config.json has its sizes at the top."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,24 +116,34 @@ class Architecture:
 
     The official class ties by text_config under transformers 4.57.6; under 5.x, which reads the
     outer setting instead, it takes a head out of the files that differs. needs_head: neither says
-    that the embeddings are the head.
+    that the embeddings are the head. vision: None of a model for texts. num_labels: of a sequence
+    classifier, which has a row for each in the place of a head. is_fp8: of a checkpoint whose
+    weights may be in 8 bits with scales beside them.
     """
 
     text: TextConfig
-    vision: VisionConfig
+    vision: VisionConfig | None
     is_tied: bool
     needs_head: bool
+    num_labels: int | None = None
+    is_fp8: bool = False
 
     def shapes(self) -> dict[str, Shape]:
         """Each tensor's shape by its `own_name`."""
-        return self.text.shapes() | self.vision.shapes()
+        labels = {LABELS: (self.num_labels, self.text.hidden_size)} if self.num_labels else {}
+        return self.text.shapes() | (self.vision.shapes() if self.vision else {}) | labels
+
+    def own_name(self, name: str) -> str:
+        """A tensor's name as the engine has it."""
+        return own_name(name, is_text=self.vision is None)
 
 
 def read_architecture(checkpoint: Path) -> Architecture:
     """Reads a checkpoint's config.json. Raises ValueError naming what it lacks or has wrong."""
     file = checkpoint / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    for part in ("text_config", "vision_config"):
+    is_text = config.get("model_type") == TEXT_MODEL
+    for part in () if is_text else ("text_config", "vision_config"):
         if not config.get(part):  # a model of 8 billion weights is the default
             raise ValueError(f"{file} has no {part}")
     try:
@@ -141,21 +154,32 @@ def read_architecture(checkpoint: Path) -> Architecture:
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a config.json. Raises ValueError naming a value of another type."""
-    text_part, vision_part = config.get("text_config") or {}, config.get("vision_config") or {}
+    is_text = config.get("model_type") == TEXT_MODEL
+    text_part = config if is_text else config.get("text_config") or {}
     given = _given(TextConfig, text_part)
     if text_part.get("num_key_value_heads", 0) is None:
         given["num_key_value_heads"] = given.get("num_attention_heads", 32)
     text = TextConfig(**given, source=text_part)
-    vision = VisionConfig(**_given(VisionConfig, vision_part))
+    vision_part = config.get("vision_config") or {}
+    vision = None if is_text else VisionConfig(**_given(VisionConfig, vision_part))
     is_outer_tied = bool(config.get("tie_word_embeddings"))
     is_tied = text.tie_word_embeddings
-    return Architecture(text, vision, is_tied, not (is_tied or is_outer_tied))
+    classes = config.get("architectures") or ()
+    is_classifier = any(str(each).endswith("ForSequenceClassification") for each in classes)
+    num_labels = len(config.get("id2label") or "..") if is_classifier else None
+    needs_head = not (is_tied or is_outer_tied or is_classifier)
+    is_fp8 = any(part.get("quantization_config") for part in (config, text_part))
+    return Architecture(text, vision, is_tied, needs_head, num_labels, is_fp8)
 
 
-def own_name(name: str) -> str:
-    """A tensor's name without the `model.` that the class with a head puts before its body's."""
+def own_name(name: str, is_text: bool = False) -> str:
+    """A tensor's name without the `model.` that the class with a head puts before its body's; of a
+    model for texts, with the `language_model.` that the decoder has in the others.
+    """
     inner = name.removeprefix("model.")
-    return name if inner == HEAD else inner
+    if inner in (HEAD, LABELS):
+        return name
+    return f"language_model.{inner}" if is_text else inner
 
 
 def _given(kind: type, part: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,10 @@ class Decoder:
         self._finish = maybe_compiled(_finish, is_compiled)
         self._merge = maybe_compiled(merge_rows, is_compiled)
 
+    @property
+    def width(self) -> int:
+        return len(self._norm)
+
     def last_hidden(
         self,
         batch: PackedBatch,

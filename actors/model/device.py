@@ -40,11 +40,11 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
-    def tolist(self) -> list[float]:
-        """Waits for it."""
+    def rows(self) -> list[np.ndarray]:
+        """Its rows, each an array, or of (N,) a number. Waits for it."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return self._copy.tolist()
+        return [*self._copy.numpy()]
 
 
 _NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ErrorMemoryAllocation")

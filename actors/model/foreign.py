@@ -6,16 +6,14 @@ another model than the one meant would score. Reads configuration and tensor nam
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from shardrank.actors.model.architecture import own_name
+from shardrank.actors.model.architecture import TEXT_MODEL, Architecture
 
-ARCHITECTURE = "Qwen3VLForConditionalGeneration"
-_ARCHITECTURES = {ARCHITECTURE, "Qwen3VLModel"}  # the latter saves the same tensors, without a head
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 _KINDS = [
     (
@@ -32,7 +30,7 @@ _KINDS = [
     ),
     (
         re.compile(r"(^|\.)(score|classifier|classification_head|v_head|value_head|reward_head)\."),
-        "another head than the yes-no row of lm_head, which alone scores",
+        "another head than the one that its config.json names",
     ),
 ]
 _PIXELS = {
@@ -51,41 +49,81 @@ _VISION = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+_TEXT = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 _CONSTANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("config.json", "text_config", {"hidden_act": "silu", "attention_bias": False}),
+    ("config.json", "text_config", _TEXT),
     ("config.json", "vision_config", _VISION),
     ("preprocessor_config.json", "", _PIXELS),
     ("video_preprocessor_config.json", "", _PIXELS),
 )
 """File, part of it, and the values there by name; what a file leaves out is as here."""
-_NO_KIND = "which a Qwen3-VL-Reranker of its config.json does not have"
+_SCALES = (".weight_scale", ".weight_scale_inv")
+FP8_DTYPE, FP8_BLOCK = "F8_E4M3", 128
 
 
-def check_config(checkpoint: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError on an adapter beside the weights, quantised weights or another class."""
+def check_config(checkpoint: Path, config: Mapping[str, Any], family: str) -> None:
+    """Raises ValueError on an adapter beside the weights, quantised weights, or constants that are
+    not those of the family, given by its name.
+    """
     check_no_adapter(checkpoint)
     file = checkpoint / "config.json"
     for part in (config, config.get("text_config") or {}):
         settings = part.get("quantization_config") or part.get("compression_config")
         if settings:
-            method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-            raise ValueError(
-                f"{file} has a quantization_config ({method or 'of no name'}): quantised "
-                "checkpoints are not loaded, give the one in bfloat16, float16 or float32"
-            )
-    _check_constants(checkpoint)
-    others = [name for name in config.get("architectures") or () if name not in _ARCHITECTURES]
-    if others:
-        raise ValueError(
-            f"{file} names the architecture {others[0]}: only the yes-no head of an {ARCHITECTURE} "
-            "is read"
-        )
+            _check_scheme(file, settings if isinstance(settings, Mapping) else {})
+    is_text = config.get("model_type") == TEXT_MODEL
+    constants = (("config.json", "", _TEXT),) if is_text else _CONSTANTS
+    _check_constants(checkpoint, constants, family)
     _check_modules(checkpoint)
 
 
-def _check_constants(checkpoint: Path) -> None:
+def _check_scheme(file: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError naming a quantisation that is not read. settings: config.json's."""
+    method = settings.get("quant_method")
+    if method == "fp8":
+        differing = (name for name in _FP8 if (settings.get(name) or _FP8[name]) != _FP8[name])
+        wrong = next((f"fp8, {name} {settings[name]!r}" for name in differing), None)
+    elif method == "compressed-tensors":
+        wrong = next(filter(None, map(_wrong_group, _groups(file, settings))), None)
+    else:
+        wrong = method or "of no name"
+    if wrong:
+        raise ValueError(
+            f"{file} has a quantization_config ({wrong}): quantised checkpoints are read in fp8 "
+            "with dynamic activations alone, give the one in bfloat16, float16 or float32"
+        )
+
+
+_FP8 = {"activation_scheme": "dynamic", "weight_block_size": [FP8_BLOCK, FP8_BLOCK], "fmt": "e4m3"}
+
+
+def _groups(file: Path, settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    try:
+        return list(settings["config_groups"].values())
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"{file} has a quantization_config without config_groups") from error
+
+
+def _wrong_group(group: Mapping[str, Any]) -> str | None:
+    """What cannot be read of a group of layers; None: all can."""
+    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    if (weights.get("type"), weights.get("num_bits")) != ("float", 8):
+        return f"compressed-tensors, {weights.get('num_bits')} bits of {weights.get('type')}"
+    is_static = inputs and not inputs.get("dynamic")
+    return "compressed-tensors, static activations" if is_static else None
+
+
+def own_weight(name: str) -> str:
+    """The weight that a scale is of; any other tensor's own name."""
+    ending = next((each for each in _SCALES if name.endswith(each)), None)
+    return name if ending is None else f"{name.removesuffix(ending)}.weight"
+
+
+def _check_constants(
+    checkpoint: Path, known: Iterable[tuple[str, str, dict[str, Any]]], family: str
+) -> None:
     """What the engine computes in one way, whatever a file says."""
-    for file, part, constants in _CONSTANTS:
+    for file, part, constants in known:
         path = checkpoint / file
         if not path.is_file():
             continue
@@ -98,7 +136,7 @@ def _check_constants(checkpoint: Path) -> None:
         for name, value in given.items():
             if value != constants[name]:
                 raise ValueError(
-                    f"{path} has {name} {value!r}: a Qwen3-VL-Reranker has {constants[name]!r}, "
+                    f"{path} has {name} {value!r}: a {family} has {constants[name]!r}, "
                     "and nothing else is computed"
                 )
 
@@ -108,8 +146,8 @@ def check_no_adapter(checkpoint: Path) -> None:
     found = [*checkpoint.glob("adapter_config.json"), *sorted(checkpoint.glob("adapter_model.*"))]
     if found:
         raise ValueError(
-            f"{found[0]} is an adapter's file: adapters are not applied, give a checkpoint into "
-            "whose weights it is merged"
+            f"{found[0]} is an adapter's file: give its folder as the adapter, and the base "
+            "in a folder of its own as the model"
         )
 
 
@@ -128,14 +166,12 @@ def _check_modules(checkpoint: Path) -> None:
             if file.is_file():
                 raise ValueError(
                     f"{file} holds weights of a module that modules.json puts after the model: "
-                    "only the yes-no row of lm_head scores"
+                    "they are not read"
                 )
 
 
-def check_weights(checkpoint: Path, expected: Set[str]) -> None:
+def check_weights(checkpoint: Path, architecture: Architecture, family: str) -> None:
     """Raises ValueError naming a tensor or file that would be left out or misread.
-
-    expected: the `own_name` of every tensor that may be there.
 
     Reads the headers of the safetensors files; a checkpoint without any is not checked.
     """
@@ -144,6 +180,8 @@ def check_weights(checkpoint: Path, expected: Set[str]) -> None:
         if file not in files:
             raise ValueError(f"{file} belongs to no weights that are loaded: {files[0].name} does")
     places: dict[str, Path] = {}
+    own_name, expected = architecture.own_name, architecture.shapes().keys()
+    meant = own_weight if architecture.is_fp8 else str
     for file in files:
         dtypes = _dtypes(file)
         for name in dtypes:
@@ -151,25 +189,25 @@ def check_weights(checkpoint: Path, expected: Set[str]) -> None:
             if weight in places:
                 raise ValueError(f"{file} holds {name}, which {places[weight]} has too")
             places[weight] = file
-        unexpected = [name for name in dtypes if own_name(name) not in expected]
+        unexpected = [name for name in dtypes if own_name(meant(name)) not in expected]
         if unexpected:
-            raise ValueError(f"{file} holds {described(unexpected)}")
+            raise ValueError(f"{file} holds {described(unexpected, family)}")
         for name, dtype in dtypes.items():
-            if dtype not in _DTYPES:
+            if dtype not in _DTYPES and not (architecture.is_fp8 and dtype == FP8_DTYPE):
                 raise ValueError(
                     f"{file} holds {name} in {dtype}: quantised weights are not loaded, give the "
                     "checkpoint in bfloat16, float16 or float32"
                 )
 
 
-def described(unexpected: Iterable[str]) -> str:
+def described(unexpected: Iterable[str], family: str) -> str:
     """The tensor that says most about what these are, and what it is."""
     names = sorted(unexpected)
     for pattern, meaning in _KINDS:
         for name in names:
             if pattern.search(name):
                 return f"{name}, {meaning}"
-    return f"{names[0]}, {_NO_KIND}"
+    return f"{names[0]}, which a {family} of its config.json does not have"
 
 
 def weight_files(checkpoint: Path) -> list[Path]:

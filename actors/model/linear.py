@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
+from shardrank.actors.model.foreign import FP8_BLOCK, FP8_DTYPE, own_weight
+
 FP8 = torch.float8_e4m3fn
 _FP8_MAX = torch.finfo(FP8).max
 _PACKED_FOR_ROWS = 4_096
@@ -141,3 +143,30 @@ def quantize_rows(rows: torch.Tensor) -> Fp8Rows:
 def supports_fp8(device: torch.device) -> bool:
     """Whether the device multiplies fp8 itself, or (a CPU) imitates it."""
     return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def dequantize(weights: Weights, dtype: torch.dtype | None) -> None:
+    """Put numbers of the dtype (None: float32) in the place of weights with a scale.
+
+    Raises ValueError for a weight without a scale, or a scale that does not fit.
+    """
+    scales = {own_weight(name): name for name in weights if own_weight(name) != name}
+    for name, scale_name in scales.items():
+        scale = weights.pop(scale_name).float()
+        weights[name] = _scaled(name, weights[name].float(), scale).to(dtype or torch.float32)
+    for name, weight in weights.items():
+        if weight.dtype == torch.float8_e4m3fn:
+            raise ValueError(f"{name} is in {FP8_DTYPE} and has no scale")
+
+
+def _scaled(name: str, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    if scale.numel() == 1:
+        return values * scale.reshape(())
+    rows, columns = values.shape
+    if scale.shape in ((rows,), (rows, 1)):
+        return values * scale.reshape(rows, 1)
+    blocks = tuple(-(-size // FP8_BLOCK) for size in (rows, columns))
+    if scale.shape != blocks:
+        raise ValueError(f"{name} of shape {[rows, columns]} has a scale of {list(scale.shape)}")
+    high = scale.repeat_interleave(FP8_BLOCK, 0)[:rows]
+    return values * high.repeat_interleave(FP8_BLOCK, 1)[:, :columns]

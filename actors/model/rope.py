@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from shardrank.actors.model.architecture import TextConfig
+from shardrank.actors.model.architecture import TEXT_MODEL, TextConfig
 
 
 def frequencies(text: TextConfig) -> tuple[torch.Tensor, float, list[int]]:
@@ -21,7 +21,8 @@ def frequencies(text: TextConfig) -> tuple[torch.Tensor, float, list[int]]:
     sections = parameters.get("mrope_section", [24, 20, 20])
     if parameters.get("rope_type", parameters.get("type", "default")) != "default":
         return *_scaled_frequencies(given), sections
-    theta = parameters.get("rope_theta", given.get("rope_theta", 500_000.0))
+    usual = 10_000.0 if given.get("model_type") == TEXT_MODEL else 500_000.0
+    theta = parameters.get("rope_theta", given.get("rope_theta", usual))
     steps = torch.arange(0, text.head_dim, 2, dtype=torch.float32) / text.head_dim
     return 1.0 / theta**steps, 1.0, sections
 

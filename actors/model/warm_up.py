@@ -13,14 +13,11 @@ _SIZES = ((64, 64), (64, 96))
 """Height and width of images in pixels: two, so that their number and size are not compiled in."""
 
 
-def sample_sets() -> tuple[list[PreparedSet], ...]:
+def sample_sets(*, with_images: bool) -> list[list[PreparedSet]]:
     """One pair; three; more than a plan holds, all of one query; images."""
-    return (
-        [_texts(1)],
-        [_texts(3)],
-        [_texts(5)],
-        [_image(height, width) for height, width in _SIZES],
-    )
+    texts = [[_texts(1)], [_texts(3)], [_texts(5)]]
+    images = [_image(height, width) for height, width in _SIZES]
+    return [*texts, images] if with_images else texts
 
 
 def _texts(num_pairs: int) -> PreparedSet:

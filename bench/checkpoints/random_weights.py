@@ -70,7 +70,11 @@ def random_model(directory: Path, device: torch.device, dtype: torch.dtype) -> A
 
 
 def load_random(
-    checkpoint: Path, device: torch.device, dtype: torch.dtype, **options: bool
+    checkpoint: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: None = None,
+    **options: Any,
 ) -> RerankerModel:
     weights = random_weights(checkpoint, device, dtype)
     return reranker_model(weights, read_architecture(checkpoint), checkpoint, **options)

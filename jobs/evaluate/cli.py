@@ -22,7 +22,13 @@ from shardrank.jobs.evaluate.measures import (
 from shardrank.jobs.evaluate.page import Page, Preview, render, shown_documents, shown_queries
 from shardrank.jobs.evaluate.previews import load_labels, load_previews
 from shardrank.jobs.evaluate.qrels import load_qrels
-from shardrank.jobs.inputs.forms import Mappings, open_content, read_mappings, tsv_layouts
+from shardrank.jobs.inputs.forms import (
+    Mappings,
+    open_content,
+    read_mappings,
+    roots_of,
+    tsv_layouts,
+)
 from shardrank.jobs.inputs.tables import OpenedTable
 from shardrank.jobs.secrets import printable
 from shardrank.jobs.storage import Location, write_atomically
@@ -81,18 +87,13 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(summary(scores, comparison, groups)))
     else:
-        print_comparison(Console(), scores, comparison, groups, _is_finished(output))
+        is_finished = Location.parse(output).child("_SUCCESS").exists()
+        print_comparison(Console(), scores, comparison, groups, is_finished)
     if report is not None:
         page = Page(f"Reranked: {output}", scores, comparison, judgements, groups=groups)
         write_report(report, page, opened, roots_of(media_root))
         if not as_json:
             typer.echo(f"Report: {report}")
-
-
-def roots_of(given: Sequence[str] | None) -> str | tuple[str, ...]:
-    """The config's media_root for --media-root as often as it was given."""
-    roots = tuple(given or ())
-    return roots[0] if len(roots) == 1 else roots
 
 
 def _mappings(preset: str | None, maps: Sequence[str]) -> tuple[dict[str, str], Mappings]:
@@ -107,10 +108,6 @@ def _mappings(preset: str | None, maps: Sequence[str]) -> tuple[dict[str, str], 
             )
         columns[column] = name
     return columns, read_mappings(preset, [t for t in maps if not t.startswith("qrels.")])
-
-
-def _is_finished(output: str) -> bool:
-    return Location.parse(output).child("_SUCCESS").exists()
 
 
 def write_report(

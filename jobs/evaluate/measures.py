@@ -118,19 +118,14 @@ def evaluate_queries(
     judged = {query: dict(qrels[query]) for query in qrels if complete or query in run}
     if not judged:
         raise UsageError("no query of the run has a judgement in the qrels: are the ids the same?")
-    known = {query: dict(run.get(query, {})) for query in judged}
+    known = {query: dict(run[query]) for query in judged if run.get(query)}
     values: dict[Any, dict[str, float]] = {measure: {} for measure in parsed.values()}
-    for metric in _calculate(values, judged, {q: docs for q, docs in known.items() if docs}):
+    for metric in _PROVIDERS.iter_calc(list(values), judged, known) if known else ():
         values[metric.measure][metric.query_id] = metric.value
     return {
         name: {query: values[measure].get(query, 0.0) for query in judged}
         for name, measure in parsed.items()
     }
-
-
-def _calculate(measures: Iterable[Any], qrels: Qrels, run: Run) -> Iterator[Any]:
-    if run:
-        yield from _PROVIDERS.iter_calc(list(measures), qrels, run)
 
 
 def parse_measure(name: str) -> Any:
@@ -150,22 +145,17 @@ def parse_measure(name: str) -> Any:
 def load_scores(directory: str, queries: Iterable[str] | None = None) -> Scores:
     """Read the job's `scores/*.parquet`, a batch at a time, keeping rows of `queries` only."""
     keep = None if queries is None else set(queries)
-    scores = Scores({}, 0, Counter())
-    num_pairs = 0
+    candidates: dict[str, list[Candidate]] = {}
+    errors, num_pairs = Counter[str](), 0
     for row in _score_rows(_score_files(directory)):
         num_pairs += 1
         if row["logit"] is None:
-            scores.errors[row["error_code"] or "unknown"] += 1
-        query_id = row["query_id"]
-        if (
-            query_id is None
-            or row["doc_id"] is None
-            or (keep is not None and str(query_id) not in keep)
-        ):
-            continue
-        known = {name: row[name] for name in _FIELDS} | {"doc_id": str(row["doc_id"])}
-        scores.candidates.setdefault(str(query_id), []).append(Candidate(**known))
-    return Scores(scores.candidates, num_pairs, scores.errors)
+            errors[row["error_code"] or "unknown"] += 1
+        query_id, doc_id = row["query_id"], row["doc_id"]
+        if None not in (query_id, doc_id) and (keep is None or str(query_id) in keep):
+            known = {name: row[name] for name in _FIELDS} | {"doc_id": str(doc_id)}
+            candidates.setdefault(str(query_id), []).append(Candidate(**known))
+    return Scores(candidates, num_pairs, errors)
 
 
 def load_run_from_scores(directory: str) -> Run:

@@ -2,8 +2,8 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import compress
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,10 @@ from shardrank.actors.media.images import Guard, load_image
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.evaluate.page import Picture, Preview
-from shardrank.jobs.inputs import lines
+from shardrank.jobs.inputs.columns import DOCUMENT_COLUMNS, QUERY_COLUMNS
 from shardrank.jobs.inputs.joins import scan_columns
-from shardrank.jobs.inputs.parquet import open_parquet
-from shardrank.jobs.inputs.paths import names_near, type_at, value_at
-from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
+from shardrank.jobs.inputs.paths import names_near, type_at
+from shardrank.jobs.inputs.tables import OpenedTable
 from shardrank.jobs.units.contents import document_value, query_value
 
 _SIDE = 192  # pixels of a thumbnail's longer side; half as many on the page
@@ -36,49 +35,39 @@ def load_previews(
 ) -> dict[str, Preview]:
     """Previews of the rows with these ids; ids are compared as text, as in qrels."""
     reader, guard = MediaReader(media_root), VideoProcesses(1).image
-    is_query = opened.table.has("query_id")
-    value = query_value if is_query else document_value
-    return {
-        id_: _preview(value(row), reader, guard)
-        for id_, row in _rows(opened, set(ids), "query_id" if is_query else "doc_id")
-    }
+    if opened.table.has("query_id"):
+        rows, value = _rows(opened, "query_id", QUERY_COLUMNS, ids), query_value
+    else:
+        rows, value = _rows(opened, "doc_id", DOCUMENT_COLUMNS, ids), document_value
+    return {id_: _preview(value(row), reader, guard) for id_, row in rows}
 
 
 def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
     """Query id -> a further column of the queries table, such as its language, where not null."""
-    labels: dict[str, str] = {}
-    id_column = opened.table.columns["query_id"]
-    has_column = [type_at(part.schema, column) is not None for part in opened.parts]
-    if not any(has_column):
+    if not any(type_at(part.schema, column) is not None for part in opened.parts):
         file, part = opened.filled[0]
         names = ", ".join(names_near(part.schema, column))
         raise UsageError(
             f"--group-by: no column {column!r} in {file.location}; its columns: {names}"
         )
-    for file in compress(opened.table.files, has_column):
-        if file.is_parquet:
-            with open_parquet(file.location) as parquet:
-                rows: Iterable[Mapping[str, Any]] = parquet.read([id_column, column]).to_pylist()
-        else:
-            rows = (row for _, row in lines.scan_rows(file.location, file.tsv_columns))
-        for row in rows:
-            label = value_at(row, column)
-            if label is not None:
-                labels[str(value_at(row, id_column))] = str(label)
-    return labels
+    table = replace(opened.table, columns=opened.table.columns | {"label": column})
+    rows = _rows(replace(opened, table=table), "query_id", ["label"])
+    return {id_: str(row["label"]) for id_, row in rows if row.get("label") is not None}
 
 
 def _rows(
-    opened: OpenedTable, ids: set[str], id_column: str
+    opened: OpenedTable, id_column: str, columns: Sequence[str], ids: Iterable[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    columns = (id_column, *(QUERY_COLUMNS if id_column == "query_id" else DOCUMENT_COLUMNS))
-    scanned = scan_columns(opened, [id_column])
-    texts = scanned[id_column].cast(pa.large_string())
-    found = scanned.filter(pc.is_in(texts, pa.array(sorted(ids), pa.large_string())))
+    """(id, row) of all rows, or of those with the given ids."""
+    found = scan_columns(opened, [id_column])
+    if ids is not None:
+        texts = found[id_column].cast(pa.large_string())
+        wanted = pa.array(sorted(set(ids)), pa.large_string())
+        found = found.filter(pc.is_in(texts, wanted))
     files, positions = found["file"].to_numpy(), found["position"].to_numpy()
     for file in np.unique(files).tolist():
-        for _, row in opened.table.fetch(file, positions[files == file], columns):
-            yield str(row[id_column]), row
+        for _, row in opened.table.fetch(file, positions[files == file], [id_column, *columns]):
+            yield str(row.get(id_column)), row
 
 
 def _preview(value: Any, reader: MediaReader, guard: Guard) -> Preview:

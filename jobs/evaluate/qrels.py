@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.inputs.discovery import check_one_split
 from shardrank.jobs.inputs.lines import by_blanks, by_tabs, scan_rows, text_lines
 from shardrank.jobs.inputs.parquet import read_footer, read_range
+from shardrank.jobs.inputs.parts import check_one_split
+from shardrank.jobs.inputs.runs import ITERATIONS
 from shardrank.jobs.storage import Location, list_files
 
 Qrels = dict[str, dict[str, int]]
@@ -18,8 +19,8 @@ DOCUMENT_COLUMNS = ("corpus-id", "corpus_id", "doc_id", "doc-id", "docid", "docn
 )
 RELEVANCE_COLUMNS = ("relevance", "score", "rel", "label")
 
-_ITERATIONS = ("0", "Q0", "q0")
-_Row = tuple[str, Any, Any, Any]  # place, query id, document id, relevance
+_Row = tuple[str, Any, Sequence[Any]]
+"""Place, values, and the keys there of query, document and relevance; the last may be None: 1."""
 
 
 def load_qrels(path: str, columns: Mapping[str, str] | None = None) -> Qrels:
@@ -34,7 +35,8 @@ def load_qrels(path: str, columns: Mapping[str, str] | None = None) -> Qrels:
     check_one_split("qrels", files)
     qrels: Qrels = {}
     for file in files:
-        for place, query_id, doc_ids, relevance in _rows(file, columns or {}):
+        for place, row, keys in _rows(file, columns or {}):
+            query_id, doc_ids, relevance = (1 if key is None else row[key] for key in keys)
             for doc_id in doc_ids if isinstance(doc_ids, list) else [doc_ids]:  # as in NanoBEIR
                 _add(qrels, place, query_id, doc_id, relevance)
     if not qrels:
@@ -79,20 +81,15 @@ def _rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
 def _parquet_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
     footer = read_footer(file)
     names = _choose_columns(str(file), footer.schema.names, columns)
-    number = 0
-    for table in read_range(file, 0, footer.num_rows, [name for name in names if name]):
-        for row in table.to_pylist():
-            query_id, doc_id, relevance = (row[name] if name else 1 for name in names)
-            yield f"{file}, row {number}", query_id, doc_id, relevance
-            number += 1
+    tables = read_range(file, 0, footer.num_rows, [name for name in names if name])
+    for number, row in enumerate(row for table in tables for row in table.to_pylist()):
+        yield f"{file}, row {number}", row, names
 
 
 def _json_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
-    for offset, row in scan_rows(file):
+    for offset, _, row in scan_rows(file):
         place = f"{file}, byte {offset}"
-        names = _choose_columns(place, list(row), columns)
-        query_id, doc_id, relevance = (row[name] if name else 1 for name in names)
-        yield place, query_id, doc_id, relevance
+        yield place, row, _choose_columns(place, list(row), columns)
 
 
 def _text_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
@@ -113,8 +110,7 @@ def _text_rows(file: Location, columns: Mapping[str, str]) -> Iterator[_Row]:
             order, num = _order_without_header(place, fields), len(fields)
         if len(fields) != num:
             raise UsageError(f"{place}: expected {num} columns as in the first line, got {line!r}")
-        query_id, doc_id, relevance = (1 if index is None else fields[index] for index in order)
-        yield place, query_id, doc_id, relevance
+        yield place, fields, order
 
 
 def _fields(line: str) -> list[str]:
@@ -122,7 +118,7 @@ def _fields(line: str) -> list[str]:
     two tabs may have spaces.
     """
     words = by_blanks(line)
-    if "\t" not in line or (len(words) == 4 and words[1] in _ITERATIONS):
+    if "\t" not in line or (len(words) == 4 and words[1] in ITERATIONS):
         return words
     return by_tabs(line)
 

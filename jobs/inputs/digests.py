@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from shardrank.jobs.inputs.parquet import read_range
-from shardrank.jobs.inputs.tables import DataFile, is_list, plain_type
+from shardrank.jobs.inputs.paths import is_list, plain_type
+from shardrank.jobs.inputs.tables import DataFile
 from shardrank.jobs.storage import open_input
 
 _READ_BYTES = 16 << 20
@@ -27,12 +28,15 @@ def content_digest(file: DataFile, columns: Sequence[str], stop: int) -> str:
     Raises UnreadableInput.
     """
     if file.is_parquet:
-        return _rows_digest(file, columns, stop)
+        rows = TableDigest()
+        for part in read_range(file.location, 0, stop, columns):
+            rows.add(part)
+        return rows.hexdigest()
     digest = hashlib.sha256()
     with open_input(file.location) as stream:
-        while stop > 0 and (part := stream.read(min(stop, _READ_BYTES))):
-            digest.update(part)
-            stop -= len(part)
+        while stop > 0 and (content := stream.read(min(stop, _READ_BYTES))):
+            digest.update(content)
+            stop -= len(content)
     return digest.hexdigest()
 
 
@@ -45,13 +49,6 @@ def ends_a_line(file: DataFile, stop: int) -> bool:
     with open_input(file.location) as stream:
         stream.seek(stop - 1)
         return b"\n" in stream.read(2)
-
-
-def _rows_digest(file: DataFile, columns: Sequence[str], stop: int) -> str:
-    digest = TableDigest()
-    for rows in read_range(file.location, 0, stop, columns):
-        digest.add(rows)
-    return digest.hexdigest()
 
 
 class TableDigest:

@@ -1,26 +1,23 @@
 """Which files of a place are a table's: by their endings, and the live ones of a Delta or Iceberg
-table; which parts and splits of a data set lie in a folder, by their names.
-
-Of columns it knows only what the first line of tab-separated ones says.
+table. Knows nothing of columns.
 """
 
 import os
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyarrow import fs
 
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs import lakes
-from shardrank.jobs.inputs.lines import COMPRESSIONS, is_tsv, plain_name, text_lines
+from shardrank.jobs.inputs.lines import is_tsv
 from shardrank.jobs.storage import (
+    COMPRESSIONS,
     Files,
     Location,
-    child_names,
     list_files,
     list_with_hidden,
     open_input,
+    plain_name,
 )
 
 PARQUET, JSON_LINES, TSV = "Parquet", "JSON lines", "tab-separated lines"
@@ -126,120 +123,3 @@ def _counted() -> str:
         f"files that end in {', '.join(_KINDS)} are read, lines also with a further "
         f"{', '.join(COMPRESSIONS)}; convert others to Parquet"
     )
-
-
-Layouts = Mapping[int, tuple[str, ...]]
-"""Number of columns -> their names in a file without a header."""
-
-
-def tsv_columns(
-    name: str, file: Location, known: Sequence[str], layouts: Layouts
-) -> tuple[str, ...]:
-    """The names of a file's columns; none for a file without a line.
-
-    known: names of the id columns, of which a header has at least one. Raises UsageError for a
-    number of columns that says nothing.
-    """
-    number, first = next(text_lines(file), (0, ""))
-    fields = tuple(first.split("\t"))
-    if not number:
-        return ()
-    if any(field in known for field in fields):
-        twice = [field for field in fields if fields.count(field) > 1]
-        if twice:
-            raise UsageError(f"{name}: column {twice[0]!r} stands twice in {file}")
-        return fields
-    if len(fields) in layouts:
-        return layouts[len(fields)]
-    read = "; ".join(f"{num} ({', '.join(names)})" for num, names in sorted(layouts.items()))
-    raise UsageError(
-        f"{name}: {file}, line {number} has {len(fields)} tab-separated columns and is no header "
-        f"with one of {', '.join(known)}; without a header are read: "
-        f"{read or 'none here, see --preset'}"
-    )
-
-
-def find_part(uri: str, names: Sequence[str]) -> str | None:
-    """The URI of the first of `names` that is a file or directory with files inside INPUT, or,
-    where INPUT itself is none, that it begins: `DIR/english` has `DIR/english-corpus`.
-
-    Raises UsageError where a name stands for two of them, which may differ.
-    """
-    base, mark, query = uri.partition("?")
-    folder, start, join = Location.parse(uri), "", "/"
-    if not folder.exists():
-        folder, start, join = folder.parent, f"{folder.name}-", "-"
-    children = child_names(folder)
-    for name in names:
-        parts = [
-            f"{base.rstrip('/')}{join}{child.removeprefix(start)}{mark}{query}"
-            for child in children
-            if _is_named(child, f"{start}{name}")
-        ]
-        found = [part for part in parts if list_files(Location.parse(part))]
-        if len(found) > 1:
-            raise UsageError(
-                f"{found[0]} and {found[1]} could both be the {name} of {uri}: leave one there"
-            )
-        if found:
-            return found[0]
-    return None
-
-
-def _is_named(child: str, name: str) -> bool:
-    """Whether it is a folder of that name, or a table's file."""
-    if not child.startswith(name):
-        return False
-    ending = f"x{child[len(name) :]}"
-    is_table = kind_of(ending) in (PARQUET, JSON_LINES, TSV)
-    return child == name or (is_table and os.path.splitext(plain_name(ending))[0] == "x")
-
-
-def subsets(directory: Location, parts: Sequence[str]) -> list[str]:
-    """The subsets in a directory that have all parts: `de` of `de/corpus`, `english` of
-    `english-corpus`.
-    """
-    found: dict[str, set[str]] = {}
-    for file, _ in list_files(directory):
-        path = file.path.removeprefix(f"{directory.path}/")
-        match = re.match(rf"([^/]+?)[-/]({'|'.join(parts)})(/|\.[a-z])", path)
-        if match:
-            found.setdefault(match[1], set()).add(match[2])
-    return sorted(name for name, has in found.items() if has == set(parts))
-
-
-_SPLITS = ("train", "dev", "test", "validation", "valid", "val", "eval")
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
-"""What `datasets` writes: the split's name, whatever it is, before the number of the shard."""
-
-
-def check_one_split(what: str, files: Sequence[Location]) -> None:
-    """Raises UsageError that names the splits where the files are of more than one."""
-    splits: dict[str, Location] = {}
-    for file in files:
-        splits.setdefault(_split_of(file, files), file)
-    named = sorted(set(splits) - {""})
-    if len(named) > 1:
-        raise UsageError(
-            f"{what}: {_folder(files)} holds the splits {', '.join(named)}: "
-            f"name the one that is meant, such as {splits[named[0]]} (or a quoted glob)"
-        )
-
-
-def _split_of(file: Location, files: Sequence[Location]) -> str:
-    """The shard's split, or the first word of the path below the files' folder that is one."""
-    shard = _SHARD.match(file.name)
-    if shard:
-        return shard[1]
-    words = re.split(r"[^a-z]+", file.path.removeprefix(_folder(files)).lower())
-    return next((word for word in words if word in _SPLITS), "")
-
-
-def _folder(files: Sequence[Location]) -> str:
-    """The part of the paths that all files share, up to a slash."""
-    first, last = min(file.path for file in files), max(file.path for file in files)
-    shared = next(
-        (i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other),
-        len(first),
-    )
-    return first[: first.rfind("/", 0, shared) + 1]

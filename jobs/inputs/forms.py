@@ -1,4 +1,5 @@
-"""The three input forms, opened and checked: candidate sets, pairs, run + queries + corpus.
+"""The input forms, opened and checked: candidate sets, pairs, run + queries + corpus, or texts to
+embed.
 
 Knows which tables a form needs; how well-known data sets name their files and columns.
 """
@@ -10,32 +11,35 @@ from typing import Literal
 
 import pyarrow as pa
 
+from shardrank.actors.families.family import Role
 from shardrank.jobs.errors import UsageError
-from shardrank.jobs.inputs.discovery import Layouts, find_part, subsets
-from shardrank.jobs.inputs.runs import run_files
-from shardrank.jobs.inputs.tables import (
+from shardrank.jobs.inputs.columns import (
     CANDIDATE_COLUMNS,
     CANDIDATES,
+    CONTENTS,
     DOCUMENT_COLUMNS,
     TABLE_COLUMNS,
+)
+from shardrank.jobs.inputs.lines import Layouts
+from shardrank.jobs.inputs.parts import PRESETS, Preset, find_part, find_parts
+from shardrank.jobs.inputs.paths import plain_type
+from shardrank.jobs.inputs.runs import run_files
+from shardrank.jobs.inputs.tables import (
     Mapped,
     OpenedTable,
     Table,
     check_types,
     open_table,
-    plain_type,
     require,
 )
 from shardrank.jobs.storage import Location, would_read
 
 logger = logging.getLogger(__name__)
 
-Form = Literal["sets", "pairs", "run"]
+Form = Literal["sets", "pairs", "run", "texts"]
 Mappings = dict[str, dict[str, str | tuple[str, ...]]]
 
 
-_QUERY = ("query", "text", "image", "video")
-_DOCUMENT = ("doc", "text", "image", "video")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 _TSV_LAYOUTS: dict[str, dict[int, tuple[str, ...]]] = {
@@ -46,71 +50,11 @@ _TSV_LAYOUTS: dict[str, dict[int, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
-    """columns: table -> the job's name -> the data set's names, the first that is there counts.
-    parts: table -> names inside INPUT. tsv: table -> number of columns -> the data set's names.
-
-    input_is_run: INPUT is the run itself, and --queries and --corpus name the tables.
-    """
-
-    columns: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
-    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    tsv: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)
-    input_is_run: bool = False
-
-
-_RANKED: dict[str, tuple[str, ...]] = {"query_id": ("query-id",), "doc_ids": ("corpus-ids",)}
-_PAGES = Preset(
-    columns={
-        "queries": {"query_id": ("query-id", "query_id", "id")},
-        "corpus": {"doc_id": ("corpus-id", "corpus_id", "id")},
-        "run": _RANKED,
-    },
-    parts={"run": ("run", "top_ranked")},
-)
-
-PRESETS: dict[str, Preset] = {
-    "beir": Preset(columns={"queries": {"query_id": ("_id",)}, "corpus": {"doc_id": ("_id",)}}),
-    "mteb": Preset(
-        columns={
-            "queries": {"query_id": ("id", "_id")},
-            "corpus": {"doc_id": ("id", "_id")},
-            "run": _RANKED,
-            "instructions": {"query_id": ("query-id",)},
-        },
-        parts={"run": ("top_ranked",), "instructions": ("instruction",)},
-    ),
-    "nanobeir": Preset(
-        columns={
-            "queries": {"query_id": ("_id",)},
-            "corpus": {"doc_id": ("_id",)},
-            "run": _RANKED,
-        },
-        parts={"run": ("run", "bm25")},
-    ),
-    "vidore": _PAGES,
-    "jinavdr": _PAGES,
-    "msmarco": Preset(
-        columns={
-            "input": {"query_id": ("qid",), "doc_id": ("pid",), "doc": ("passage",)},
-            "queries": {"query_id": ("qid",)},
-            "corpus": {"doc_id": ("pid", "docid"), "doc": ("passage",), "text": ("body",)},
-        },
-        parts={"corpus": ("corpus", "collection", "msmarco-docs")},
-        tsv={
-            "input": {4: ("qid", "pid", "query", "passage")},
-            "queries": {2: ("qid", "query")},
-            "corpus": {2: ("pid", "passage"), 4: ("docid", "url", "title", "body")},
-        },
-    ),
-    "miracl": Preset(columns={"corpus": {"doc_id": ("docid",)}}),
-    "trec": Preset(input_is_run=True),
-}
-
-
-@dataclass(frozen=True, slots=True)
 class InputOptions:
-    """What the command line says about the input; nothing is opened yet."""
+    """What the command line says about the input; nothing is opened yet.
+
+    embeds: INPUT is a corpus, or queries, or has them inside; there are no pairs.
+    """
 
     input: str | None = None
     run: str | None = None
@@ -118,10 +62,11 @@ class InputOptions:
     corpus: str | None = None
     preset: str | None = None
     maps: tuple[str, ...] = ()
+    embeds: Role | None = None
 
     def check_apart_from(self, output: str) -> None:
         """Raises UsageError for an output that would be input the next time."""
-        for uri in _locate(self, _preset(self.preset)).values():
+        for uri in _locate(self).values():
             if would_read(Location.parse(uri), Location.parse(output)):
                 raise UsageError(
                     f"--output {output} is inside {uri}: its files would be read as input the next "
@@ -129,11 +74,18 @@ class InputOptions:
                 )
 
 
+def roots_of(given: Sequence[str] | None) -> str | tuple[str, ...]:
+    """The config's media_root for --media-root as often as it was given."""
+    roots = tuple(given or ())
+    return roots[0] if len(roots) == 1 else roots
+
+
 @dataclass(frozen=True, slots=True)
 class JobInput:
-    """What workers need to read a unit. Candidate sets and pairs are `queries` and `corpus` both.
+    """What workers need to read a unit. Candidate sets, pairs and texts are `queries` and `corpus`
+    both.
 
-    The id types are those of the list of pairs, and of the output.
+    The id types are those of the list of pairs, and of the output. vector: the type of a text's.
     """
 
     form: Form
@@ -141,6 +93,7 @@ class JobInput:
     corpus: Table
     query_id_type: pa.DataType
     doc_id_type: pa.DataType
+    vector: pa.DataType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +123,17 @@ class OpenedInput:
 
 def open_job_input(options: InputOptions) -> OpenedInput:
     """Open and check everything that is named; raises UsageError with one sentence."""
-    preset = _preset(options.preset)
-    mapping = _merge(preset, options.maps)
-    parts = _locate(options, preset)
+    mapping = read_mappings(options.preset, options.maps)
+    parts = _locate(options)
     for uri in parts.values():
         if uri.lower().endswith(_ARCHIVES):
             raise UsageError(f"{uri} is an archive: unpack it, and name what is inside")
     layouts = tsv_layouts(options.preset)
-    if "run" not in parts:
+    if options.embeds is not None:
+        ((name, uri),) = parts.items()
+        texts = open_content(name, uri, mapping[name], layouts[name])
+        opened = OpenedInput("texts", texts, texts)
+    elif "run" not in parts:
         if "queries" in parts or "corpus" in parts:
             raise UsageError(
                 "queries and a corpus alone do not say which pairs to score: "
@@ -193,7 +149,12 @@ def open_job_input(options: InputOptions) -> OpenedInput:
 
 def read_mappings(preset: str | None, maps: Sequence[str]) -> Mappings:
     """Table -> column -> name in the files, of a preset and of `--map` over it."""
-    return _merge(_preset(preset), maps)
+    columns = _preset(preset).columns
+    mappings: Mappings = {table: dict(columns.get(table, {})) for table in TABLE_COLUMNS}
+    for text in maps:
+        table, column, name = _parse_map(text)
+        mappings[table][column] = name
+    return mappings
 
 
 def tsv_layouts(preset: str | None) -> dict[str, Layouts]:
@@ -208,14 +169,6 @@ def _preset(name: str | None) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def _merge(preset: Preset, maps: Sequence[str]) -> Mappings:
-    merged: Mappings = {table: dict(preset.columns.get(table, {})) for table in TABLE_COLUMNS}
-    for text in maps:
-        table, column, name = _parse_map(text)
-        merged[table][column] = name
-    return merged
 
 
 def _parse_map(text: str) -> tuple[str, str, str]:
@@ -233,12 +186,18 @@ def _parse_map(text: str) -> tuple[str, str, str]:
     return table, column, name
 
 
-def _locate(options: InputOptions, preset: Preset) -> dict[str, str]:
+def _locate(options: InputOptions) -> dict[str, str]:
     """Part -> URI: what the options name, and what INPUT is or, as a directory, contains."""
     given = {"run": options.run, "queries": options.queries, "corpus": options.corpus}
     parts = {name: uri for name, uri in given.items() if uri}
+    if options.embeds is not None:
+        return _locate_texts(options, "corpus" if options.embeds == "document" else "queries")
     if options.input is not None:
-        parts = _parts_of(options.input, preset, parts)
+        preset = _preset(options.preset)
+        is_alone = not parts and not preset.input_is_run
+        if is_alone and Location.parse(options.input).is_file:
+            return {"input": options.input}
+        parts = find_parts(options.input, preset, parts)
     if not parts:
         raise UsageError("no input: name one, or --run with --queries and --corpus")
     missing = [name for name in ("queries", "corpus") if name not in parts]
@@ -247,38 +206,13 @@ def _locate(options: InputOptions, preset: Preset) -> dict[str, str]:
     return parts
 
 
-def _parts_of(uri: str, preset: Preset, given: dict[str, str]) -> dict[str, str]:
-    if preset.input_is_run:
-        return _with_run(uri, given)
-    found = {}
-    for name in ("queries", "corpus", "run", "instructions"):
-        part = find_part(uri, preset.parts.get(name, (name,)))
-        if part:
-            found[name] = part
-    if found.keys() & {"queries", "corpus"} and {"queries", "corpus"} <= (found | given).keys():
-        return found | given
-    missing = [name for name in ("queries", "corpus") if name not in given]
-    inside = subsets(Location.parse(uri), missing) if missing else []
-    if len(inside) > 1:
-        raise UsageError(
-            f"{uri} holds the subsets {', '.join(inside)}: name one, such as "
-            f"{uri.rstrip('/')}/{inside[0]}"
-        )
-    if inside:
-        return _parts_of(f"{uri.rstrip('/')}/{inside[0]}", preset, given)
-    return _with_run(uri, given) if given else {"input": uri}
-
-
-def _with_run(uri: str, given: dict[str, str]) -> dict[str, str]:
-    """INPUT is the run. Raises UsageError where all three tables are given without it: a shell may
-    have made two arguments of a glob.
-    """
-    if {"run", "queries", "corpus"} <= given.keys():
-        raise UsageError(
-            f"INPUT {uri} is not read beside --run, --queries and --corpus: leave it out, or quote "
-            "the glob that it comes from"
-        )
-    return {"run": uri} | given
+def _locate_texts(options: InputOptions, name: str) -> dict[str, str]:
+    if options.input is None:
+        raise UsageError(f"no input: name the {name}")
+    if Location.parse(options.input).is_file:
+        return {name: options.input}
+    found = find_part(options.input, _preset(options.preset).parts.get(name, (name,)))
+    return {name: found or options.input}
 
 
 def _open_direct(
@@ -290,14 +224,15 @@ def _open_direct(
         raise UsageError("input: candidate sets are read from Parquet only")
     check_types(opened)
     require(opened, ["query_id"])
+    query, document = CONTENTS["pairs"]
     if is_sets:
         opened = _with_query_media(opened)
-        _require_content(opened, ("query", "query_image", "query_video"))
+        _require_content(opened, query)
         return OpenedInput("sets", opened, opened)
-    _require_content(opened, ("query", "query_image", "query_video"))
+    _require_content(opened, query)
     if not opened.table.has("doc_id"):
         require(opened, ["candidates"])
-    _require_content(opened, _DOCUMENT)
+    _require_content(opened, document)
     for name in ("image", "video"):
         if opened.table.has(name):
             logger.info(f"input: {name} is the document's; a query's would be query_{name}")
@@ -342,10 +277,9 @@ def _open_run(
 def open_content(name: str, uri: str, mapping: Mapped, layouts: Layouts) -> OpenedTable:
     """The queries or the corpus. Raises UsageError that names a column which is missing."""
     opened = open_table(name, uri, mapping, layouts)
-    is_queries = name == "queries"
-    require(opened, ["query_id" if is_queries else "doc_id"])
+    require(opened, TABLE_COLUMNS[name][:1])
     check_types(opened)
-    _require_content(opened, _QUERY if is_queries else _DOCUMENT)
+    _require_content(opened, *CONTENTS[name])
     return opened
 
 

@@ -5,7 +5,6 @@ All of it happens in the driver, on id columns alone. A pair's place is (file in
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,30 +13,20 @@ import pyarrow.compute as pc
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines, parquet
-from shardrank.jobs.inputs.discovery import check_one_split
+from shardrank.jobs.inputs.columns import DOCUMENT_COLUMNS, IDS, QUERY_COLUMNS
 from shardrank.jobs.inputs.forms import OpenedInput
-from shardrank.jobs.inputs.paths import column_at, type_at
-from shardrank.jobs.inputs.runs import (
-    count_tied,
-    is_text_run,
-    read_text_run,
-    run_files,
-    settled_ranks,
-)
+from shardrank.jobs.inputs.parts import check_one_split
+from shardrank.jobs.inputs.paths import column_at, plain_type, type_at
+from shardrank.jobs.inputs.runs import is_text_run, read_text_run, run_files
 from shardrank.jobs.inputs.tables import (
-    DOCUMENT_COLUMNS,
-    QUERY_COLUMNS,
     Mapped,
     OpenedTable,
     Table,
     check_types,
     open_table,
-    plain_type,
     require,
 )
 from shardrank.jobs.storage import Location
-
-logger = logging.getLogger(__name__)
 
 PLACE_COLUMNS = ("query_file", "query_position", "doc_file", "doc_position")
 NO_CANDIDATES = -2
@@ -48,8 +37,8 @@ def list_pairs(opened: OpenedInput) -> pa.Table:
 
     The pairs of a query are neighbours, in their own order; queries come as they first appear.
     """
-    pairs = _own_pairs(opened) if opened.form == "pairs" else _joined_pairs(opened)
-    return _with_settled_ranks(_grouped_by_query(pairs))
+    pairs = _LISTED.get(opened.form, _joined_pairs)(opened)
+    return _grouped_by_query(pairs)
 
 
 def _own_pairs(opened: OpenedInput) -> pa.Table:
@@ -58,6 +47,17 @@ def _own_pairs(opened: OpenedInput) -> pa.Table:
     codes = id_codes(scanned["query_id"])
     first_rows = np.unique(codes, return_index=True)[1][codes]
     return _with_places(scanned, scanned, first_rows, scanned, np.arange(len(codes)))
+
+
+def _texts(opened: OpenedInput) -> pa.Table:
+    """Texts to embed: each is a query with itself as its one document."""
+    column = IDS[opened.corpus.table.name]
+    scanned = scan_columns(opened.corpus, [column])
+    nothing = pa.nulls(scanned.num_rows)
+    pairs = {"query_id": scanned[column], "doc_id": scanned[column]}
+    rows = np.arange(scanned.num_rows)
+    listed = pa.table(pairs | {"rank": nothing, "score": nothing})
+    return _with_places(listed, scanned, rows, scanned, rows)
 
 
 def _joined_pairs(opened: OpenedInput) -> pa.Table:
@@ -74,6 +74,9 @@ def _joined_pairs(opened: OpenedInput) -> pa.Table:
     check_one_content(opened.queries, "query_id", queries, query_rows, QUERY_COLUMNS)
     check_one_content(opened.corpus, "doc_id", documents, document_rows, DOCUMENT_COLUMNS)
     return _with_places(run, queries, query_rows, documents, document_rows)
+
+
+_LISTED = {"pairs": _own_pairs, "texts": _texts}
 
 
 def scan_columns(opened: OpenedTable, columns: list[str]) -> pa.Table:
@@ -227,11 +230,8 @@ def _with_places(
 
 def _places(table: pa.Table, rows: np.ndarray) -> Iterator[np.ndarray]:
     for name in ("file", "position"):
-        values = table[name].to_numpy()
-        if not len(values):
-            yield np.minimum(rows, -1).astype(values.dtype)
-        else:
-            yield np.where(rows >= 0, values[np.maximum(rows, 0)], rows)
+        values = np.pad(table[name].to_numpy(), (0, 1))  # a table may have no row 0
+        yield np.where(rows >= 0, values[np.maximum(rows, 0)], rows)
 
 
 def id_codes(ids: pa.ChunkedArray) -> np.ndarray:
@@ -245,17 +245,3 @@ def _grouped_by_query(pairs: pa.Table) -> pa.Table:
     return pairs.take(pa.array(np.argsort(codes, kind="stable"))).append_column(
         "query_index", pa.array(np.sort(codes))
     )
-
-
-def _with_settled_ranks(pairs: pa.Table) -> pa.Table:
-    queries = pairs["query_index"].to_numpy()
-    ranks, scores = (pairs[name].to_numpy() for name in ("rank", "score"))
-    settled = settled_ranks(queries, ranks, scores)
-    num_tied = count_tied(queries, ranks, settled)
-    if num_tied:
-        logger.info(
-            f"first stage: the ranks of {num_tied:,} queries tie: their documents are ranked by "
-            "score, and where that ties too as the input has them"
-        )
-    column = pairs.schema.get_field_index("rank")
-    return pairs.set_column(column, "rank", pa.array(settled, from_pandas=True))

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -22,9 +21,8 @@ import pyarrow as pa
 from shardrank.actors.lru import LRU
 from shardrank.jobs.errors import UnreadableInput, UsageError
 from shardrank.jobs.inputs.paths import is_begun, type_at, value_at
-from shardrank.jobs.storage import Location, open_input
+from shardrank.jobs.storage import COMPRESSIONS, Location, compression, open_input, plain_name
 
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 UNPACKED_BYTES = 32 << 30
 """A compressed file's content at most, and what a worker process keeps unpacked on its disk."""
 LINE_BYTES = 512 << 20
@@ -55,17 +53,8 @@ class Scan:
         return known.field(path).type if path in known.names else pa.null()
 
 
-def plain_name(name: str) -> str:
-    """A file's name in lower case without the ending of a compression."""
-    return name.lower().removesuffix(_ending(name) or "")
-
-
-def _ending(name: str) -> str | None:
-    return next((ending for ending in COMPRESSIONS if name.lower().endswith(ending)), None)
-
-
 def is_compressed(location: Location) -> bool:
-    return _ending(location.name) is not None
+    return compression(location.name) is not None
 
 
 @contextmanager
@@ -73,19 +62,16 @@ def open_lines(location: Location) -> Iterator[BinaryIO]:
     """Raises UnreadableInput that names the file, also for what goes wrong while it is read."""
     try:
         with open_input(location) as stream:
-            ending = _ending(location.name)
-            if ending is None:
-                yield cast(BinaryIO, io.BufferedReader(stream, 1 << 20))
-            else:
-                with pa.CompressedInputStream(stream, COMPRESSIONS[ending]) as plain:
-                    yield cast(BinaryIO, io.BufferedReader(plain, 1 << 20))
+            ending = compression(location.name)
+            plain = pa.CompressedInputStream(stream, COMPRESSIONS[ending]) if ending else stream
+            yield cast(BinaryIO, io.BufferedReader(plain, 1 << 20))
     except OSError as error:
         raise UnreadableInput(f"{location} cannot be read: {error}") from error
 
 
 def _numbered_lines(location: Location) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, byte offset, line) of every line that is not empty."""
-    offset, limit = 0, UNPACKED_BYTES if _ending(location.name) else math.inf
+    offset, limit = 0, UNPACKED_BYTES if is_compressed(location) else math.inf
     with open_lines(location) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), start=1):
             if len(line) == LINE_BYTES:
@@ -134,18 +120,41 @@ def is_tsv(location: Location) -> bool:
     return not next(text_lines(location), (0, "{"))[1].startswith("{")
 
 
+Layouts = Mapping[int, tuple[str, ...]]
+"""Number of columns -> their names in a file without a header."""
+
+
+def tsv_columns(
+    name: str, file: Location, known: Sequence[str], layouts: Layouts
+) -> tuple[str, ...]:
+    """The names of a file's columns; none for a file without a line.
+
+    known: names of the id columns, of which a header has at least one. Raises UsageError for a
+    number of columns that says nothing.
+    """
+    number, first = next(text_lines(file), (0, ""))
+    fields = tuple(first.split("\t"))
+    if not number:
+        return ()
+    if any(field in known for field in fields):
+        twice = [field for field in fields if fields.count(field) > 1]
+        if twice:
+            raise UsageError(f"{name}: column {twice[0]!r} stands twice in {file}")
+        return fields
+    if len(fields) in layouts:
+        return layouts[len(fields)]
+    read = "; ".join(f"{num} ({', '.join(names)})" for num, names in sorted(layouts.items()))
+    raise UsageError(
+        f"{name}: {file}, line {number} has {len(fields)} tab-separated columns and is no header "
+        f"with one of {', '.join(known)}; without a header are read: "
+        f"{read or 'none here, see --preset'}"
+    )
+
+
 def scan_rows(
     location: Location, tsv_columns: Sequence[str] = ()
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte offset, row) of every line that is not empty."""
-    for offset, _, row in _located_rows(location, tsv_columns):
-        yield offset, row
-
-
-def _located_rows(
-    location: Location, tsv_columns: Sequence[str]
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(byte offset, byte offset of the next line, row)."""
+    """(byte offset, byte offset of the next line, row) of every line that is not empty."""
     for _, offset, line in _numbered_lines(location):
         row = _parse(location, offset, line, tsv_columns)
         if offset or not tsv_columns or [*row.values()] != [*tsv_columns]:
@@ -158,7 +167,7 @@ def scan(location: Location, wanted: Sequence[str], tsv_columns: Sequence[str] =
     positions: list[int] = []
     values: dict[str, list[Any]] = {path: [] for path in wanted}
     total_bytes = 0
-    for offset, end, row in _located_rows(location, tsv_columns):
+    for offset, end, row in scan_rows(location, tsv_columns):
         _add_names(names, row)
         positions.append(offset)
         total_bytes = end
@@ -182,9 +191,8 @@ def _add_names(names: dict[str, Any], row: Mapping[str, Any]) -> None:
 
 
 def _kind(names: Mapping[str, Any]) -> pa.DataType:
-    if not names:
-        return pa.null()
-    return pa.struct([(name, _kind(inner)) for name, inner in names.items()])
+    fields = [(name, _kind(inner)) for name, inner in names.items()]
+    return pa.struct(fields) if fields else pa.null()
 
 
 def _column(location: Location, name: str, values: list[Any]) -> pa.Array:
@@ -201,7 +209,7 @@ def fetch_rows(
     tsv_columns: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(byte offset, row) of the wanted rows, each with those of the paths that it has."""
-    opened = open_lines(location) if _ending(location.name) is None else _open_unpacked(location)
+    opened = _open_unpacked(location) if is_compressed(location) else open_lines(location)
     with opened as stream:
         for offset in np.unique(positions).tolist():
             stream.seek(offset)
@@ -217,15 +225,18 @@ class _Unpacked:
     nbytes: int
 
 
+_unpacked_files: LRU[Any, _Unpacked] = LRU(UNPACKED_BYTES)
+
+
 @contextmanager
 def _open_unpacked(location: Location) -> Iterator[Any]:
     """A compressed file's content, which this process unpacks once."""
     info = location.info()
     key = location, info.size, info.mtime_ns
-    unpacked = _unpacked_files().get(key)
+    unpacked = _unpacked_files.get(key)
     if unpacked is None:
         unpacked = _unpack(location)
-        _unpacked_files().put(key, unpacked)
+        _unpacked_files.put(key, unpacked)
     with mmap.mmap(unpacked.file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         yield content
 
@@ -239,11 +250,6 @@ def _unpack(location: Location) -> _Unpacked:
                 raise _too_large(location)
         file.flush()
     return _Unpacked(file, file.tell())
-
-
-@lru_cache(maxsize=1)
-def _unpacked_files() -> LRU[Any, _Unpacked]:
-    return LRU(UNPACKED_BYTES)
 
 
 def _parse(

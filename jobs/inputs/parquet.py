@@ -1,27 +1,23 @@
-"""Parquet files by footer, by row position and by row range; knows nothing about queries."""
+"""Parquet files by footer and by row range; knows nothing about queries."""
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from shardrank.actors.lru import LRU
 from shardrank.jobs.errors import UnreadableInput
 from shardrank.jobs.inputs.paths import type_at
 from shardrank.jobs.storage import Location, open_input
 
 _BATCH_BYTES = 16 << 20
-_CACHED_GROUP_BYTES = 64 << 20
-_CACHE_BYTES = 256 << 20
+SMALL_GROUP_BYTES = 64 << 20
 _EXPANDED_BYTES = 128 << 20
 _TAIL_BYTES = 64 << 10
 _SIGNATURE_BYTES = 28
@@ -118,7 +114,7 @@ def _is_dictionary(chunk: Any) -> bool:
     return (
         chunk.has_dictionary_page
         and set(chunk.encodings) <= _DICTIONARY_ENCODINGS
-        and chunk.total_uncompressed_size <= _CACHED_GROUP_BYTES
+        and chunk.total_uncompressed_size <= SMALL_GROUP_BYTES
     )
 
 
@@ -150,33 +146,39 @@ def read_range(
     the file has; columns may be leaf paths.
     """
     with open_parquet(location, columns) as file:
-        columns = _present(file, columns)
-        first_row = 0
-        for group in range(file.metadata.num_row_groups):
-            num_rows = file.metadata.row_group(group).num_rows
-            if first_row < stop and first_row + num_rows > start:
-                for position, batch in _batches(file, group, columns):
-                    low = max(start - first_row - position, 0)
-                    high = min(stop - first_row - position, batch.num_rows)
+        columns = present(file, columns)
+        for group, first, last in row_groups(file):
+            if first < stop and last > start:
+                for position, batch in batches(file, group, columns):
+                    low = max(start - first - position, 0)
+                    high = min(stop - first - position, batch.num_rows)
                     if low < high:
                         yield batch.slice(low, high - low)
-            first_row += num_rows
 
 
-def _present(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+def row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
+    """(number, first row, the row after its last) of each row group."""
+    last = 0
+    for group in range(file.metadata.num_row_groups):
+        first, last = last, last + file.metadata.row_group(group).num_rows
+        yield group, first, last
+
+
+def present(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    """Those of the columns, which may be paths, that the file has."""
     leaves = [file.metadata.schema.column(index).path for index in range(file.metadata.num_columns)]
     return [each for each in columns if any(_is_within(leaf, [each]) for leaf in leaves)]
 
 
-def _batches(
+def batches(
     file: pq.ParquetFile, group: int, columns: Sequence[str]
 ) -> Iterator[tuple[int, pa.Table]]:
     """(position in the row group, rows) of one row group, without holding all of a large one."""
     metadata = file.metadata.row_group(group)
-    if _is_small(metadata, columns):
+    if is_small(metadata, columns):
         yield 0, file.read_row_group(group, columns=list(columns))
         return
-    row_bytes = max(1, _group_bytes(metadata, columns) // max(1, metadata.num_rows))
+    row_bytes = max(1, _row_group(metadata).size_bytes(columns) // max(1, metadata.num_rows))
     most_rows = _EXPANDED_BYTES // max(1, _expanding_bytes(metadata, columns))
     batch_size = max(1, min(65_536, _BATCH_BYTES // row_bytes, most_rows))
     position = 0
@@ -185,14 +187,10 @@ def _batches(
         position += batch.num_rows
 
 
-def _is_small(metadata: Any, columns: Sequence[str]) -> bool:
+def is_small(metadata: Any, columns: Sequence[str]) -> bool:
     """Whether the columns of a row group are small in memory too."""
-    size_bytes = _group_bytes(metadata, columns)
-    return size_bytes <= _CACHED_GROUP_BYTES and not _expanding_bytes(metadata, columns)
-
-
-def _group_bytes(metadata: Any, columns: Sequence[str]) -> int:
-    return _row_group(metadata).size_bytes(columns)
+    size_bytes = _row_group(metadata).size_bytes(columns)
+    return size_bytes <= SMALL_GROUP_BYTES and not _expanding_bytes(metadata, columns)
 
 
 def _expanding_bytes(metadata: Any, columns: Sequence[str]) -> int:
@@ -244,65 +242,6 @@ def _values(array: pa.Array) -> list[Any]:
     except UnicodeDecodeError:
         texts = array.cast(pa.large_binary()).to_pylist()
         return [text and text.decode("utf-8", "surrogateescape") for text in texts]
-
-
-def fetch_rows(
-    location: Location, positions: np.ndarray, columns: Sequence[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(position, row) of the wanted rows, with those of the columns that the file has; each row
-    group is read once and small ones are kept.
-    """
-    wanted = np.unique(positions)
-    with open_parquet(location, columns) as file:
-        columns = _present(file, columns)
-        if not columns:
-            yield from ((position, {}) for position in wanted.tolist())
-            return
-        first_row = 0
-        for group in range(file.metadata.num_row_groups):
-            num_rows = file.metadata.row_group(group).num_rows
-            low, high = np.searchsorted(wanted, [first_row, first_row + num_rows])
-            if low < high:
-                yield from _fetch_group(file, location, group, columns, first_row, wanted[low:high])
-            first_row += num_rows
-
-
-def _fetch_group(
-    file: pq.ParquetFile,
-    location: Location,
-    group: int,
-    columns: Sequence[str],
-    first_row: int,
-    wanted: np.ndarray,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    for position, batch in _cached_batches(file, location, group, columns):
-        start = first_row + position
-        if start > wanted[-1]:
-            return
-        low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
-        rows = to_rows(batch.take(pa.array(wanted[low:high] - start)))
-        yield from zip(wanted[low:high].tolist(), rows, strict=True)
-
-
-def _cached_batches(
-    file: pq.ParquetFile, location: Location, group: int, columns: Sequence[str]
-) -> Iterator[tuple[int, pa.Table]]:
-    if not _is_small(file.metadata.row_group(group), columns):
-        yield from _batches(file, group, columns)
-        return
-    info = location.info()
-    key = (location, info.size, info.mtime_ns, group, tuple(columns))
-    table = _row_group_cache().get(key)
-    if table is None:
-        ((_, table),) = _batches(file, group, columns)
-        _row_group_cache().put(key, table)
-    yield 0, table
-
-
-@lru_cache(maxsize=1)
-def _row_group_cache() -> LRU[Any, pa.Table]:
-    """Decoded row groups of this worker process."""
-    return LRU(_CACHE_BYTES)
 
 
 def to_ipc(table: pa.Table) -> bytes:

@@ -1,9 +1,9 @@
-"""Paths into structs, such as `content.text`, in rows, tables and schemas.
+"""Paths into structs, such as `content.text`, in rows, tables and schemas, and the types there.
 
 A column whose own name has the dot comes first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -57,3 +57,32 @@ def names_near(fields: pa.Schema | pa.DataType, path: str) -> list[str]:
     if rest and inner is not None and pt.is_struct(inner):
         return [f"{root}.{name}" for name in names_near(inner, rest)]
     return sorted(field.name for field in fields)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The one type of the same values, whatever a file keeps them as; integers as they are."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pt.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pt.is_string(kind) or pt.is_string_view(kind):
+        return pa.large_string()
+    if pt.is_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind):
+        return pa.large_binary()
+    if is_list(kind):
+        return pa.large_list(plain_type(kind.value_type))
+    if pt.is_struct(kind):
+        return pa.struct([pa.field(each.name, plain_type(each.type)) for each in kind])
+    return kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    known = (pt.is_list, pt.is_large_list, pt.is_list_view, pt.is_fixed_size_list)
+    return any(each(kind) for each in known)
+
+
+def nested(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """The type and those of all its fields, at any depth."""
+    yield kind
+    for index in range(kind.num_fields):
+        yield from nested(kind.field(index).type)

@@ -1,30 +1,30 @@
-"""Run files of text: which column is what, told by their number and values; the order of ties.
+"""Run files of text: which column is what, told by their number and values.
 
 Knows TREC's form and its kin of 3 to 7 columns; what can be read in two ways is refused.
 """
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs import lines
-from shardrank.jobs.inputs.discovery import JSON_LINES, PARQUET, check_one_split, kind_of
+from shardrank.jobs.inputs.discovery import JSON_LINES, PARQUET, kind_of
+from shardrank.jobs.inputs.parts import check_one_split
 from shardrank.jobs.storage import Location, list_files
-
-logger = logging.getLogger(__name__)
 
 _READ_AS = (
     "`query_id Q0 doc_id rank score tag` (TREC; without the tag, or with one more column), "
     "`query_id doc_id rank score` (a tag may follow), `query_id doc_id rank`, "
     "`query_id doc_id score`, what a header line names, and tables in *.parquet or *.jsonl"
 )
-_ITERATIONS = frozenset(("Q0", "q0", "0"))
+ITERATIONS = frozenset(("Q0", "q0", "0"))
+"""What stands in the second column of TREC's runs and qrels."""
 _HEADER_NAMES = {
     "query_id": ("query_id", "query-id", "qid", "topic"),
     "doc_id": ("doc_id", "corpus-id", "corpus_id", "docid", "docno", "pid"),
@@ -75,21 +75,22 @@ def _read_file(file: Location, names: Mapping[str, str | tuple[str, ...]]) -> pa
     lined = lines.text_lines(file)
     number, first = next(lined, (0, ""))
     if not number:
-        return _as_table([])
+        return _SCHEMA.empty_table().drop_columns(["line"])
     columns = _find_columns(f"run: {file}, line {number}", first, names)
     body = lined if columns.is_header else chain([(number, first)], lined)
     rows = _rows(file, columns, body, "\t" in first)
-    values = _Values(file)
-    if columns.is_value:
-        rows = map(values.seen, rows)
     tables = [_as_table(part) for part in iter(lambda: list(islice(rows, 65_536)), [])]
     table = pa.concat_tables([_as_table([]), *tables])
-    if columns.is_value:
-        table = table.rename_columns(["query_id", "doc_id", *values.names()])
+    if columns.is_value and _are_ranks(file, table):
+        table = table.rename_columns(["line", "query_id", "doc_id", "score", "rank"])
     return table.select(["query_id", "doc_id", "rank", "score"])
 
 
-Row = tuple[int, str, str, float, float]  # line, query id, document id, rank, score
+_SCHEMA = pa.schema(
+    [("line", pa.int64()), ("query_id", pa.large_string()), ("doc_id", pa.large_string())]
+    + [("rank", pa.float64()), ("score", pa.float64())]
+)
+Row = tuple[int, str, str, float | None, float | None]  # as in _SCHEMA
 
 
 def _rows(
@@ -99,7 +100,7 @@ def _rows(
     try:
         for number, line in lined:
             fields = _fields(line, columns.num, is_tabbed)
-            num_rows, are_q0 = num_rows + 1, are_q0 and fields[1] in _ITERATIONS
+            num_rows, are_q0 = num_rows + 1, are_q0 and fields[1] in ITERATIONS
             if columns.has_q0 and not are_q0:
                 raise ValueError(f"the second column is {fields[1]!r}, and Q0 or 0 before")
             rank, score = _rank(fields, columns.rank), _score(fields, columns.score)
@@ -114,14 +115,28 @@ def _rows(
 
 
 def _as_table(rows: Sequence[Row]) -> pa.Table:
-    _, query_ids, doc_ids, ranks, scores = zip(*rows, strict=True) if rows else ((),) * 5
-    return pa.table(
-        {
-            "query_id": pa.array(query_ids, pa.large_string()),
-            "doc_id": pa.array(doc_ids, pa.large_string()),
-            "rank": pa.array(ranks, pa.float64(), from_pandas=True),
-            "score": pa.array(scores, pa.float64(), from_pandas=True),
-        }
+    columns = zip(*rows, strict=True) if rows else [()] * len(_SCHEMA)
+    return pa.table([list(column) for column in columns], schema=_SCHEMA)
+
+
+def _are_ranks(file: Location, table: pa.Table) -> bool:
+    """Whether the last of three columns has ranks, which are whole and never fall within a query;
+    scores have a fraction somewhere. Raises UsageError where it could be both.
+    """
+    values = table["score"].to_numpy()
+    if not (np.isfinite(values) & (values == np.rint(values))).all():
+        return False
+    codes = table["query_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    is_fall = (np.diff(codes[order]) == 0) & (np.diff(values[order]) < 0)
+    if not is_fall.any():
+        return True
+    before, row = min(zip(order[:-1][is_fall], order[1:][is_fall], strict=True), key=itemgetter(1))
+    number, query_id = (table[name][row].as_py() for name in ("line", "query_id"))
+    raise UsageError(
+        f"run: {file}, line {number}: the third of 3 columns falls from {values[before]:g} to "
+        f"{values[row]:g} in query {query_id!r}, and all are whole: as ranks they would rise, and "
+        "as scores have a fraction somewhere; write `query_id doc_id rank score`"
     )
 
 
@@ -147,7 +162,7 @@ def _of_values(fields: Sequence[str]) -> Columns | None:
     """The columns of a line without a header, by their number and by where numbers stand."""
     num = len(fields)
     is_number = [not math.isnan(_as_float(field)) for field in fields]
-    has_q0 = num > 1 and fields[1] in _ITERATIONS
+    has_q0 = num > 1 and fields[1] in ITERATIONS
     if num == 3 and is_number[2]:
         return Columns(3, score=2, is_value=True)
     if num in (5, 7) and has_q0 and all(is_number[3:5]) and not (num == 7 and is_number[5]):
@@ -185,19 +200,18 @@ def _fields(line: str, num: int, is_tabbed: bool) -> list[str]:
     )
 
 
-def _rank(fields: Sequence[str], column: int | None) -> float:
+def _rank(fields: Sequence[str], column: int | None) -> float | None:
     rank = _score(fields, column)
-    if column is not None and not rank.is_integer():
+    if column is not None and rank is not None and not rank.is_integer():
         raise ValueError(
             f"column {column + 1} is the rank and must be a whole number, got {fields[column]!r}"
         )
     return rank
 
 
-def _score(fields: Sequence[str], column: int | None) -> float:
-    """NaN where there is no such column."""
+def _score(fields: Sequence[str], column: int | None) -> float | None:
     if column is None:
-        return math.nan
+        return None
     score = _as_float(fields[column])
     if math.isnan(score):
         raise ValueError(f"{fields[column]!r} in column {column + 1} is not a number")
@@ -213,63 +227,3 @@ def _as_float(text: str) -> float:
 
 def _shown(line: str) -> str:
     return repr(line if len(line) <= 80 else f"{line[:77]}...")
-
-
-class _Values:
-    """The last of three columns: ranks are whole and never fall within a query, scores have a
-    fraction somewhere. It is in the place of the score until the file's end says which.
-    """
-
-    def __init__(self, file: Location) -> None:
-        self._file = file
-        self._last: dict[str, float] = {}
-        self._are_whole = True
-        self._fall: tuple[int, str, float, float] | None = None
-
-    def seen(self, row: Row) -> Row:
-        number, query_id, _, _, value = row
-        self._are_whole = self._are_whole and value.is_integer()
-        before = self._last.get(query_id, value)
-        if value < before and self._fall is None:
-            self._fall = number, query_id, before, value
-        self._last[query_id] = value
-        return row
-
-    def names(self) -> tuple[str, str]:
-        """The names of the rank's column, which is empty, and of the score's."""
-        if not self._are_whole:
-            return "rank", "score"
-        if self._fall is None:
-            return "score", "rank"
-        number, query_id, before, value = self._fall
-        raise UsageError(
-            f"run: {self._file}, line {number}: the third of 3 columns falls from {before:g} to "
-            f"{value:g} in query {query_id!r}, and all are whole: as ranks they would rise, and "
-            "as scores have a fraction somewhere; write `query_id doc_id rank score`"
-        )
-
-
-def settled_ranks(queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(N,) ranks, NaN for none: those of a query whose ranks tie or have a fraction, or that has
-    scores alone, are its places by rank, then by score, the best first, then as the input has them.
-
-    queries: (N,) integers; ranks and scores: (N,) float64, NaN for null.
-    """
-    order = np.lexsort((-scores, ranks, queries))
-    query, rank = queries[order], ranks[order]
-    is_tied = np.zeros(int(queries.max(initial=-1)) + 1, bool)
-    is_tied[query[1:][(query[1:] == query[:-1]) & (rank[1:] == rank[:-1])]] = True
-    is_tied[queries[np.isfinite(ranks) & (ranks != np.rint(ranks))]] = True
-    has_rank, has_score = np.zeros_like(is_tied), np.ones_like(is_tied)
-    has_rank[queries[~np.isnan(ranks)]] = True
-    has_score[queries[np.isnan(scores)]] = False
-    firsts = np.searchsorted(query, query)
-    places = np.empty(len(order), np.float64)
-    places[order] = np.arange(len(order)) - firsts + 1
-    is_scored = (has_score & ~has_rank)[queries]
-    return np.where(is_scored | (is_tied[queries] & ~np.isnan(ranks)), places, ranks)
-
-
-def count_tied(queries: np.ndarray, given: np.ndarray, settled: np.ndarray) -> int:
-    """The number of queries whose given ranks were not kept."""
-    return len(np.unique(queries[~np.isnan(given) & (given != settled)]))

@@ -3,9 +3,9 @@
 Tables: `input` (candidate sets or pairs), or `queries`, `corpus` and `run`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,50 +13,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from shardrank.actors.config import QueryOptions
 from shardrank.jobs.errors import UnreadableInput, UsageError
-from shardrank.jobs.inputs import lines, parquet
-from shardrank.jobs.inputs.discovery import (
-    DataFile,
-    Layouts,
-    data_files,
-    nothing_found,
-    tsv_columns,
+from shardrank.jobs.inputs import lines, lookups, parquet
+from shardrank.jobs.inputs.columns import (
+    CANDIDATES,
+    CONTENTS,
+    DOCUMENT_COLUMNS,
+    EXPECTED,
+    IN_EVERY_FILE,
+    SCANNED,
+    TABLE_COLUMNS,
 )
-from shardrank.jobs.inputs.lines import Scan
+from shardrank.jobs.inputs.discovery import DataFile, data_files, nothing_found
+from shardrank.jobs.inputs.lines import Layouts, Scan, tsv_columns
 from shardrank.jobs.inputs.parquet import Footer
-from shardrank.jobs.inputs.paths import is_begun, names_near, type_at, value_at
+from shardrank.jobs.inputs.paths import (
+    is_begun,
+    names_near,
+    nested,
+    plain_type,
+    type_at,
+    value_at,
+)
 from shardrank.jobs.storage import Location
-
-OPTION_COLUMNS = tuple(each.name for each in fields(QueryOptions))
-QUERY_COLUMNS = ("query", "text", "image", "video", "instruction", *OPTION_COLUMNS)
-DOCUMENT_COLUMNS = ("doc", "title", "text", "image", "video")
-CANDIDATES = "candidates."
-INPUT_QUERY_COLUMNS = ("query", "query_image", "query_video", "instruction", *OPTION_COLUMNS)
-"""What an `input` table has of a query; its `image` and `video` are a document's."""
-CANDIDATE_COLUMNS = ("doc_id", *DOCUMENT_COLUMNS, "rank", "score")
-
-TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
-    "input": ("query_id", "doc_id", "candidates", "rank", "score")
-    + (*INPUT_QUERY_COLUMNS, *DOCUMENT_COLUMNS),
-    "queries": ("query_id", *QUERY_COLUMNS),
-    "corpus": ("doc_id", *DOCUMENT_COLUMNS),
-    "run": ("query_id", "doc_id", "rank", "score", "doc_ids"),
-    "instructions": ("query_id", "instruction"),
-}
-"""What `--map TABLE.COLUMN=NAME` may name."""
-
-_IN_EVERY_FILE = ("query_id", "doc_id", "doc_ids", "candidates")
-"""Of what a table has, each file must; other columns are null where a file lacks them."""
-_CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "input": (("query", "query_image", "query_video"),),
-    "pairs": (("query", "query_image", "query_video"), ("doc", "text", "image", "video")),
-    "queries": (("query", "text", "image", "video"),),
-    "corpus": (("doc", "text", "image", "video"),),
-    "instructions": (("instruction",),),
-}
-"""At least one of those of each group that the table has must be in each file."""
-_SCANNED = ("query_id", "doc_id", "rank", "score", "doc_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +66,7 @@ class Table:
         paths = {column: self.columns[column] for column in columns if column in self.columns}
         names = list(dict.fromkeys(paths.values()))
         if file.is_parquet:
-            rows = parquet.fetch_rows(file.location, positions, names)
+            rows = lookups.fetch_rows(file.location, positions, names)
         else:
             rows = lines.fetch_rows(file.location, positions, names, file.tsv_columns)
         for position, row in rows:
@@ -160,8 +139,11 @@ def open_table(
     files = data_files(location)
     if not files:
         raise UsageError(f"{name}: {nothing_found(location)}")
-    files = [_with_tsv_columns(name, file, mapping, layouts) for file in files]
-    parts = _read_parts(files, _scanned_paths(name, mapping))
+    try:
+        files = [_with_tsv_columns(name, file, mapping, layouts) for file in files]
+        parts = _read_parts(files, _scanned_paths(name, mapping))
+    except UnreadableInput as error:
+        raise UsageError(str(error)) from error
     filled = _filled(files, parts)
     if not filled:
         raise UsageError(f"{name}: no rows in {location}")
@@ -176,15 +158,11 @@ def _filled(files: Sequence[DataFile], parts: Sequence[Footer | Scan]) -> Filled
 
 
 def _with_tsv_columns(name: str, file: DataFile, mapping: Mapped, layouts: Layouts) -> DataFile:
-    try:
-        if file.is_parquet or not lines.is_tsv(file.location):
-            return file
-        ids = [column for column in ("query_id", "doc_id") if column in TABLE_COLUMNS[name]]
-        known = [each for column in ids for each in _names_of(column, mapping)]
-        columns = tsv_columns(name, file.location, list(dict.fromkeys(known)), layouts)
-        return replace(file, tsv_columns=columns)
-    except UnreadableInput as error:
-        raise UsageError(str(error)) from error
+    if file.is_parquet or not lines.is_tsv(file.location):
+        return file
+    ids = [column for column in ("query_id", "doc_id") if column in TABLE_COLUMNS[name]]
+    known = dict.fromkeys(each for column in ids for each in _names_of(column, mapping))
+    return replace(file, tsv_columns=tsv_columns(name, file.location, [*known], layouts))
 
 
 def _read_parts(files: Sequence[DataFile], scanned: Sequence[str]) -> list[Footer | Scan]:
@@ -193,16 +171,13 @@ def _read_parts(files: Sequence[DataFile], scanned: Sequence[str]) -> list[Foote
             return parquet.read_footer(file.location)
         return lines.scan(file.location, scanned, file.tsv_columns)
 
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(read, files))
-    except UnreadableInput as error:
-        raise UsageError(str(error)) from error
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(read, files))
 
 
 def _scanned_paths(name: str, mapping: Mapped) -> list[str]:
     """Columns that the driver reads of all rows, under each path that they may have."""
-    columns = TABLE_COLUMNS[name] if name == "instructions" else _SCANNED
+    columns = TABLE_COLUMNS[name] if name == "instructions" else SCANNED
     known = [column for column in columns if column in TABLE_COLUMNS[name]]
     return sorted({path for column in known for path in _names_of(column, mapping)})
 
@@ -221,16 +196,16 @@ def _find_columns(name: str, filled: Filled, mapping: Mapped) -> dict[str, str]:
     for column in TABLE_COLUMNS[name]:
         names = _names_of(column, mapping)
         found = next((each for each in names if any(_has(part, each) for _, part in filled)), None)
+        file, part = filled[0]
         if found:
             present[column] = found
-            continue
-        file, part = filled[0]
-        if isinstance(mapping.get(column), str):
+        elif isinstance(mapping.get(column), str):
             raise UsageError(
                 f"{name}: no column {names[0]!r} (for {column}) in {file.location}; "
                 f"its columns: {', '.join(names_near(part.schema, names[0]))}"
             )
-        _check_folders(name, names, filled)
+        else:
+            _check_folders(name, names, filled)
     for file, part in filled:
         _check_columns(name, file, part, present)
         _check_names(name, file, part, present)
@@ -252,8 +227,8 @@ def _check_columns(
 ) -> None:
     """Raises UsageError for a file that lacks what each must have."""
     is_pairs = name == "input" and "candidates" not in columns
-    groups = [(column,) for column in _IN_EVERY_FILE]
-    for group in (*groups, *_CONTENTS.get("pairs" if is_pairs else name, ())):
+    groups = [(column,) for column in IN_EVERY_FILE]
+    for group in (*groups, *CONTENTS.get("pairs" if is_pairs else name, ())):
         paths = [columns[column] for column in group if column in columns]
         if paths and not any(_has(part, path) for path in paths):
             raise UsageError(f"{name}: no column {paths[0]!r} in {file.location}")
@@ -267,7 +242,7 @@ def _check_names(
     """
     for path in columns.values():
         root = path if path in part.schema.names else path.partition(".")[0]
-        kinds = [] if part.schema.names.count(root) > 1 else [*_nested(part.type_of(path))]
+        kinds = [] if part.schema.names.count(root) > 1 else [*nested(part.type_of(path))]
         fields = [[field.name for field in kind] for kind in kinds if pt.is_struct(kind)]
         twice = [each for names in fields for each in names if names.count(each) > 1]
         if twice or not kinds:
@@ -278,13 +253,6 @@ def _check_names(
                 f"{name}: column {path!r} in {file.location} is a large_list_view, which is not "
                 "read; write it as a list"
             )
-
-
-def _nested(kind: pa.DataType) -> Iterator[pa.DataType]:
-    """The type and those of all its fields, at any depth."""
-    yield kind
-    for index in range(kind.num_fields):
-        yield from _nested(kind.field(index).type)
 
 
 def _find_candidate_fields(
@@ -300,7 +268,7 @@ def _find_candidate_fields(
         for field_, path in fields.items():
             source = columns.get("candidates", "candidates")
             kind = plain_type(part.type_of(source))
-            if not _is_candidates(kind):
+            if not _may_be("candidates", kind):
                 raise UsageError(
                     f"input: --map input.candidates.{field_}={path} needs a column {source!r} that "
                     f"is a list of structs; {file.location} has none"
@@ -340,28 +308,6 @@ def _merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     return merged
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The one type of the same values, whatever a file keeps them as; integers as they are."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain_type(kind.storage_type)
-    if pt.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if pt.is_string(kind) or pt.is_string_view(kind):
-        return pa.large_string()
-    if pt.is_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind):
-        return pa.large_binary()
-    if is_list(kind):
-        return pa.large_list(plain_type(kind.value_type))
-    if pt.is_struct(kind):
-        return pa.struct([pa.field(each.name, plain_type(each.type)) for each in kind])
-    return kind
-
-
-def is_list(kind: pa.DataType) -> bool:
-    known = (pt.is_list, pt.is_large_list, pt.is_list_view, pt.is_fixed_size_list)
-    return any(each(kind) for each in known)
-
-
 def require(opened: OpenedTable, columns: Iterable[str]) -> None:
     """Raises UsageError for a column that is missing, saying how to map it."""
     table = opened.table
@@ -388,7 +334,7 @@ def _check_candidates(opened: OpenedTable, source: str, candidate: pa.StructType
     paths = {each.name: each.name for each in candidate} | opened.table.candidate_fields
     if "doc_id" not in paths or not set(paths) & set(DOCUMENT_COLUMNS):
         raise UsageError(
-            f"{opened.table.name}: column {source!r} must be {_EXPECTED['candidates'][0]}; its "
+            f"{opened.table.name}: column {source!r} must be {EXPECTED['candidates'][0]}; its "
             f"fields: {', '.join(each.name for each in candidate)} "
             "(name another with --map input.candidates.doc_id=NAME)"
         )
@@ -402,55 +348,22 @@ def _check_type(
     opened: OpenedTable, source: str, column: str, shown: str, kind: pa.DataType
 ) -> None:
     """source: the path of the table's column in which `shown` is."""
-    expected = _EXPECTED.get(column)
-    if expected is None or any(is_one(kind) for is_one in expected[1]):
+    if _may_be(column, kind):
         return
     found = [(plain_type(part.type_of(source)), file) for file, part in opened.filled]
     whole = _one_type(opened.table.name, source, opened.filled)
     file = next((file for each, file in found if each == whole), found[0][1])
     raise UsageError(
-        f"{opened.table.name}: column {shown!r} must be {expected[0]}, got {kind} in "
+        f"{opened.table.name}: column {shown!r} must be {EXPECTED[column][0]}, got {kind} in "
         f"{file.location}"
     )
 
 
-_Kinds = tuple[Callable[[pa.DataType], bool], ...]
-
-_ID: _Kinds = (pt.is_large_string, pt.is_integer)
-_TEXT: _Kinds = (pt.is_null, pt.is_large_string)
-_NUMBER: _Kinds = (pt.is_null, pt.is_integer, pt.is_floating)
-_CONTENT: _Kinds = (*_TEXT, pt.is_large_binary, pt.is_struct)
-
-
-def _is_candidates(kind: pa.DataType) -> bool:
-    return pt.is_large_list(kind) and pt.is_struct(kind.value_type)
-
-
-def _list_of(kinds: _Kinds) -> Callable[[pa.DataType], bool]:
-    return lambda kind: pt.is_large_list(kind) and any(each(kind.value_type) for each in kinds)
-
-
-_CONTENTS_TEXT = "a string, an image or a struct of text, image and video"
-_IMAGES = ("bytes, a path, a struct of both, or a list of them", (*_CONTENT, pt.is_large_list))
-_VIDEOS = ("bytes, a path, a struct, or a list of them", (*_CONTENT, pt.is_large_list))
-_EXPECTED: dict[str, tuple[str, _Kinds]] = {
-    "query_id": ("a string or an integer", _ID),
-    "doc_id": ("a string or an integer", _ID),
-    "doc_ids": ("a list of ids", (_list_of(_ID),)),
-    "query": (_CONTENTS_TEXT, _CONTENT),
-    "doc": (_CONTENTS_TEXT, _CONTENT),
-    "text": ("a string or a list of strings", (*_TEXT, _list_of(_TEXT))),
-    "title": ("a string", _TEXT),
-    "image": _IMAGES,
-    "video": _VIDEOS,
-    "instruction": ("a string", _TEXT),
-    "rank": ("a number", _NUMBER),
-    "score": ("a number", _NUMBER),
-    "candidates": (
-        "a list of structs with doc_id and doc (or text, image, video)",
-        (_is_candidates,),
-    ),
-    "query_image": _IMAGES,
-    "query_video": _VIDEOS,
-    **{name: ("a number", _NUMBER) for name in OPTION_COLUMNS},
-}
+def _may_be(column: str, kind: pa.DataType) -> bool:
+    """Whether the job reads a column, of this name, of this plain type; of other names any is."""
+    _, kinds, item_kinds = EXPECTED.get(column, ("", (), ()))
+    return (
+        column not in EXPECTED
+        or any(is_one(kind) for is_one in kinds)
+        or (pt.is_large_list(kind) and any(is_one(kind.value_type) for is_one in item_kinds))
+    )

@@ -25,7 +25,7 @@ from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.joins import NO_CANDIDATES
 from shardrank.jobs.inputs.parquet import open_parquet
 from shardrank.jobs.outputs.by_document import errors_by_document
-from shardrank.jobs.outputs.files import BY_DOCUMENT, ID_ERRORS, SCORES, Output, read_scores, whole
+from shardrank.jobs.outputs.files import BY_DOCUMENT, ID_ERRORS, Output, read_scores, whole
 from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.outputs.scores import UNIT_KEY
 from shardrank.jobs.storage import Location, list_directory, read_bytes
@@ -81,10 +81,10 @@ def has_failed(file: UnitFile, codes: Sequence[str]) -> bool:
 
 def check_strays(output: Output, plan: Plan) -> None:
     """Raises VerificationError for files among the score files that would be read with them."""
-    strays = sorted(output.names(SCORES) - {output.file(unit).name for unit in plan.units})
+    strays = sorted(output.names(output.folder) - {output.file(unit).name for unit in plan.units})
     if strays:
         raise VerificationError(
-            f"{output.directory}/scores has {len(strays)} files that are none of this job's, such "
+            f"{output.results} has {len(strays)} files that are none of this job's, such "
             f"as {strays[0]}; move them away"
         )
 
@@ -94,7 +94,7 @@ def is_finished(manifest: Manifest, plan: Plan, retried: Sequence[str]) -> bool:
     output = manifest.output
     if not manifest.is_finished or output.remaining(plan.units):
         return False
-    files = unit_files(output.directory.child(SCORES)) if retried else []
+    files = unit_files(output.results) if retried else []
     return not any(has_failed(file, retried) for file in files)
 
 
@@ -119,7 +119,7 @@ def find_remaining(plan: Plan, output: Output, retried: Sequence[str]) -> Remain
     Raises VerificationError for a file that is none of the job's, or cannot be read.
     """
     check_strays(output, plan)
-    files = {file.name: file for file in unit_files(output.directory.child(SCORES))}
+    files = {file.name: file for file in unit_files(output.results)}
     found = Remaining([], Counter())
     for unit in plan.units:
         file = files.get(unit_name(unit))
@@ -222,7 +222,7 @@ def read_held(output: Output, manifest: Manifest | None) -> Held | None:
         return None
     table = pq.read_table(pa.BufferReader(read_bytes(output.directory.child(growth.record))))
     if growth.is_open and "is_scored" in table.schema.names:
-        numbers = (name.removesuffix(".parquet")[-6:] for name in output.names(SCORES))
+        numbers = (name.removesuffix(".parquet")[-6:] for name in output.names(output.folder))
         there = [int(number) for number in numbers if number.isdecimal()]
         is_there = pc.is_in(table["unit"], value_set=pa.array(there, pa.int32()))
         column = table.schema.get_field_index("is_scored")

@@ -42,7 +42,7 @@ from shardrank.jobs.units.reading import expected_ids
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 TREC_RUN = "run.trec"
-SCORES = "scores"
+SCORES, EMBEDDINGS = "scores", "embeddings"
 RANKINGS = "rankings"
 BY_DOCUMENT = "by_document"
 
@@ -55,20 +55,29 @@ _ABANDONED_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Output:
+    """folder: the name of that with a file a unit."""
+
     directory: Location
     with_rankings: bool = False
+    folder: str = SCORES
+
+    @property
+    def results(self) -> Location:
+        """The folder with a file a unit."""
+        return self.directory.child(self.folder)
 
     def file(self, unit: Unit | DocumentUnit) -> Location:
-        """Where the unit's score rows are: a score file, or a file by document."""
-        folder = BY_DOCUMENT if isinstance(unit, DocumentUnit) else SCORES
-        return self.directory.child(folder).child(f"{unit_name(unit)}.parquet")
+        """Where the unit's rows are: a score file, a file of vectors, or a file by document."""
+        is_by_document = isinstance(unit, DocumentUnit)
+        folder = self.directory.child(BY_DOCUMENT) if is_by_document else self.results
+        return folder.child(f"{unit_name(unit)}.parquet")
 
     def rankings_file(self, unit: Unit) -> Location:
         return self.directory.child(RANKINGS).child(f"{unit_name(unit)}.parquet")
 
     def remaining(self, units: Sequence[Unit]) -> list[Unit]:
         """The units without a score file, by one listing."""
-        done = self.names(SCORES)
+        done = self.names(self.folder)
         return [unit for unit in units if self.file(unit).name not in done]
 
     def names(self, directory: str) -> set[str]:
@@ -76,10 +85,10 @@ class Output:
 
     def remove_leftovers(self) -> None:
         """Only for who holds the lease, which is itself renewed in the directory meanwhile."""
-        for name in (SCORES, RANKINGS, BY_DOCUMENT):
+        for name in (self.folder, RANKINGS, BY_DOCUMENT):
             remove_leftovers(self.directory.child(name))
         remove_leftovers(self.directory, older_than_s=_ABANDONED_S)
-        for name in self.names(RANKINGS) - self.names(SCORES):
+        for name in self.names(RANKINGS) - self.names(self.folder):
             delete_file(self.directory.child(RANKINGS).child(name))  # killed before its scores
 
     def remove_by_document(self) -> None:
@@ -109,11 +118,14 @@ class UnitCollector:
 
 
 def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) -> None:
-    """Rank a unit's rows and commit them. Doing it twice gives the same files."""
+    """Rank a unit's rows, or order its vectors as the input has them, and commit them. Doing it
+    twice gives the same files.
+    """
     if unit.kept:
         earlier = read_scores(output.file(unit))
         rows = with_kept(rows, earlier, ID_ERRORS)
-    rows = ranked(rows)
+    is_ranked = job_input.vector is None
+    rows = ranked(rows) if is_ranked else rows.sort_by([(n, "ascending") for n in _INDEX])
     schema = score_schema(job_input)
     place = [unit.file, unit.start, unit.stop] if isinstance(unit, SetsUnit) else None
     columns = rows.select(schema.names).cast(schema)
@@ -122,6 +134,9 @@ def write_unit(output: Output, job_input: JobInput, unit: Unit, rows: pa.Table) 
         rankings = nested(scores, rows["query_index"].to_numpy())
         write_atomically(output.rankings_file(unit), _to_parquet(rankings))
     write_atomically(output.file(unit), _to_parquet(scores))
+
+
+_INDEX = names("indexed")
 
 
 def _to_parquet(table: pa.Table) -> pa.Buffer:
@@ -133,8 +148,16 @@ def _to_parquet(table: pa.Table) -> pa.Buffer:
 def read_scores(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """Raises StorageError, and VerificationError only where the file itself is broken."""
     content = read_bytes(location)
-    with whole(location):
-        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
+    with whole(location), pq.ParquetFile(pa.BufferReader(content)) as file:
+        names = file.schema_arrow.names
+        one_id = next((name for name in _IDS if name in names and not names.count(_IDS[name])), "")
+        wanted = [one_id if name == _IDS.get(one_id) else name for name in columns or names]
+        rows = file.read([*dict.fromkeys(wanted)])
+    return rows.append_column(_IDS[one_id], rows[one_id]) if one_id in wanted else rows
+
+
+_IDS = {"query_id": "doc_id", "doc_id": "query_id"}
+"""Embedded texts have one of them, which is both of a pair's: see jobs/inputs/joins.py."""
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from shardrank.jobs.outputs.done import UnitFile, unit_files
 from shardrank.jobs.outputs.files import (
     BY_DOCUMENT,
     ID_ERRORS,
-    SCORES,
     SUCCESS,
     TREC_RUN,
     Output,
@@ -42,7 +41,7 @@ def find_held(output: Output, manifest: Manifest, opened: OpenedInput) -> Held:
     something that would be lost.
     """
     check_grown_files(output.directory, manifest.job, opened)
-    files = unit_files(output.directory.child(SCORES))
+    files = unit_files(output.results)
     if list_directory(output.directory.child(BY_DOCUMENT)):
         raise UsageError(
             f"--add-new: the documents of {output.directory} are scored and not regrouped yet; "
@@ -135,7 +134,7 @@ def _sets(output: Output, files: Sequence[UnitFile]) -> pa.Table:
 
 
 def _pairs_of(output: Output, file: UnitFile) -> pa.Table:
-    place = output.directory.child(SCORES).child(f"{file.name}.parquet")
+    place = output.results.child(f"{file.name}.parquet")
     rows = read_scores(place, ["query_id", "doc_id", "error_code"])
     is_scored = [code not in ID_ERRORS for code in rows["error_code"].to_pylist()]
     return pa.table(

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from shardrank.actors.config import QueryOptions, RerankerConfig
-from shardrank.actors.prompt import NULL, SYSTEM
+from shardrank.actors.config import EmbeddingOptions, QueryOptions, RerankerConfig
+from shardrank.actors.families.family import Family
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, OpenedInput
 from shardrank.jobs.inputs.tables import CANDIDATES, Table
@@ -22,6 +22,7 @@ from shardrank.jobs.units.plan import Plan
 
 _NOT_IN_SCORES = (
     "model",
+    "adapter",
     "revision",
     "device",
     "num_threads",
@@ -35,6 +36,7 @@ _NOT_IN_SCORES = (
 what may be fetched decides on what is still to do alone.
 """
 _CAME_LATER = {
+    "embedding": None,
     "local_media": True,
     "batch_invariant": False,
     "max_video_s": None,
@@ -50,6 +52,7 @@ def job_fingerprint(
     opened: OpenedInput,
     plan: Plan,
     config: RerankerConfig,
+    family: Family,
     model: Mapping[str, Any],
     unit_pairs: int,
     with_rankings: bool,
@@ -60,7 +63,7 @@ def job_fingerprint(
     """
     return {
         "model": dict(model),
-        "prompt_sha256": hashlib.sha256(f"{SYSTEM}\n{NULL}".encode()).hexdigest(),
+        "prompt_sha256": hashlib.sha256(family.wording.encode()).hexdigest(),
         "options": _options(config),
         "form": opened.form,
         "order": plan.choice.order,
@@ -90,6 +93,7 @@ def config_of(job: Job, name: str, revision: str | None, dtype: str | None) -> R
     options["media_root"] = tuple(roots) if isinstance(roots, list) else roots
     options["options"] = QueryOptions.from_mapping(options["options"])
     options["dtype"] = dtype or options["dtype"]
+    options["embedding"] = options["embedding"] and EmbeddingOptions(**options["embedding"])
     known = {each: options[each] for each in options if each not in _NOT_IN_SCORES}
     return RerankerConfig(model=name, revision=revision, **known)
 

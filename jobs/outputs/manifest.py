@@ -15,7 +15,7 @@ from shardrank.actors.config import RerankerConfig
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.inputs.forms import InputOptions
 from shardrank.jobs.outputs.budget import Budget
-from shardrank.jobs.outputs.files import MANIFEST, SUCCESS, Output
+from shardrank.jobs.outputs.files import EMBEDDINGS, MANIFEST, SUCCESS, Output
 from shardrank.jobs.outputs.input_files import Job
 from shardrank.jobs.outputs.job import as_kept, check_same_job, kept_command, kept_input
 from shardrank.jobs.storage import (
@@ -146,7 +146,10 @@ class Manifest:
             known["counts"] = Counts(**found, errors=known.get("errors", {}))
         if "growth" in values:
             known["growth"] = Growth(**values.pop("growth"))
-        return cls(output, **known, others=values)
+        manifest = cls(output, **known, others=values)
+        if manifest.job.get("form") == "texts":
+            manifest.output = replace(output, folder=EMBEDDINGS)
+        return manifest
 
     @classmethod
     def held(cls, output: Output, job: Job, config: RerankerConfig, guard: Check) -> "Manifest":

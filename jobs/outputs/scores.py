@@ -9,12 +9,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardrank.actors.data import PairScore
+from shardrank.actors.data import Embedding, PairScore
 from shardrank.jobs.errors import JobError
+from shardrank.jobs.inputs.columns import IDS
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.units.plan import KEPT
 
-When = Literal["indexed", "placed", "known", "scored", "ranked", "error", "measured", "chunk"]
+When = Literal[
+    "indexed",
+    "placed",
+    "known",
+    "scored",
+    "embedded",
+    "counted",
+    "ranked",
+    "error",
+    "measured",
+    "chunk",
+]
 
 COLUMNS: tuple[tuple[str, pa.DataType | None, When], ...] = (
     ("query_index", pa.int32(), "indexed"),
@@ -24,12 +36,13 @@ COLUMNS: tuple[tuple[str, pa.DataType | None, When], ...] = (
     ("doc_id", None, "known"),
     ("score", pa.float32(), "scored"),
     ("logit", pa.float32(), "scored"),
+    ("embedding", pa.list_(pa.float32()), "embedded"),
     ("rank", pa.int32(), "ranked"),
     ("first_stage_rank", pa.int32(), "known"),
     ("first_stage_score", pa.float64(), "known"),
-    ("num_tokens", pa.int32(), "scored"),
-    ("num_visual_tokens", pa.int32(), "scored"),
-    ("is_truncated", pa.bool_(), "scored"),
+    ("num_tokens", pa.int32(), "counted"),
+    ("num_visual_tokens", pa.int32(), "counted"),
+    ("is_truncated", pa.bool_(), "counted"),
     ("error_code", pa.large_string(), "error"),
     ("error", pa.large_string(), "error"),
     ("vision_hits", pa.int64(), "measured"),
@@ -43,8 +56,9 @@ COLUMNS: tuple[tuple[str, pa.DataType | None, When], ...] = (
 
 Before it is scored a row is indexed within its unit, or has its place in document-major order;
 known of it are its ids and first stage, and an error, if it is not to be scored. Scoring fills in
-`scored`, or an error; ranking adds the rank. Measured, in a chunk's first row: what the scorer's
-vision cache had and had not, null without one, and the time that preparing and scoring took.
+`scored` and `counted`, embedding `embedded` and `counted`, or an error; ranking adds the rank.
+Measured, in a chunk's first row: what the scorer's vision cache had and had not, null without one,
+and the time that preparing and scoring took.
 `chunk`: which of which unit it is in.
 """
 
@@ -56,6 +70,14 @@ def names(*when: When) -> list[str]:
     return [name for name, _, each in COLUMNS if each in when]
 
 
+Result = PairScore | Embedding
+
+
+def result_names(kind: type[Result]) -> list[str]:
+    """The columns that a result fills in, each from its own field of that name."""
+    return names("scored" if kind is PairScore else "embedded", "counted")
+
+
 def _schema(when: Sequence[When], job_input: JobInput | None = None) -> pa.Schema:
     types = dict(_TYPES)
     if job_input is not None:
@@ -65,7 +87,7 @@ def _schema(when: Sequence[When], job_input: JobInput | None = None) -> pa.Schem
 
 PLACE_SCHEMA = _schema(["placed", "error"])
 """As row_schema, in document-major order."""
-DOCUMENT_SCHEMA = _schema(["placed", "scored", "error"])
+DOCUMENT_SCHEMA = _schema(["placed", "scored", "counted", "error"])
 """The columns of the files by document."""
 
 
@@ -75,8 +97,12 @@ def row_schema(job_input: JobInput) -> pa.Schema:
 
 
 def score_schema(job_input: JobInput) -> pa.Schema:
-    """The columns of `scores/*.parquet`."""
-    return _schema(["known", "scored", "ranked", "error"], job_input)
+    """The columns of `scores/*.parquet`, or of `embeddings/*.parquet`."""
+    if job_input.vector is None:
+        return _schema(["known", "scored", "counted", "ranked", "error"], job_input)
+    text_id = IDS[job_input.corpus.name], job_input.doc_id_type
+    rest = _schema(["counted", "error"])
+    return pa.schema([text_id, ("embedding", job_input.vector), *rest])
 
 
 def filled(rows: pa.Table, values: Mapping[str, Any]) -> pa.Table:
@@ -88,16 +114,21 @@ def filled(rows: pa.Table, values: Mapping[str, Any]) -> pa.Table:
     return rows
 
 
-def with_scores(rows: pa.Table, scores: Sequence[PairScore]) -> pa.Table:
-    """Fill in the scores of the rows without an error, in order; the others get null scores."""
+def with_results(
+    rows: pa.Table, found: Sequence[Result], kind: type[Result] = PairScore
+) -> pa.Table:
+    """Fill in the results of the rows without an error, in order; the others get null ones.
+
+    kind: of the results, of which there may be none.
+    """
     codes = rows["error_code"].to_pylist()
-    assert codes.count(None) == len(scores), f"{len(scores)} scores for {codes.count(None)} pairs"
-    remaining = iter(scores)
-    results = [next(remaining) if code is None else PairScore() for code in codes]
+    assert codes.count(None) == len(found), f"{len(found)} results for {codes.count(None)} rows"
+    remaining = iter(found)
+    results = [next(remaining) if code is None else kind() for code in codes]
     known = list(zip(results, codes, rows["error"].to_pylist(), strict=True))
     return filled(
         rows,
-        {name: [getattr(result, name) for result in results] for name in names("scored")}
+        {name: [getattr(result, name) for result in results] for name in result_names(kind)}
         | {
             "error_code": [r.error.code if r.error else code for r, code, _ in known],
             "error": [str(r.error) if r.error else message for r, _, message in known],
@@ -107,7 +138,7 @@ def with_scores(rows: pa.Table, scores: Sequence[PairScore]) -> pa.Table:
 
 def with_known(rows: pa.Table, scored: pa.Table) -> pa.Table:
     """The same, of scores by document: null in `scored` for rows with an error of their own."""
-    unscored = {name: getattr(PairScore(), name) for name in names("scored")}
+    unscored = {name: getattr(PairScore(), name) for name in result_names(PairScore)}
     values = {
         name: scored[name] if value is None else pc.fill_null(scored[name], value)
         for name, value in unscored.items()
@@ -145,7 +176,8 @@ def with_kept(rows: pa.Table, earlier: pa.Table, id_errors: Collection[str]) -> 
         raise JobError("a score file lacks pairs that it had as the job began; run it again")
     is_kept = pc.is_valid(pa.array(places, pa.int64()))
     taken = earlier.take(pa.array(places, pa.int64()))
-    kept = {name: taken[name].cast(_TYPES[name]) for name in names("scored", "error")}
+    results = result_names(Embedding if "embedding" in earlier.schema.names else PairScore)
+    kept = {name: taken[name].cast(_TYPES[name]) for name in (*results, *names("error"))}
     return filled(rows, {n: pc.if_else(is_kept, values, rows[n]) for n, values in kept.items()})
 
 

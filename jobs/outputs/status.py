@@ -10,7 +10,7 @@ from typing import Any, Literal
 from shardrank.jobs.errors import UsageError, Way
 from shardrank.jobs.outputs.budget import ways_beyond
 from shardrank.jobs.outputs.done import UnitFile, unit_files
-from shardrank.jobs.outputs.files import BY_DOCUMENT, SCORES, Output
+from shardrank.jobs.outputs.files import BY_DOCUMENT, Output
 from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
 from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.storage import Location
@@ -73,11 +73,10 @@ class Status:
 def read_status(output: str) -> Status:
     """Raises UsageError for what is not a job's output."""
     directory = Location.parse(output)
-    kept = Output(directory)
-    manifest = Manifest.read(kept)
+    manifest = Manifest.read(Output(directory))
     if manifest is None:
         raise UsageError(f"{directory} is not the output of a job: it has no manifest.json")
-    units = unit_files(directory.child(SCORES))
+    units = unit_files(manifest.output.results)
     num_units = manifest.job["num_units"]
     holder = holder_of(directory)
     state: State = "stopped"

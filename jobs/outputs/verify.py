@@ -44,11 +44,11 @@ def open_output(output: str) -> tuple[Output, Manifest, Plan]:
     """A job's complete output, and the plan that its manifest and its input give; raises as
     verify_output.
     """
-    kept = Output(Location.parse(output))
-    manifest = Manifest.read(kept)
+    directory = Location.parse(output)
+    manifest = Manifest.read(Output(directory))
     if manifest is None or manifest.input is None:
-        raise UsageError(f"{kept.directory} has no manifest.json that names the job's input")
-    job = manifest.job
+        raise UsageError(f"{directory} has no manifest.json that names the job's input")
+    job, kept = manifest.job, manifest.output
     options = InputOptions(**manifest.input)
     opened = open_job_input(replace(options, maps=tuple(options.maps)))
     opened = opened.ordered_as(known_paths(job))
@@ -72,7 +72,7 @@ def _check_hashes(output: Output, manifest: Manifest, hashes: dict[str, str]) ->
     for unit, known in manifest.counts.unit_hashes.items() if manifest.counts else ():
         if hashes.get(unit) != known:
             raise VerificationError(
-                f"{output.directory}/scores/{unit}.parquet has other rows than when the job ended; "
+                f"{output.results}/{unit}.parquet has other rows than when the job ended; "
                 "delete the file and run the same command again"
             )
 

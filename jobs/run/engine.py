@@ -2,17 +2,21 @@
 
 import pickle
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shardrank.actors.config import QueryOptions, RerankerConfig
-from shardrank.actors.data import Content, PairScore
+from shardrank.actors.data import Content, Embedding
 from shardrank.actors.errors import RerankError
 from shardrank.actors.model.checkpoint import checkpoint_outline
 from shardrank.jobs.errors import JobError
+from shardrank.jobs.outputs.scores import Result
+
+if TYPE_CHECKING:
+    from shardrank.actors.scorer import Scorer
 
 
 class PreparedPairs(Protocol):
@@ -66,7 +70,7 @@ class ScorerLike(Protocol):
     scored. `progressed` is called at least as often as a device should come back.
     """
 
-    def score(self, sets: list[Any], progressed: Progressed) -> list[list[PairScore]]: ...
+    def score(self, sets: list[Any], progressed: Progressed) -> Sequence[Sequence[Result]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,20 @@ def _preprocessor(config: RerankerConfig) -> PreprocessorLike:
 def _scorer(config: RerankerConfig) -> ScorerLike:
     from shardrank.actors.scorer import Scorer
 
-    return Scorer.warm(config)
+    scorer = Scorer.warm(config)
+    return scorer if config.embedding is None else _Embedding(scorer, config.embedding.dimensions)
+
+
+class _Embedding:
+    """A scorer whose results are vectors of the dimensions that are asked for."""
+
+    def __init__(self, scorer: "Scorer", dimensions: int | None) -> None:
+        self._scorer, self._dimensions = scorer, dimensions
+        self.planned, self.vision_cache = scorer.planned, scorer.vision_cache
+
+    def score(self, sets: list[Any], progressed: Progressed) -> list[list[Embedding]]:
+        found = self._scorer.embed(sets, progressed)
+        return [[each.cut(self._dimensions) for each in texts] for texts in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +122,9 @@ class PackedEngine:
 
 
 def outline_of(config: RerankerConfig) -> str | None:
-    """The outline of a model that is a directory; a hub's is pinned by its commit."""
-    checkpoint = Path(config.model)
-    return checkpoint_outline(checkpoint) if checkpoint.is_dir() else None
+    """The outline of model and adapter where they are directories; a hub's has its commit."""
+    folders = [Path(each) for each in (config.model, config.adapter) if each]
+    return "\n".join(checkpoint_outline(each) for each in folders if each.is_dir()) or None
 
 
 def check_outline(config: RerankerConfig, outline: str | None) -> None:

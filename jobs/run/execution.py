@@ -72,7 +72,8 @@ class Run:
         units, documents = self.remaining.units, self.plan.documents
         if documents is None:
             writer = _Writer(write_unit, self.output, self.plan.input)
-            _score(self, units, "queries", writer, lambda rows: rows)
+            groups = "texts" if self.plan.input.form == "texts" else "queries"
+            _score(self, units, groups, writer, lambda rows: rows)
             return
         writer = _Writer(write_by_document, self.output, documents.bucket_places)
         counted = partial(rows_of, documents, units)
@@ -87,7 +88,8 @@ class Run:
         units, job_input = self.plan.units, ray.put(self.plan.input)
         starts = range(0, len(units), _VERIFY_UNITS)
         tasks = (task.remote(job_input, self.output, units[i : i + _VERIFY_UNITS]) for i in starts)
-        step = Step("verified", _num_pairs(units))
+        noun = "texts" if self.plan.input.form == "texts" else "pairs"
+        step = Step("verified", _num_pairs(units), noun)
         self.counts = Counts.total(_results(self, tasks, step, attrgetter("num_pairs")))
         check_strays(self.output, self.plan)
 
@@ -140,7 +142,9 @@ def _score(
         return
     units: dict[int, Unit | DocumentUnit] = {unit.index: unit for unit in remaining}
     num_groups = sum(map(_num_groups, remaining))
-    meter = Meter(_num_pairs(remaining), num_groups, groups, run.workers.pool.num_actors)
+    noun = "texts" if groups == "texts" else "pairs"
+    num_actors = run.workers.pool.num_actors
+    meter = Meter(_num_pairs(remaining), num_groups, groups, noun, num_actors)
     collector = UnitCollector()
     with own_errors(), _attempt_log() as log:
         failures = _Failures(log, units)

@@ -38,6 +38,7 @@ from shardrank.jobs.units.reading import (
     DOCUMENT_NAME,
     QueryRow,
     Row,
+    document_name,
     pair_row,
     query_parts,
     read_documents,
@@ -201,21 +202,22 @@ def prepare_chunks(
     """A query-major unit's chunks, as one-row tables (see Chunk.table)."""
     attempt = attempt or Attempt.unwatched()
     chunks = Chunks(row_schema(job_input), unit.index, attempt)
+    name = document_name(job_input)
     for query in read_unit(job_input, unit, attempt.reads):
         opened = None
-        for rows, documents in _slices(query):
+        for rows, documents in _slices(query, name):
             yield from chunks.full()
             chunks.open.rows += rows
             if documents:
                 opened = opened or _open_query(query, preprocessor, attempt)
                 with attempt.step("slice", query.index, rows[0]["doc_index"]):
-                    pairs = _pairs(query.index, opened, documents, preprocessor, attempt)
+                    pairs = _pairs(query.index, opened, documents, name, preprocessor, attempt)
                     chunks.open.add(preprocessor.prepare_pairs(pairs))
                 attempt.progress(len(documents))
     yield chunks.last()
 
 
-def _slices(query: QueryRow) -> Iterator[tuple[list[Row], list[tuple[int, Document]]]]:
+def _slices(query: QueryRow, name: str) -> Iterator[tuple[list[Row], list[tuple[int, Document]]]]:
     """Rows in the candidates' order, and those among their documents that can be scored, each with
     its place in the query.
     """
@@ -225,7 +227,7 @@ def _slices(query: QueryRow) -> Iterator[tuple[list[Row], list[tuple[int, Docume
     for doc_index, candidate in enumerate(query.candidates):
         rows.append(pair_row(query, doc_index, candidate))
         if candidate.error is None:
-            document = parse_or_error(Content.parse, candidate.document, DOCUMENT_NAME)
+            document = parse_or_error(Content.parse, candidate.document, name)
             documents.append((doc_index, document))
             num_media += isinstance(document, Content) and document.has_media
         if len(rows) == SLICE_DOCUMENTS or num_media == SLICE_MEDIA_DOCUMENTS:
@@ -246,13 +248,14 @@ def _pairs(
     query_index: int,
     query: OpenedQuery,
     documents: Sequence[tuple[int, Document]],
+    name: str,
     preprocessor: PreprocessorLike,
     attempt: Attempt,
 ) -> Iterator[tuple[OpenedQuery, Any]]:
     """A slice's pairs, each a step of the attempt until the next one is asked for."""
     for doc_index, document in documents:
         step = "pair", query_index, doc_index
-        opened = preprocessor.open_document(attempt.failure(*step) or document, DOCUMENT_NAME)
+        opened = preprocessor.open_document(attempt.failure(*step) or document, name)
         with attempt.step(*step):
             yield query, opened
 

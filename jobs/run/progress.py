@@ -66,12 +66,14 @@ class Underway:
 class Meter:
     """Counts of this run; `total_pairs` is an estimate for candidate sets.
 
-    What pairs are grouped by has the name `groups`: queries, or documents in document-major order.
+    What pairs are grouped by has the name `groups`: queries, or documents in document-major order;
+    texts to embed are their own groups. noun: of pairs, or texts.
     """
 
     total_pairs: int
     total_groups: int
     groups: str = "queries"
+    noun: str = "pairs"
     num_actors: int = 1
     num_pairs: int = 0
     num_tokens: int = 0
@@ -129,13 +131,15 @@ class Meter:
         return max(0, self.total_pairs - self.num) / pairs_per_s
 
     def line(self) -> str:
-        counts = f"{self.num:,}/{self.total:,} pairs · {self.num_groups:,}/{self.total_groups:,} "
+        counts = f"{self.num:,}/{self.total:,} {self.noun}"
+        if self.groups != self.noun:
+            counts += f" · {self.num_groups:,}/{self.total_groups:,} {self.groups}"
         if not self.num:
-            return f"{counts}{self.groups} · {self._waiting()}"
+            return f"{counts} · {self._waiting()}"
         eta = "--" if self.eta_s is None else duration(self.eta_s)
         pairs_per_s, tokens_per_s = self.rates()
         return (
-            f"{counts}{self.groups} · {pairs_per_s:,.1f} pairs/s · {tokens_per_s:,.0f} tokens/s · "
+            f"{counts} · {pairs_per_s:,.1f} {self.noun}/s · {tokens_per_s:,.0f} tokens/s · "
             f"ETA {eta} · {self.num_errors:,} errors"
         )
 
@@ -143,7 +147,7 @@ class Meter:
         """What the first scores wait for."""
         elapsed = duration(time.monotonic() - self.started)
         ready = f"{self.underway.num_ready} of {self.num_actors} scoring actors ready"
-        return f"{self.underway.num_prepared:,} pairs prepared, {ready} · {elapsed}"
+        return f"{self.underway.num_prepared:,} {self.noun} prepared, {ready} · {elapsed}"
 
 
 def counted(num: int, noun: str) -> str:

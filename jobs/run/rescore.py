@@ -17,7 +17,11 @@ import pyarrow as pa
 
 from shardrank.actors.config import RerankerConfig
 from shardrank.actors.data import Content, PairScore, parse_or_error
-from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
+from shardrank.actors.model.checkpoint import (
+    adapter_of,
+    checkpoint_fingerprint,
+    resolve_checkpoint,
+)
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.outputs.budget import parse_percent
@@ -94,6 +98,8 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
     what the job had, and VerificationError if the output is not complete.
     """
     kept, manifest, plan = open_output(output)
+    if plan.input.form == "texts":
+        raise UsageError(f"--rescore: {output} holds vectors, which have no scores")
     name, revision = manifest.model["name"], manifest.model["revision"]
     found_at, revision = (name, revision) if model is None else (model, None)
     config = config_of(manifest.job, found_at, revision, manifest.dtype)
@@ -112,10 +118,10 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
 
 def _check_model(config: RerankerConfig, manifest: Manifest) -> None:
     try:
-        checkpoint = resolve_checkpoint(config.model, config.revision, weights=False)
+        checkpoint = resolve_checkpoint(config, weights=False)
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
-    if as_kept(checkpoint_fingerprint(checkpoint)) != manifest.job["model"]:
+    if as_kept(checkpoint_fingerprint(checkpoint, adapter_of(config))) != manifest.job["model"]:
         raise UsageError(f"--model: {config.model} is not the model that the job had")
 
 
@@ -185,6 +191,7 @@ def _scored_alone(
             document = parse_or_error(Content.parse, candidate.document, DOCUMENT_NAME)
             pair = opened, preprocessor.open_document(document, DOCUMENT_NAME)
             ((score,),) = scorer.score([preprocessor.prepare_pairs([pair])], lambda _: None)
+            assert isinstance(score, PairScore)
             yield candidate.doc_id, score
 
 

@@ -19,11 +19,11 @@ import pyarrow as pa
 import ray
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.actors.data import PairScore
+from shardrank.actors.data import Embedding, PairScore
 from shardrank.actors.errors import Crashed, TimedOut, Unexpected
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.inputs.parquet import from_ipc
-from shardrank.jobs.outputs.scores import filled, names, with_figures, with_scores
+from shardrank.jobs.outputs.scores import Result, filled, names, with_figures, with_results
 from shardrank.jobs.run.attempts import MAX_DEATHS, Attempt, AttemptLog, Attempts
 from shardrank.jobs.run.engine import PackedEngine, PreparedPairs, ScorerLike, check_outline
 from shardrank.jobs.run.pool import Pool, fair_threads
@@ -63,6 +63,7 @@ class Score:
             )
         check_outline(config, outline)
         self._scorer = engine.unpacked().scorer(config)
+        self._kind: type[Result] = PairScore if config.embedding is None else Embedding
         start.end()
         self._turn = threading.Lock()
         self._is_suspect = False
@@ -97,11 +98,11 @@ class Score:
         before = self._lookups()
         failure = attempt.hopeless()
         if failure is not None:  # of unpacking it, say: then nothing of it can be scored
-            scores = [PairScore(error=failure)] * rows["error_code"].null_count
+            scores = [self._kind(error=failure)] * rows["error_code"].null_count
         else:
             prepared, planned = ready or self._unpacked(batch, index)
-            scores = score_pairs(self._scorer, prepared, attempt, planned)
-        scored = with_scores(rows, scores)
+            scores = score_pairs(self._scorer, prepared, attempt, planned, self._kind)
+        scored = with_results(rows, scores, self._kind)
         seconds = batch["seconds"][index].as_py() + time.monotonic() - started
         scored = with_figures(scored, [*_since(before, self._lookups()), seconds])
         chunk = {name: [batch[name][index].as_py()] * scored.num_rows for name in names("chunk")}
@@ -128,7 +129,8 @@ def score_pairs(
     prepared: Sequence[PreparedPairs],
     attempt: Attempt,
     planned: Any = None,
-) -> list[PairScore]:
+    kind: type[Result] = PairScore,
+) -> list[Result]:
     """All pairs' scores, in order. Together, unless that raised, or killed its process twice: then
     pair by pair, so that what is to blame is one row's error. planned: what the scorer has made of
     all of them already.
@@ -141,7 +143,7 @@ def score_pairs(
     if not is_suspect and (scores := _score_together(scorer, planned, attempt)) is not None:
         return scores
     pairs = [each.only(index) for each in prepared for index in range(each.num_pairs)]
-    alone = [_score_one(scorer, pair, attempt, number) for number, pair in enumerate(pairs)]
+    alone = [_score_one(scorer, pair, attempt, n, kind) for n, pair in enumerate(pairs)]
     is_innocent = not any(
         isinstance(score.error, Crashed | TimedOut | Unexpected) for score in alone
     )
@@ -150,7 +152,7 @@ def score_pairs(
     return alone
 
 
-def _score_together(scorer: ScorerLike, planned: Any, attempt: Attempt) -> list[PairScore] | None:
+def _score_together(scorer: ScorerLike, planned: Any, attempt: Attempt) -> list[Result] | None:
     """None where it raised."""
     try:
         with attempt.step("together"):
@@ -162,17 +164,19 @@ def _score_together(scorer: ScorerLike, planned: Any, attempt: Attempt) -> list[
         return None
 
 
-def _score_one(scorer: ScorerLike, pair: PreparedPairs, attempt: Attempt, number: int) -> PairScore:
+def _score_one(
+    scorer: ScorerLike, pair: PreparedPairs, attempt: Attempt, number: int, kind: type[Result]
+) -> Result:
     failure = attempt.failure("pair", number)
     if failure is not None:
-        return PairScore(error=failure)
+        return kind(error=failure)
     try:
         with attempt.step("pair", number):
             ((score,),) = scorer.score([pair], attempt.progress)
             return score
     except Exception as error:
         _die_with_device(error)
-        return PairScore(error=Unexpected.of(error, "scoring"))
+        return kind(error=Unexpected.of(error, "scoring"))
 
 
 def _die_with_device(error: Exception) -> None:

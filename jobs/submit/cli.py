@@ -114,7 +114,7 @@ def _send(
     _submit(context, _dashboard(address), given, luggage, (name,), detach)
 
 
-for _name in ("rerank", "verify", "evaluate"):
+for _name in ("rerank", "embed", "verify", "evaluate"):
     app.command(
         _name,
         context_settings=_PASS_ON,

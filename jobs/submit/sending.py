@@ -14,7 +14,8 @@ from shardrank.jobs.errors import UsageError
 from shardrank.jobs.secrets import HIDDEN, redacted_argument
 from shardrank.jobs.storage import Location
 
-_READ = {"input", "run", "queries", "corpus", "qrels", "model", "media_root"}
+_CHECKPOINTS = {"model", "adapter"}
+_READ = {"input", "run", "queries", "corpus", "qrels", "media_root"} | _CHECKPOINTS
 _WRITTEN = {"output", "report"}
 _KEYS = (".env", ".env.*", "*.pem", "*.key", ".netrc", ".ssh/", ".aws/")
 """What is left out of every working directory."""
@@ -120,7 +121,7 @@ class Paths:
             return value
         path = Path(location.path)
         is_written = option.name in _WRITTEN
-        if option.name == "model" and not path.exists():
+        if option.name in _CHECKPOINTS and not path.exists():
             return value  # a name on the hub, or a path of the nodes
         if self._is_everywhere(path):
             return str(path)
@@ -130,7 +131,7 @@ class Paths:
         if os.path.isabs(value) and not known.exists():
             return value  # not of this machine, so of theirs
         along = "" if is_written else ", send a small one along by --working-dir"
-        along = ", a name on the hub" if option.name == "model" else along
+        along = ", a name on the hub" if option.name in _CHECKPOINTS else along
         raise UsageError(f"{_name(option)} {value}: {self._sentence(path, along)}")
 
     def _is_everywhere(self, path: Path) -> bool:

@@ -1,7 +1,11 @@
-"""The content of a row: what the engine parses, made of a table's columns under the job's names."""
+"""What a row says under the job's names: contents that the engine parses, and the first stage's
+ranks.
+"""
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from shardrank.actors.errors import InvalidContent
 
@@ -68,3 +72,24 @@ def _given(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _A = {"image": "an image", "video": "a video"}
+
+
+def settled_ranks(queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(N,) ranks, NaN for none: those of a query whose ranks tie or have a fraction, or that has
+    scores alone, are its places by rank, then by score, the best first, then as the input has them.
+
+    queries: (N,) integers; ranks and scores: (N,) float64, NaN for null.
+    """
+    order = np.lexsort((-scores, ranks, queries))
+    query, rank = queries[order], ranks[order]
+    is_tied = np.zeros(int(queries.max(initial=-1)) + 1, bool)
+    is_tied[query[1:][(query[1:] == query[:-1]) & (rank[1:] == rank[:-1])]] = True
+    is_tied[queries[np.isfinite(ranks) & (ranks != np.rint(ranks))]] = True
+    has_rank, has_score = np.zeros_like(is_tied), np.ones_like(is_tied)
+    has_rank[queries[~np.isnan(ranks)]] = True
+    has_score[queries[np.isnan(scores)]] = False
+    firsts = np.searchsorted(query, query)
+    places = np.empty(len(order), np.float64)
+    places[order] = np.arange(len(order)) - firsts + 1
+    is_scored = (has_score & ~has_rank)[queries]
+    return np.where(is_scored | (is_tied[queries] & ~np.isnan(ranks)), places, ranks)

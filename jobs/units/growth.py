@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.joins import id_codes
-from shardrank.jobs.inputs.tables import plain_type
+from shardrank.jobs.inputs.paths import plain_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ def placed(pairs: pa.Table, held: Held) -> tuple[np.ndarray, np.ndarray]:
     """
     _check_types(pairs, held.table)
     keys, kept_keys = _pair_keys(pairs, held.table)
-    gone = ~np.isin(kept_keys, keys) & _has_ids(held.table)
+    has_ids = pc.and_(held.table["query_id"].is_valid(), held.table["doc_id"].is_valid())
+    gone = ~np.isin(kept_keys, keys) & has_ids.to_numpy()
     if gone.any():
         row = held.table.slice(int(np.flatnonzero(gone)[0]), 1).to_pylist()[0]
         raise UsageError(
@@ -77,11 +78,6 @@ def _pair_keys(pairs: pa.Table, held: pa.Table) -> tuple[np.ndarray, np.ndarray]
         codes.append(id_codes(both).astype(np.int64))
     keys = codes[0] * (int(codes[1].max(initial=0)) + 1) + codes[1]
     return keys[: pairs.num_rows], keys[pairs.num_rows :]
-
-
-def _has_ids(table: pa.Table) -> np.ndarray:
-    both = pc.and_(table["query_id"].is_valid(), table["doc_id"].is_valid())
-    return both.to_numpy()
 
 
 def _units_of(query_ids: pa.ChunkedArray, held: pa.Table) -> np.ndarray:

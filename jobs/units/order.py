@@ -18,6 +18,7 @@ MIN_PAIRS_A_DOCUMENT = 2
 _FORMS = {
     "sets": "candidate sets carry their documents with each query",
     "pairs": "pairs carry their document in each row",
+    "texts": "each text is embedded by itself",
 }
 
 

@@ -5,21 +5,24 @@ finds its files again.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from itertools import accumulate, count, islice, pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.columns import DOCUMENT_COLUMNS, QUERY_COLUMNS
 from shardrank.jobs.inputs.digests import TableDigest
 from shardrank.jobs.inputs.forms import JobInput, OpenedInput, job_input
 from shardrank.jobs.inputs.joins import list_pairs
 from shardrank.jobs.inputs.parquet import Footer, from_ipc, leaf_path, to_ipc
 from shardrank.jobs.inputs.paths import type_at
-from shardrank.jobs.inputs.tables import DOCUMENT_COLUMNS, QUERY_COLUMNS, OpenedTable
+from shardrank.jobs.inputs.tables import OpenedTable
+from shardrank.jobs.units.contents import settled_ranks
 from shardrank.jobs.units.documents import (
     BUCKET_PAIRS,
     DocumentPlan,
@@ -30,6 +33,8 @@ from shardrank.jobs.units.documents import (
 )
 from shardrank.jobs.units.growth import Held, gaps, placed
 from shardrank.jobs.units.order import Choice, WantedOrder, check_order, settled_order, shared_order
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_UNIT_PAIRS = 4_096
 KEPT = "kept"
@@ -140,22 +145,17 @@ def plan_units(
     Raises UsageError if there is nothing to score, or not in this order.
     """
     check_order(opened, order)
-    choice = settled_order(opened, order)
-    documents = None
+    choice, documents = settled_order(opened, order), None
     if opened.form == "sets":
         job, units = _set_units(opened, unit_pairs, held)
     else:
-        pairs = list_pairs(opened)
-        if held is None:
-            is_kept = np.zeros(pairs.num_rows, bool)
-            job, units = _pairs_units(opened, pairs, unit_pairs)
-        else:
-            pairs, is_kept, job, units = _grown_units(opened, pairs, unit_pairs, held)
+        pairs, is_kept, job, units = _pairs_units(opened, unit_pairs, held)
         if choice is None:
             is_scorable = scorable(pairs)
             choice = shared_order(order, *num_shared(pairs, is_scorable))
             if choice.order == "document":
-                limit = _document_limit(opened, unit_pairs)
+                # a unit's queries are in memory together, as its documents are in query-major order
+                limit = _limit(unit_pairs, opened.queries, QUERY_COLUMNS)
                 sizes = [unit.num_pairs for unit in units]
                 documents = plan_documents(
                     opened.corpus, pairs, is_scorable & ~is_kept, limit, sizes, bucket_pairs
@@ -223,47 +223,53 @@ def _row_ranges(
 
 
 def _pairs_units(
-    opened: OpenedInput, pairs: pa.Table, unit_pairs: int
-) -> tuple[JobInput, tuple[Unit, ...]]:
-    limit = _limit(unit_pairs, opened.corpus, DOCUMENT_COLUMNS)
-    codes = pairs["query_index"].to_numpy()
-    bounds = np.append(np.flatnonzero(np.diff(codes, prepend=-1)), len(codes)).tolist()
-    units = tuple(
-        _pairs_unit(index, pairs.slice(bounds[low], bounds[high] - bounds[low]), high - low)
-        for index, (low, high) in enumerate(_within(np.diff(bounds).tolist(), limit))
-    )
-    types = (pairs.schema.field("query_id").type, pairs.schema.field("doc_id").type)
-    return job_input(opened, *types), units
-
-
-def _grown_units(
-    opened: OpenedInput, pairs: pa.Table, unit_pairs: int, held: Held
+    opened: OpenedInput, unit_pairs: int, held: Held | None
 ) -> tuple[pa.Table, np.ndarray, JobInput, tuple[Unit, ...]]:
     """The pairs in the units' order, whether each has its result already, and the units."""
-    unit_of_pair, has_result = placed(pairs, held)
-    is_kept = has_result & scorable(pairs) & held.is_open
+    pairs = _with_settled_ranks(list_pairs(opened))
+    unit_of_pair, is_kept = np.full(pairs.num_rows, -1), np.zeros(pairs.num_rows, bool)
+    numbers: Iterator[int] = count()
+    if held is not None:
+        unit_of_pair, has_result = placed(pairs, held)
+        is_kept = has_result & scorable(pairs) & held.is_open
+        numbers = held.free_units()
     is_new = unit_of_pair < 0
-    job, new = _pairs_units(opened, pairs.filter(pa.array(is_new)), unit_pairs)
-    numbers = held.free_units()
-    number_of_new = np.repeat([next(numbers) for _ in new], [unit.num_pairs for unit in new])
-    unit_of_pair[is_new] = number_of_new.astype(unit_of_pair.dtype)
-    order = np.argsort(unit_of_pair, kind="stable")
-    pairs, is_kept = pairs.take(pa.array(order)), is_kept[order]
-    sorted_units = unit_of_pair[order]
-    starts = np.flatnonzero(np.diff(sorted_units, prepend=-1)).tolist()
+    sizes = np.unique(pairs["query_index"].to_numpy()[is_new], return_counts=True)[1].tolist()
+    new_units = [
+        sum(sizes[low:high])
+        for low, high in _within(sizes, _limit(unit_pairs, opened.corpus, DOCUMENT_COLUMNS))
+    ]
+    unit_of_pair[is_new] = np.repeat([*islice(numbers, len(new_units))], new_units)
+    if held is not None:
+        order = np.argsort(unit_of_pair, kind="stable")
+        pairs, is_kept, unit_of_pair = pairs.take(order), is_kept[order], unit_of_pair[order]
+    types = (pairs.schema.field(name).type for name in ("query_id", "doc_id"))
+    units = tuple(_cut(pairs, unit_of_pair, is_kept))
+    return pairs, is_kept, job_input(opened, *types), units
+
+
+def _cut(pairs: pa.Table, unit_of_pair: np.ndarray, is_kept: np.ndarray) -> Iterator[PairsUnit]:
+    """The units of pairs that stand in the units' order."""
+    starts = np.flatnonzero(np.diff(unit_of_pair, prepend=-1)).tolist()
     codes = pairs["query_index"].to_numpy()
-    units = []
-    for low, high in zip(starts, [*starts[1:], pairs.num_rows], strict=True):
-        num_queries = len(np.unique(codes[low:high]))
-        unit = _pairs_unit(int(sorted_units[low]), pairs.slice(low, high - low), num_queries)
+    for low, high in pairwise([*starts, pairs.num_rows]):
+        content = to_ipc(pairs.slice(low, high - low))
         kept = np.packbits(is_kept[low:high]).tobytes() if is_kept[low:high].any() else b""
-        units.append(replace(unit, kept=kept))
-    return pairs, is_kept, job, tuple(units)
+        num_queries = len(np.unique(codes[low:high]))
+        yield PairsUnit(int(unit_of_pair[low]), content, num_queries, high - low, kept)
 
 
-def _document_limit(opened: OpenedInput, unit_pairs: int) -> int:
-    """A unit's queries are in memory together, as its documents are in query-major order."""
-    return _limit(unit_pairs, opened.queries, QUERY_COLUMNS)
+def _with_settled_ranks(pairs: pa.Table) -> pa.Table:
+    queries, ranks, scores = (pairs[c].to_numpy() for c in ("query_index", "rank", "score"))
+    settled = settled_ranks(queries, ranks, scores)
+    num_tied = len(np.unique(queries[~np.isnan(ranks) & (ranks != settled)]))
+    if num_tied:
+        logger.info(
+            f"first stage: the ranks of {num_tied:,} queries tie: their documents are ranked by "
+            "score, and where that ties too as the input has them"
+        )
+    column = pairs.schema.get_field_index("rank")
+    return pairs.set_column(column, "rank", pa.array(settled, from_pandas=True))
 
 
 def _limit(unit_pairs: int, table: OpenedTable, columns: Sequence[str]) -> int:
@@ -281,7 +287,3 @@ def _within(costs: Sequence[float], budget: float) -> Iterator[tuple[int, int]]:
         cost += own
     if low < len(costs):
         yield low, len(costs)
-
-
-def _pairs_unit(index: int, pairs: pa.Table, num_queries: int) -> PairsUnit:
-    return PairsUnit(index, to_ipc(pairs), num_queries, pairs.num_rows)

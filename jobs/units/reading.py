@@ -24,19 +24,19 @@ from shardrank.actors.errors import (
     RerankError,
 )
 from shardrank.jobs.errors import UnreadableInput
+from shardrank.jobs.inputs.columns import (
+    DOCUMENT_COLUMNS,
+    IDS,
+    INPUT_QUERY_COLUMNS,
+    OPTION_COLUMNS,
+    QUERY_COLUMNS,
+)
 from shardrank.jobs.inputs.forms import JobInput
 from shardrank.jobs.inputs.joins import NO_CANDIDATES, PLACE_COLUMNS
 from shardrank.jobs.inputs.parquet import leaf_path, read_footer, read_range, to_rows
 from shardrank.jobs.inputs.paths import value_at
-from shardrank.jobs.inputs.runs import settled_ranks
-from shardrank.jobs.inputs.tables import (
-    DOCUMENT_COLUMNS,
-    INPUT_QUERY_COLUMNS,
-    OPTION_COLUMNS,
-    QUERY_COLUMNS,
-    Table,
-)
-from shardrank.jobs.units.contents import document_value, query_value
+from shardrank.jobs.inputs.tables import Table
+from shardrank.jobs.units.contents import document_value, query_value, settled_ranks
 from shardrank.jobs.units.plan import KEPT, PairsUnit, SetsUnit, Unit
 
 Id = str | int | None
@@ -45,6 +45,11 @@ Place = tuple[int, int]  # file, position
 
 DOCUMENT_NAME = "doc"
 """What messages call a document: its row has its id, and its place in a set says nothing."""
+
+
+def document_name(job_input: JobInput) -> str:
+    """What messages call what is scored, or embedded."""
+    return "query" if job_input.corpus.name == "queries" else DOCUMENT_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,10 @@ class Kept(RerankError):
 def _read_pairs(job_input: JobInput, unit: PairsUnit, reads: Reads) -> Iterator[QueryRow]:
     pairs, is_kept = unit.pairs(), unit.is_kept()
     unscored = pairs.filter(pa.array(~is_kept))
+    if job_input.form == "texts":
+        columns = QUERY_COLUMNS if job_input.corpus.name == "queries" else DOCUMENT_COLUMNS
+        texts = reads(_fetch(job_input.corpus, unscored, "doc", columns), "texts")
+        return _text_rows(pairs, is_kept, job_input.corpus.name, dict(texts))
     if job_input.form == "run":
         queries = read_queries(job_input.queries, unscored, reads=reads)
         fetched = _fetch(job_input.corpus, unscored, "doc", DOCUMENT_COLUMNS)
@@ -221,6 +230,27 @@ def _read_pairs(job_input: JobInput, unit: PairsUnit, reads: Reads) -> Iterator[
         fetched = _fetch(job_input.corpus, unscored, "doc", columns)
         fetched = _checked_documents(fetched, unscored, queries)
     return _paired_rows(pairs, is_kept, queries, dict(reads(fetched, "documents")))
+
+
+def _text_rows(
+    pairs: pa.Table, is_kept: np.ndarray, table: str, texts: Mapping[Place, Row]
+) -> Iterator[QueryRow]:
+    """Texts to embed, each with itself as its one candidate; those with its id again as others."""
+    id_column, value = IDS[table], query_value if table == "queries" else document_value
+    pairs = pairs.append_column("is_kept", pa.array(is_kept))
+    groups = groupby(pairs.to_pylist(), key=lambda pair: pair["query_index"])
+    for index, (_, group) in enumerate(groups):
+        rows = list(group)
+        text_id = rows[0]["doc_id"]
+        _check_id(id_column, text_id)
+        row = texts.get((rows[0]["doc_file"], rows[0]["doc_position"]), {})
+        options, wrong = _options(row)
+        if text_id is None:
+            wrong = NullId(f"{id_column} is null")
+        first = Candidate(text_id, value(row), error=Kept("") if rows[0]["is_kept"] else wrong)
+        again = wrong or DuplicateId(f"{id_column} {text_id!r} appears before")
+        others = [Candidate(text_id, None, error=again)] * (len(rows) - 1)
+        yield QueryRow(index, text_id, None, row.get("instruction"), options, (first, *others))
 
 
 _CONFLICT = "conflict"

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from shardrank.actors.config import RerankerConfig
 from shardrank.actors.model.checkpoint import checkpoint_fingerprint, resolve_checkpoint
 
 
@@ -18,27 +19,29 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_directory_is_itself(checkpoint: Path) -> None:
-    assert resolve_checkpoint(str(checkpoint)) == checkpoint
+    assert resolve_checkpoint(RerankerConfig(str(checkpoint))) == checkpoint
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
-    with pytest.raises(ValueError, match=f"has no {name}: not a Qwen3-VL-Reranker checkpoint$"):
-        resolve_checkpoint(str(checkpoint))
+    with pytest.raises(
+        ValueError, match=f"has no {name}: not a checkpoint of a model to rerank with$"
+    ):
+        resolve_checkpoint(RerankerConfig(str(checkpoint)))
 
 
 def test_another_models_checkpoint_is_refused(checkpoint: Path) -> None:
-    (checkpoint / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
-    with pytest.raises(ValueError, match="holds a 'qwen3' model, not a qwen3_vl reranker$"):
-        resolve_checkpoint(str(checkpoint))
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(ValueError, match="holds a 'qwen2' model, not qwen3 or qwen3_vl: one of Qw"):
+        resolve_checkpoint(RerankerConfig(str(checkpoint)))
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b"3", b"\xff"])
 def test_a_config_that_cannot_be_read_is_named(checkpoint: Path, text: bytes) -> None:
     (checkpoint / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"config\.json cannot be read: "):
-        resolve_checkpoint(str(checkpoint))
+        resolve_checkpoint(RerankerConfig(str(checkpoint)))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ def test_a_config_that_cannot_be_read_is_named(checkpoint: Path, text: bytes) ->
 )
 def test_a_path_that_is_not_there_is_not_looked_for_in_the_hub(model: str) -> None:
     with pytest.raises(ValueError, match="is neither a directory nor a hub name \\(owner/name\\)$"):
-        resolve_checkpoint(model)
+        resolve_checkpoint(RerankerConfig(model))
 
 
 def test_a_hub_name_without_a_hub_gives_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +58,7 @@ def test_a_hub_name_without_a_hub_gives_one_sentence(monkeypatch: pytest.MonkeyP
     with pytest.raises(
         ValueError, match="^model 'nobody/nothing-here' is not a dir.* hub: "
     ) as raised:
-        resolve_checkpoint("nobody/nothing-here")
+        resolve_checkpoint(RerankerConfig("nobody/nothing-here"))
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.config import QueryOptions, RerankerConfig
+from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
 
 
 def config(**settings: object) -> RerankerConfig:
@@ -93,23 +94,29 @@ def test_the_official_constants_fill_what_nobody_sets(tmp_path: Path) -> None:
         fps=1.0,
         max_frames=64,
     )
-    assert config().resolve(tmp_path).options == official
+    resolved = config().resolve(of_a_reranker(tmp_path))
+    assert resolved.options == official
+    assert resolved.instruction == QWEN3_VL_RERANKER.instruction
+    assert QWEN3_VL_RERANKER.instruction == (
+        "Given a search query, retrieve relevant candidates that answer the query."
+    )
 
 
-def test_the_official_default_instruction_is_verbatim() -> None:
-    official = "Given a search query, retrieve relevant candidates that answer the query."
-    assert config().instruction == DEFAULT_INSTRUCTION == official
+def of_a_reranker(checkpoint: Path) -> Path:
+    (checkpoint / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    return checkpoint
 
 
 def test_the_user_comes_before_the_checkpoint_and_that_before_the_official(tmp_path: Path) -> None:
     (tmp_path / "reranker.json").write_text(json.dumps({"max_length": 512, "max_frames": 8}))
-    options = config(options=QueryOptions(max_frames=16)).resolve(tmp_path).options
+    options = config(options=QueryOptions(max_frames=16)).resolve(of_a_reranker(tmp_path)).options
     assert (options.max_frames, options.max_length, options.fps) == (16, 512, 1.0)
 
 
-def test_resolving_changes_the_options_alone(tmp_path: Path) -> None:
+def test_resolving_changes_options_and_instruction_alone(tmp_path: Path) -> None:
     before = config(dtype="bfloat16", media_root="/media")
-    assert replace(before.resolve(tmp_path), options=before.options) == before
+    resolved = before.resolve(of_a_reranker(tmp_path))
+    assert replace(resolved, options=before.options, instruction=None) == before
 
 
 @pytest.mark.parametrize(
@@ -119,4 +126,4 @@ def test_resolving_changes_the_options_alone(tmp_path: Path) -> None:
 def test_a_bad_reranker_json_is_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "reranker.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"reranker\.json: "):
-        config().resolve(tmp_path)
+        config().resolve(of_a_reranker(tmp_path))

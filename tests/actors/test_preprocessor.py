@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from shardrank.actors.config import DEFAULT_INSTRUCTION, QueryOptions, RerankerConfig
+from shardrank.actors.config import QueryOptions, RerankerConfig
 from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import (
     AspectRatio,
@@ -24,6 +24,7 @@ from shardrank.actors.errors import (
     TooManyVisualTokens,
     VideoDecodeError,
 )
+from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
 from shardrank.actors.prepared import PreparedPair, PreparedSet, Visual
 from shardrank.actors.preprocessor import Preprocessor
 
@@ -177,7 +178,7 @@ def test_a_bad_instruction_is_every_documents_error() -> None:
 
 @pytest.mark.parametrize("instruction", [None, ""])
 def test_no_instruction_means_the_default_one(instruction: str | None) -> None:
-    usual = prepare("q", "a", instruction=DEFAULT_INSTRUCTION)
+    usual = prepare("q", "a", instruction=QWEN3_VL_RERANKER.instruction)
     assert same(pair_of(prepare("q", "a", instruction=instruction)), pair_of(usual))
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from shardrank.actors.errors import SpecialTokenInText
+from shardrank.actors.families.family import Side, VisualSpan
 from shardrank.actors.prepared import PreparedPair
-from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan, mrope_position_ids
+from shardrank.actors.prompt import PromptEncoder, mrope_position_ids
 
 TOKENIZER_FILE = Path(__file__).parents[1] / "golden" / "tiny" / "tokenizer.json"
 TOKENIZER = Tokenizer.from_file(str(TOKENIZER_FILE))
@@ -41,7 +42,7 @@ def encode(
     encoder: PromptEncoder = NEUTRAL,
     instruction: str = "Why",
 ) -> PreparedPair:
-    return encoder.encode(instruction, query, document, max_length, "documents[0]")
+    return encoder.encode(instruction, (query, document), max_length, "documents[0]")
 
 
 def decoded(ids: PreparedPair) -> str:
@@ -177,7 +178,7 @@ def added_ids(ids: PreparedPair) -> list[int]:
 @given(HOSTILE, HOSTILE, HOSTILE)
 def test_no_added_token_comes_out_of_a_text(instruction: str, query: str, document: str) -> None:
     ids = encode(text(query), text(document), instruction=instruction)
-    start, end = NEUTRAL.im_start, NEUTRAL.im_end
+    start, end = ADDED["<|im_start|>"], ADDED["<|im_end|>"]
     assert added_ids(ids) == [start, end, start, end, start]
 
 
@@ -243,7 +244,7 @@ def test_neutralising_changes_no_ordinary_text() -> None:
 
 def test_in_official_mode_a_typed_token_acts() -> None:
     ids = encode(text("q"), text("a<|im_end|>b"), encoder=OFFICIAL)
-    assert (ids.input_ids == OFFICIAL.im_end).sum() == 3
+    assert (ids.input_ids == ADDED["<|im_end|>"]).sum() == 3
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>"])
@@ -259,9 +260,11 @@ def test_in_official_mode_a_typed_placeholder_is_refused(token: str, typed_in: s
         )
 
 
-def test_a_tokenizer_without_the_template_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="no token '<|nothing|>': is it a Qwen3-VL reranker"):
-        NEUTRAL.token_id("<|nothing|>")
+def test_a_tokenizer_without_the_template_tokens_is_refused(tmp_path: Path) -> None:
+    lacking = TOKENIZER_FILE.read_text("utf-8").replace("<|video_pad|>", "<|other_pad|>")
+    (tmp_path / "tokenizer.json").write_text(lacking, "utf-8")
+    with pytest.raises(ValueError, match=r"no token '<\|video_pad\|>': is it a Qwen3-VL-Reranker"):
+        PromptEncoder(tmp_path / "tokenizer.json", neutralize=True)
 
 
 def positions_slowly(span_index: list[int], grids: list[tuple[int, int]]) -> list[list[int]]:

@@ -12,8 +12,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from bench.checkpoints.presets import FILES
 from bench.settings import CLASSES
-from shardrank.actors.config import DEFAULT_INSTRUCTION
-from shardrank.actors.prompt import PromptEncoder, Side, VisualSpan
+from shardrank.actors.families.family import Side, VisualSpan
+from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
+from shardrank.actors.prompt import PromptEncoder
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "golden" / "tiny"
@@ -51,7 +52,7 @@ def render(messages: list[dict[str, Any]], **values: Any) -> str:
 
 def official(query: Parts, document: Parts, instruction: str) -> str:
     """The engine's own prompt, of images of one token each."""
-    ids = ENCODER.encode(instruction, side(query), side(document), 10_240, "document").input_ids
+    ids = ENCODER.encode(instruction, (side(query), side(document)), 10_240, "document").input_ids
     return TOKENIZER.decode(ids.tolist(), skip_special_tokens=False)
 
 
@@ -66,7 +67,7 @@ def pair(query: Any, document: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("query", "document"), CASES.values(), ids=CASES)
 def test_a_pair_of_messages_gives_the_official_prompt(query, document):
-    expected = official(query, document, DEFAULT_INSTRUCTION)
+    expected = official(query, document, QWEN3_VL_RERANKER.instruction)
     assert render(pair(query, document)) == expected
     assert render(pair(query, document), add_generation_prompt=True) == expected
 
@@ -81,7 +82,7 @@ def test_an_instruction_comes_as_a_system_message_or_as_a_variable(query, docume
 
 def test_contents_may_be_strings_with_placeholders_in_them():
     written = "<|vision_start|><|image_pad|><|vision_end|>like this"
-    expected = official([IMAGE, text("like this")], [text("here")], DEFAULT_INSTRUCTION)
+    expected = official([IMAGE, text("like this")], [text("here")], QWEN3_VL_RERANKER.instruction)
     assert render(pair(written, "here"), instruction="") == expected
 
 

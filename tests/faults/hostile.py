@@ -89,7 +89,7 @@ def png(
     before: bytes = b"",
     interlaced: int = 0,
 ) -> bytes:
-    """Of zeros, unless `data` (deflated) is given; `before` are chunks before the pixels."""
+    """The pixels are zeros, unless `data` (deflated) is given; `before` are chunks before them."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
     if data is None:
         data = zeros((1 + (width * bits * channels + 7) // 8) * height)
@@ -251,7 +251,7 @@ def video(
 
 
 def patched(data: bytes, kind: bytes, offset: int, new: bytes) -> bytes:
-    """With `new` so many bytes after the first letter of the first atom of a kind."""
+    """The data with `new` so many bytes after the first letter of the first atom of a kind."""
     place = data.index(kind) + offset
     return data[:place] + new + data[place + len(new) :]
 
@@ -406,51 +406,50 @@ def jpegs() -> Iterator[Hostile]:
     for number in (0xC1, 0xC3, 0xC5, 0xC9, 0xCA, 0xCF):
         data = encoded(noise(64, 64), "JPEG").replace(b"\xff\xc0", bytes([0xFF, number]), 1)
         yield image(f"jpeg of frame kind {number:x}", data)
-    yield image("jpeg of 5,000 scans", jpeg_of_scans(4_000, 5_000), "image_decode")
-    yield image("jpeg of 90 scans", jpeg_of_scans(2_000, 90), SCORE)
-    yield image(
-        "jpeg of 50,000 exifs", jpeg_with(b"\xff\xe1\0\x0aExif\0\0.." * 50_000), "image_decode"
-    )
-    yield image("jpeg of fill bytes", b"\xff\xd8" + b"\xff" * 100_000, "image_decode")
-    yield image("jpeg in jpeg", jpeg_with(encoded(noise(9, 9), "JPEG")))
+    for name, data, outcome in [
+        ("of 5,000 scans", jpeg_of_scans(4_000, 5_000), "image_decode"),
+        ("of 90 scans", jpeg_of_scans(2_000, 90), SCORE),
+        ("of 50,000 exifs", jpeg_with(b"\xff\xe1\0\x0aExif\0\0.." * 50_000), "image_decode"),
+        ("of fill bytes", b"\xff\xd8" + b"\xff" * 100_000, "image_decode"),
+        ("in jpeg", jpeg_with(encoded(noise(9, 9), "JPEG")), None),
+    ]:
+        yield image(f"jpeg {name}", data, outcome)
 
 
 def pngs() -> Iterator[Hostile]:
     small = encoded(noise(40, 30), "PNG")
     ends = small.index(b"IDAT") - 4, small.index(b"IEND") - 4
-    for name, width, height, outcome in [
-        ("2^31 - 1 x 2^31 - 1", 2**31 - 1, 2**31 - 1, "image_too_large"),
-        ("2^32 - 1 x 1", 2**32 - 1, 1, None),
-        ("0 x 9", 0, 9, "image_decode"),
-        ("9 x 0", 9, 0, "image_decode"),
+    for width, height, data, outcome in [
+        (2**31 - 1, 2**31 - 1, zeros(999), "image_too_large"),
+        (2**32 - 1, 1, zeros(999), None),
+        (0, 9, zeros(999), "image_decode"),
+        (9, 0, zeros(999), "image_decode"),
+        (30_000, 30_000, None, "image_too_large"),
+        (13_400, 13_400, None, "image_too_large"),
+        (1, 65_000, None, "aspect_ratio"),
+        (65_000, 1, None, "aspect_ratio"),
+        (65_000, 400, None, SCORE),
+        (1, 1, None, SCORE),
+        (1, 200, None, SCORE),
+        (1, 201, None, "aspect_ratio"),
+        (2, 401, None, "aspect_ratio"),
     ]:
-        yield image(f"png of {name}", png(width, height, data=zeros(999)), outcome)
-    yield image("png of 30,000 x 30,000 zeros", png(30_000, 30_000), "image_too_large")
-    yield image("png of 13,400 x 13,400", png(13_400, 13_400), "image_too_large")
-    yield image("png of 1 x 65,000", png(1, 65_000), "aspect_ratio")
-    yield image("png of 65,000 x 1", png(65_000, 1), "aspect_ratio")
-    yield image("png of 65,000 x 400", png(65_000, 400), SCORE)
-    yield image("png of 1 x 1", png(1, 1), SCORE)
-    yield image("png of 1 x 200", png(1, 200), SCORE)
-    yield image("png of 1 x 201", png(1, 201), "aspect_ratio")
-    yield image("png of 2 x 401", png(2, 401), "aspect_ratio")
+        yield image(f"png of {width:,} x {height:,}", png(width, height, data=data), outcome)
     for bits, colour in [(3, 0), (255, 0), (8, 1), (8, 7), (16, 3), (1, 2), (32, 6)]:
         yield image(f"png of {bits} bits, colour type {colour}", png(9, 9, bits, colour))
-    bomb = zeros(100 << 20)
+    bomb, parts = zeros(100 << 20), zlib.compress(bytes(10 * 300))
     for name, before in {
-        "zTXt": chunk(b"zTXt", b"a\0\0" + bomb),
-        "iTXt": chunk(b"iTXt", b"a\0\1\0en\0b\0" + bomb),
-        "iCCP": chunk(b"iCCP", b"a\0\0" + bomb),
+        "a zTXt bomb": chunk(b"zTXt", b"a\0\0" + bomb),
+        "an iTXt bomb": chunk(b"iTXt", b"a\0\1\0en\0b\0" + bomb),
+        "an iCCP bomb": chunk(b"iCCP", b"a\0\0" + bomb),
+        "80 MB of texts": chunk(b"zTXt", b"a\0\0" + zeros(1 << 20)) * 80,
+        "20,000 chunks": chunk(b"teSt", b"x") * 20_000,
     }.items():
-        yield image(f"png with a {name} bomb", png(9, 9, before=before), SCORE)
-    texts = chunk(b"zTXt", b"a\0\0" + zeros(1 << 20)) * 80
-    yield image("png with 80 MB of texts", png(9, 9, before=texts), SCORE)
-    yield image("png whose pixels inflate to 500 MB", png(9, 9, data=zeros(500 << 20)))
-    yield image("png of 20,000 chunks", png(9, 9, before=chunk(b"teSt", b"x") * 20_000), SCORE)
-    parts = zlib.compress(bytes(10 * 300))
+        yield image(f"png with {name}", png(9, 9, before=before), SCORE)
     pieces = b"".join(chunk(b"IDAT", parts[i : i + 1]) for i in range(len(parts)))
-    yield image("png of one-byte pieces", png(72, 300, data=b"", before=pieces))
     for name, data in {
+        "pixels that inflate to 500 MB": png(9, 9, data=zeros(500 << 20)),
+        "pixels in one-byte pieces": png(72, 300, data=b"", before=pieces),
         "no pixels": small[: ends[0]] + small[ends[1] :],
         "no end": small[: ends[1]],
         "nothing but a header": small[: ends[0]],
@@ -966,9 +965,12 @@ def texts() -> Iterator[Hostile]:
     for number in [*range(32), *range(127, 160), 0xAD, 0x200B, 0x200D, 0x2060, 0xFFF9, 0xE0001]:
         text = f"a{chr(number)}b{chr(number)}"
         yield Hostile(f"the character {number:04x}", {"text": [text, text]}, SCORE, query=text)
-    yield Hostile("10,000 texts", {"text": ["ab"] * 10_000}, SCORE)
-    yield Hostile("empty texts", {"text": [""] * 1_000}, "empty_document")
-    yield Hostile("no texts", {"text": []}, "empty_document")
+    for name, several, outcome in [
+        ("10,000 texts", ["ab"] * 10_000, SCORE),
+        ("empty texts", [""] * 1_000, "empty_document"),
+        ("no texts", [], "empty_document"),
+    ]:
+        yield Hostile(name, {"text": several}, outcome)
 
 
 TOKENS = (
@@ -1189,19 +1191,10 @@ def paths(folder: Path) -> Iterator[Hostile]:
 
 def corpus(folder: Path) -> Iterator[Hostile]:
     """Everything, each item made when its turn comes."""
-    yield from damaged_pictures()
-    yield from wrong_magic()
-    yield from jpegs()
-    yield from pngs()
-    yield from animations()
-    yield from bitmaps()
-    yield from other_formats()
-    yield from opened_pictures()
-    yield from videos()
-    yield from frame_lists()
-    yield from texts()
-    yield from tokens()
-    yield from structs()
+    of_pictures = (damaged_pictures, wrong_magic, jpegs, pngs, animations, bitmaps, other_formats)
+    of_others = (opened_pictures, videos, frame_lists, texts, tokens, structs)
+    for kind in (*of_pictures, *of_others):
+        yield from kind()
     yield from paths(folder)
 
 
@@ -1266,7 +1259,7 @@ def peak_bytes(process: int | str = "self") -> int:
 
 
 def _children_peak_bytes() -> int:
-    """Of decoders that died, and of those that are still there."""
+    """The most that a decoder held, of those that died and those that are still there."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     running = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return max([ended, *map(peak_bytes, running)])

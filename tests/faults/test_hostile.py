@@ -36,13 +36,15 @@ others up to 12.
 MUTATIONS_GROWTH = 2_000 * MB
 """Measured: 1,208 MB after 88,000 files, with both caches filling."""
 DECODER_PEAK = 2_000 * MB
-"""Of the process that decodes videos, with torch's own 250. Measured: 780 MB, and 1,300 heavy."""
+"""What the process that decodes videos holds, torch's own 250 with it. Measured: 780 MB, and 1,300
+heavy.
+"""
 DECODER_LIMIT = 6_000 * MB
 """What that process is given at most. Measured: 2,360 MB, for frames that say they are large."""
 
 
 def codes() -> set[str]:
-    """Of all errors that a pair may have; `unexpected` is what these tests are there to find."""
+    """The codes of a pair's errors; `unexpected` is what these tests are there to find."""
 
     def below(kind: type[RerankError]) -> set[str]:
         return {kind.code}.union(*map(below, kind.__subclasses__()))
@@ -170,7 +172,7 @@ def as_video(value: Any) -> Any:
 
 
 def as_content(value: Any) -> dict[str, Any] | None:
-    """As a row of CONTENT has it, None where it cannot: Parquet holds no surrogates, no objects."""
+    """A row of CONTENT, None where there can be none: Parquet holds no surrogates, no objects."""
     try:
         if isinstance(value, str):
             value = {"text": value}

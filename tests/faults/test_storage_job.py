@@ -1,6 +1,7 @@
 """Storage that fails under a job: requests, disks, and input files that are not what they were."""
 
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -28,7 +29,14 @@ from shardrank.jobs.storage import Location, list_files, read_bytes, write_atomi
 from shardrank.jobs.units.plan import Plan
 from tests.faults.fault_proxy import BROKEN_OFF, DROPPED, SLOW_DOWN, every, faulty
 from tests.support import standin
-from tests.support.job_cases import plan_of, run_inline, score_rows, text_rows, write_sets
+from tests.support.job_cases import (
+    plan_of,
+    run_inline,
+    score_rows,
+    text_rows,
+    write_sets,
+    write_table,
+)
 
 TINY = Path(__file__).parent.parent / "golden" / "tiny"
 REAL = Engine(Preprocessor, Scorer)
@@ -108,8 +116,6 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(
 
 def failures_of(plan: Plan) -> dict[int, str]:
     """What preparing each unit leaves in the log."""
-    import pickle
-
     log = AttemptLog()
     for unit in plan.units:
         batch = pa.table({"unit": pa.array([pickle.dumps(unit)], pa.binary())})
@@ -132,8 +138,6 @@ def test_a_file_that_changed_or_went_since_the_plan_is_named(tmp_path: Path) -> 
 
 
 def test_a_table_by_rows_that_changed_is_named(tmp_path: Path) -> None:
-    from tests.support.job_cases import write_table
-
     options = InputOptions(
         run=write_table(tmp_path / "run.parquet", [{"query_id": "q", "doc_id": "d"}]),
         queries=write_table(tmp_path / "q.parquet", [{"query_id": "q", "text": "a"}]),
@@ -174,10 +178,7 @@ for content in mutations(path.read_bytes(), int(sys.argv[2])):
 def mutations(content: bytes, num: int) -> Iterator[bytes]:
     """Files cut anywhere, with flipped bytes, with garbage between the magic words, and empty."""
     source = random.Random(0)
-    yield b""
-    yield b"PAR1"
-    yield b"PAR1PAR1"
-    yield b"PAR1" + b"\xff" * 100 + b"\x40\0\0\0PAR1"
+    yield from (b"", b"PAR1", b"PAR1PAR1", b"PAR1" + b"\xff" * 100 + b"\x40\0\0\0PAR1")
     for _ in range(num):
         changed = bytearray(content)
         match source.randrange(3):

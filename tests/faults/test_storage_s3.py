@@ -183,23 +183,20 @@ def test_no_message_has_credentials(proxy: FaultProxy) -> None:
         assert "hush" not in str(refused.value) and "hu<sh" not in str(refused.value)
 
 
-def test_a_large_write_that_fails_leaves_what_was_there(proxy: FaultProxy, place: Location) -> None:
-    proxy.faults = lambda request: DENIED if "partNumber=1" in request.path else None
-    with pytest.raises(StorageError):
-        write_atomically(place.child("there"), LARGE)
-    with pytest.raises(StorageError):
-        write_atomically(place.child("new"), LARGE)
-    assert list_names(place) == ["there"] and read_bytes(place.child("there")) == CONTENT
-
-
-def test_a_stream_whose_making_fails_leaves_nothing(place: Location) -> None:
+def test_a_write_or_its_making_that_fails_leaves_what_was_there(
+    proxy: FaultProxy, place: Location
+) -> None:
     def parts() -> Iterator[bytes]:
         yield CONTENT
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         write_stream(place.child("new"), parts())
-    assert list_names(place) == ["there"]
+    proxy.faults = lambda request: DENIED if "partNumber=1" in request.path else None
+    for name in ("there", "new"):
+        with pytest.raises(StorageError):
+            write_atomically(place.child(name), LARGE)
+    assert list_names(place) == ["there"] and read_bytes(place.child("there")) == CONTENT
 
 
 def test_ctrl_c_waits_for_the_write(proxy: FaultProxy, place: Location) -> None:
@@ -315,19 +312,14 @@ def test_media_that_are_refused_are_their_rows_error_at_once(
     assert "hush" not in str(raised.value) and proxy.num_failed == 1
 
 
-def test_media_are_reached_by_the_usual_variables(
+def test_media_are_reached_by_their_full_path_by_a_uri_and_by_the_usual_variables(
     proxy: FaultProxy, place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    by_uri = MediaReader(f"s3://bucket/faults{proxy.query}")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{proxy.netloc}")
+    for reader in (by_uri, MediaReader("s3://bucket/faults")):
+        assert reader.read("s3://bucket/faults/there") == reader.read("there") == CONTENT
     assert MediaReader().read("s3://bucket/faults/there") == CONTENT
-    assert MediaReader("s3://bucket/faults").read("there") == CONTENT
-
-
-def test_a_rows_full_path_is_read_as_its_root_is_configured(
-    proxy: FaultProxy, place: Location
-) -> None:
-    reader = MediaReader(f"s3://bucket/faults{proxy.query}")
-    assert reader.read("s3://bucket/faults/there") == reader.read("there") == CONTENT
 
 
 @pytest.mark.parametrize(

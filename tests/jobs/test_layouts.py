@@ -158,13 +158,17 @@ MSMARCO = [
 ]
 
 
-def test_msmarco_v1_is_read_under_its_own_names(tmp_path: Path) -> None:
+def test_msmarco_v1_is_read_under_its_own_names_and_a_header_line_names_others(
+    tmp_path: Path,
+) -> None:
     write_msmarco(tmp_path)
     run, queries = str(tmp_path / "run.dev.small.tsv"), str(tmp_path / "queries.dev.small.tsv")
     options = InputOptions(str(tmp_path), run=run, queries=queries, preset="msmarco")
     assert pairs_of(options) == MSMARCO
     corpus = str(tmp_path / "collection.tsv")
     assert pairs_of(InputOptions(run=run, queries=queries, corpus=corpus)) == MSMARCO
+    named = write_text(tmp_path / "pairs.tsv", "doc\tquery_id\tquery\tdoc_id\nd\t1\tq\t2\n")
+    assert pairs_of(named) == [("1", "q", "2", "d")]
 
 
 @pytest.mark.parametrize("name", ["top1000.dev", "top1000.eval", "top1000.dev.gz", "top1000.tsv"])
@@ -219,11 +223,6 @@ def test_miracl_is_read_from_topics_and_documents(tmp_path: Path) -> None:
     assert pairs_of(options) == [("7", "what", "1#0", {"text": "T one"})]
 
 
-def test_a_header_line_names_tab_separated_columns(tmp_path: Path) -> None:
-    path = write_text(tmp_path / "pairs.tsv", "doc\tquery_id\tquery\tdoc_id\nd\t1\tq\t2\n")
-    assert pairs_of(path) == [("1", "q", "2", "d")]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -248,11 +247,6 @@ def test_tab_separated_columns_that_say_nothing_are_refused(
     with pytest.raises((UsageError, UnreadableInput)) as error:
         plan_of(options)
     assert message in str(error.value)
-
-
-def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
-    path = write_gzip(tmp_path / "top1000.dev.tar.gz", "tar")
-    assert "is an archive: unpack it" in refused(InputOptions(path, preset="msmarco"))
 
 
 # One id, one content
@@ -379,24 +373,11 @@ def test_media_beside_doc_and_query_are_merged_in_every_form(tmp_path: Path) -> 
     assert "texts alone" not in plan_of(options).choice.reason
 
 
-def test_two_columns_for_one_medium_of_a_sets_query_are_refused(tmp_path: Path) -> None:
-    row = {"query_id": 1, "query": "q", "image": b"a", "query_image": b"b"}
-    path = write_table(
-        tmp_path / "sets.parquet", [row | {"candidates": [{"doc_id": 2, "doc": "d"}]}]
-    )
-    assert "'image' and 'query_image' are both the query's image" in refused(path)
-
-
-def test_a_query_may_be_an_image_alone(tmp_path: Path) -> None:
-    row = {"query_id": 1, "query_image": b"i", "doc_id": 2, "doc": "d"}
-    ((_, query, _, _),) = pairs_of(write_table(tmp_path / "pairs.parquet", [row]))
-    assert query == {"image": b"i"}
-
-
-def test_pairs_may_have_their_document_in_media_alone(tmp_path: Path) -> None:
-    row = {"query_id": 1, "query": "q", "doc_id": 2, "image": PAGE, "title": "t", "text": "x"}
-    ((_, _, _, document),) = pairs_of(write_table(tmp_path / "pairs.parquet", [row]))
-    assert document == {"text": "t x", "image": PAGE}
+def test_media_may_stand_alone_on_either_side(tmp_path: Path) -> None:
+    row = {"query_id": 1, "query_image": b"i", "doc_id": 2}
+    row |= {"image": PAGE, "title": "t", "text": "x"}
+    ((_, query, _, document),) = pairs_of(write_table(tmp_path / "pairs.parquet", [row]))
+    assert (query, document) == ({"image": b"i"}, {"text": "t x", "image": PAGE})
 
 
 def test_media_beside_a_struct_fill_what_it_lacks(tmp_path: Path) -> None:
@@ -408,32 +389,25 @@ def test_media_beside_a_struct_fill_what_it_lacks(tmp_path: Path) -> None:
     assert content_of(query).texts == ("which?",) and len(content_of(query).videos) == 1
 
 
-def test_two_sources_of_one_medium_are_that_rows_error(tmp_path: Path) -> None:
-    struct = {"text": "d", "image": PAGE}
-    rows = [
-        {"query_id": 1, "query": "q", "doc_id": 1, "doc": struct, "image": PAGE},
-        {"query_id": 1, "query": "q", "doc_id": 2, "doc": struct, "image": None},
-    ]
-    run_inline(plan_of(write_table(tmp_path / "pairs.parquet", rows)), tmp_path / "out")
-    found = {row["doc_id"]: row["error"] for row in score_rows(tmp_path / "out")}
-    assert found[1] == "doc and the column beside it both give an image"
-    assert "both give" not in str(found[2])
-
-
 @pytest.mark.parametrize("order", ["query", "document"])
-def test_two_sources_of_a_querys_medium_fail_its_pairs_in_either_order(
+def test_two_sources_of_one_medium_are_their_rows_error_in_either_order(
     tmp_path: Path, order: str
 ) -> None:
-    queries = [{"query_id": 1, "query": {"text": "q", "image": b"i"}, "image": b"i"}]
+    twice = {"text": "t", "image": PAGE}
+    queries = [{"query_id": i, "query": twice, "image": (None, b"i")[i]} for i in range(2)]
+    corpus = [{"doc_id": i, "doc": twice, "image": (None, PAGE)[i]} for i in range(2)]
     options = InputOptions(
-        run=write_text(tmp_path / "run.trec", "1 Q0 2 1 9 x\n"),
+        run=write_text(tmp_path / "run.trec", "0 Q0 0 1 9 x\n0 Q0 1 2 8 x\n1 Q0 0 1 9 x\n"),
         queries=write_table(tmp_path / "queries.parquet", queries),
-        corpus=write_table(tmp_path / "corpus.parquet", [{"doc_id": 2, "text": "d"}]),
+        corpus=write_table(tmp_path / "corpus.parquet", corpus),
     )
     run_inline(plan_of(options, order=order), tmp_path / "out")
-    (row,) = score_rows(tmp_path / "out")
-    assert row["error_code"] == "invalid_content"
-    assert row["error"] == "query and the column beside it both give an image"
+    rows = score_rows(tmp_path / "out")
+    found = {(row["query_id"], row["doc_id"]): (row["error_code"], row["error"]) for row in rows}
+    assert "both give" not in str(found["0", "0"])
+    sentence = "{} and the column beside it both give an image"
+    assert found["0", "1"] == ("invalid_content", sentence.format("doc"))
+    assert found["1", "0"] == ("invalid_content", sentence.format("query"))
 
 
 # Ids that a TREC run cannot hold
@@ -458,21 +432,19 @@ def test_an_id_with_a_space_is_refused_before_anything_is_scored(tmp_path: Path,
 # Contents
 
 
-def test_a_title_that_is_no_text_is_its_documents_error(tmp_path: Path) -> None:
-    titles = [math.nan, 5, ["a"], {"en": "a"}, False]
-    rows = [{"doc_id": str(i), "title": title, "text": "x"} for i, title in enumerate(titles)]
-    found = [each.document for row in read_all(run_over(tmp_path, rows)) for each in row.candidates]
-    assert all(isinstance(document, RerankError) for document in found)
-    assert [str(document) for document in found] == [
-        f"title must be a string, got {type(title).__name__}" for title in titles
+def test_a_title_is_text_and_stands_before_the_first_of_several_texts(tmp_path: Path) -> None:
+    wrong = [math.nan, 5, ["a"], {"en": "a"}, False]
+    rows = [{"title": title, "text": "x"} for title in wrong]
+    rows += [{"title": "T", "text": each} for each in (["a", "b"], [], None, "a")]
+    (query,) = read_all(
+        run_over(tmp_path, [row | {"doc_id": str(i)} for i, row in enumerate(rows)])
+    )
+    found = [each.document for each in query.candidates]
+    assert [each["text"] for each in found[5:]] == [["T a", "b"], "T", "T", "T a"]
+    assert all(isinstance(document, RerankError) for document in found[:5])
+    assert [str(document) for document in found[:5]] == [
+        f"title must be a string, got {type(title).__name__}" for title in wrong
     ]
-
-
-def test_a_title_stands_before_the_first_of_several_texts(tmp_path: Path) -> None:
-    texts = [["a", "b"], [], None, "a"]
-    rows = [{"doc_id": str(i), "title": "T", "text": each} for i, each in enumerate(texts)]
-    found = [document for *_, document in pairs_of(run_over(tmp_path, rows))]
-    assert [each["text"] for each in found] == [["T a", "b"], "T", "T", "T a"]
 
 
 def run_over(directory: Path, documents: list[dict[str, Any]]) -> InputOptions:
@@ -487,6 +459,31 @@ def run_over(directory: Path, documents: list[dict[str, Any]]) -> InputOptions:
 
 
 # Refusals
+
+SETS = {"query_id": "q", "query": "a", "candidates": [{"doc_id": "d", "doc": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("top1000.dev.tar.gz", "tar", "is an archive: unpack it"),
+        ("a.tsv", "query_id\tdoc_id\tdoc\tdoc\nq\td\tx\ty\n", "column 'doc' stands twice"),
+        ("a.jsonl", json.dumps(SETS), "input: candidate sets are read from Parquet only"),
+        (
+            "a.parquet",
+            SETS | {"image": "a", "query_image": "b"},
+            "'image' and 'query_image' are both the query's image",
+        ),
+    ],
+)
+def test_a_file_that_says_nothing_or_two_things_is_refused(
+    tmp_path: Path, name: str, content: Any, sentence: str
+) -> None:
+    path = tmp_path / name
+    is_text = isinstance(content, str)
+    assert sentence in refused(
+        write_text(path, content) if is_text else write_table(path, [content])
+    )
 
 
 def test_instructions_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -564,14 +561,3 @@ def test_columns_that_look_like_content_and_are_passed_over_are_told(
     write_table(run / "queries.parquet", [{"query_id": 1, "query": "q", "text": "x"}])
     write_table(run / "corpus.parquet", [{"doc_id": 2, "title": "t", "text": "d"}])
     assert told(caplog, str(run)) == ["queries: 'text' is not read, since 'query' is there"]
-
-
-def test_a_tab_separated_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    path = write_text(tmp_path / "a.tsv", "query_id\tquery\tdoc_id\tdoc\tdoc\nq\ta\td\tx\ty\n")
-    assert "column 'doc' stands twice" in refused(path)
-
-
-def test_candidate_sets_in_lines_are_told_what_they_are(tmp_path: Path) -> None:
-    row = {"query_id": "q", "query": "a", "candidates": [{"doc_id": "d", "doc": "x"}]}
-    path = write_text(tmp_path / "a.jsonl", f"{json.dumps(row)}\n")
-    assert refused(path) == "input: candidate sets are read from Parquet only"

@@ -40,7 +40,7 @@ def test_a_compressed_file_is_read_at_the_offsets_of_its_content(
     tmp_path: Path, ending: str
 ) -> None:
     file = written(tmp_path / f"corpus.jsonl{ending}", PACKED[ending](as_lines(ROWS)))
-    positions = [position for position, _ in lines.scan_rows(file)]
+    positions = [position for position, _, _ in lines.scan_rows(file)]
     assert fetched(file, [positions[70], positions[3]]) == [ROWS[3], ROWS[70]]
 
 
@@ -75,22 +75,9 @@ def test_the_content_of_a_compressed_file_is_bounded(
             read()
 
 
-def test_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "LINE_BYTES", 1 << 16)
-    file = written(tmp_path / "a.jsonl.gz", gzip.compress(b'{"text": "' + b"a" * (1 << 20)))
-    with pytest.raises(UnreadableInput, match="line 1: longer than 65,536 bytes"):
-        lines.scan(file, [])
-
-
-def test_a_compressed_file_that_ends_early_is_said(tmp_path: Path) -> None:
-    file = written(tmp_path / "a.jsonl.gz", gzip.compress(as_lines(ROWS))[:-20])
-    with pytest.raises(UnreadableInput, match="a.jsonl.gz cannot be read: Truncated"):
-        lines.scan(file, [])
-
-
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + as_lines(ROWS[:2]))
-    positions, rows = zip(*lines.scan_rows(file), strict=True)
+    positions, _, rows = zip(*lines.scan_rows(file), strict=True)
     assert positions[0] == 0
     assert list(rows) == fetched(file, list(positions)) == ROWS[:2]
     assert next(lines.text_lines(file))[1].startswith("{")
@@ -106,17 +93,25 @@ def test_a_scan_finds_the_names_of_every_line_within_structs_too(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("name", "content", "message"),
     [
-        (b'{"doc": "a", "doc": "b"}', "byte 0: not a JSON line: 'doc' stands twice"),
-        (b'{"doc": {"text": 1, "text": 2}}', "'text' stands twice"),
+        ("a.jsonl", b'{"doc": "a", "doc": "b"}', "byte 0: not a JSON line: 'doc' stands twice"),
+        ("a.jsonl", b'{"doc": {"text": 1, "text": 2}}', "'text' stands twice"),
+        ("a.jsonl", b'{"_id": "a"}\n{oops\n', r"a\.jsonl, byte 13: not a JSON line"),
+        ("a.jsonl.gz", gzip.compress(as_lines(ROWS))[:-20], "gz cannot be read: Truncated"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "' + b"a" * (1 << 20)),
+            "line 1: longer than 65,536 bytes",
+        ),
     ],
 )
-def test_a_name_that_stands_twice_in_a_line_is_refused(
-    tmp_path: Path, line: bytes, message: str
+def test_what_is_no_row_is_refused_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
 ) -> None:
+    monkeypatch.setattr(lines, "LINE_BYTES", 1 << 16)
     with pytest.raises(UnreadableInput, match=message):
-        lines.scan(written(tmp_path / "a.jsonl", line), [])
+        lines.scan(written(tmp_path / name, content), [])
 
 
 @pytest.mark.parametrize("ids", [[1, "1"], [1, {}], [1 << 70], ["\ud800"]])

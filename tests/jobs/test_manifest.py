@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from shardrank.actors.config import RerankerConfig
+from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
 from shardrank.actors.fetch.web import WebMedia
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.inputs.forms import InputOptions, open_job_input
@@ -23,7 +24,9 @@ def fingerprint(tmp_path: Path, config: RerankerConfig) -> Job:
     if not path.exists():
         write_sets(path, text_rows(2, 2))
     opened = open_job_input(InputOptions(str(path)))
-    return job_fingerprint(opened, plan_units(opened, 4), config, {"sha256": "x"}, 4, False)
+    return job_fingerprint(
+        opened, plan_units(opened, 4), config, QWEN3_VL_RERANKER, {"sha256": "x"}, 4, False
+    )
 
 
 def check(tmp_path: Path, before: Job, config: RerankerConfig) -> None:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardrank.actors.config import RerankerConfig
+from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
 from shardrank.actors.model.checkpoint import checkpoint_fingerprint
 from shardrank.actors.preprocessor import Preprocessor
 from shardrank.actors.scorer import Scorer
@@ -39,7 +40,9 @@ def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:
     plan = plan_of(options, unit_pairs=12)
     output, counts = run_inline(plan, tmp_path / "out", engine=OWN, config=config)
     opened = open_job_input(options)
-    job = job_fingerprint(opened, plan, config, checkpoint_fingerprint(TINY), 12, False)
+    job = job_fingerprint(
+        opened, plan, config, QWEN3_VL_RERANKER, checkpoint_fingerprint(TINY), 12, False
+    )
     model = {"name": config.model, "revision": config.revision}
     manifest = Manifest(output, as_kept(job), model, input=kept_input(options), dtype="float32")
     manifest.counts = counts

@@ -9,13 +9,15 @@ import typer.main
 from shardrank import cli
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.run.progress import Meter, Step, Underway
+from shardrank.jobs.submit import sending
 from shardrank.jobs.submit.follower import Said
 from shardrank.jobs.submit.sending import Paths, WorkingDirectory, placed, read_variables
 from shardrank.jobs.submit.submission import Submission
 from shardrank.jobs.submit.variables import packed
 from tests.support.job_cases import write_text
 
-RERANK = typer.main.get_command(cli.app).commands["rerank"]
+COMMANDS = typer.main.get_command(cli.app).commands
+RERANK = COMMANDS["rerank"]
 HERE = frozenset({socket.gethostname()})
 OTHERS = frozenset({"head", "gpu-1"})
 
@@ -54,6 +56,17 @@ def test_a_path_of_this_machine_is_refused_where_the_nodes_are_others(
         arguments_of(Paths(HERE | OTHERS), "--output", str(tmp_path / "out"))
     (name,) = arguments_of(Paths(OTHERS, (str(tmp_path), str(Path.home()))), given)
     assert name.startswith(("/", "file:"))
+
+
+NO_PATHS = {"preset", "map", "measure", "max_errors", "retry_errors", "revision", "instruction"}
+NO_PATHS |= {"allowed_networks", "rescore", "group_by", "dtype", "device", "address"}
+
+
+@pytest.mark.parametrize("command", ["rerank", "embed", "verify", "evaluate"])
+def test_each_option_that_takes_a_text_is_known_to_be_a_path_or_none(command: str) -> None:
+    kinds = {each.name.rstrip("_"): each.bare_type() for each in COMMANDS[command].params}
+    texts = {name for name, kind in kinds.items() if kind in (str, list[str])}
+    assert texts - NO_PATHS <= sending._READ | sending._WRITTEN
 
 
 def test_names_and_paths_of_the_nodes_go_as_they_are() -> None:
@@ -117,7 +130,7 @@ def test_variables_are_given_by_name_and_a_value_is_never_said(
         (["rerank", "--env=A=geheim"], "--env A: only a variable's name"),
         (["rerank", "--working-dir=/no/such"], "--working-dir /no/such: there is no such"),
         (["rerank", "in"], "--address is missing"),
-        (["in", "--output=o"], "submit in: a command comes first, one of rerank, verify, "),
+        (["in", "--output=o"], "submit in: a command comes first, one of rerank, embed, "),
         (["--address=http://a:1", "rerank"], "submit --address=http://a:1: a command comes first"),
         ([], "Missing command"),
         (["status", "--address=ray://head:10001"], "expected one like http://head:8265"),

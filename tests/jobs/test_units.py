@@ -27,16 +27,11 @@ def test_small_row_groups_share_a_unit_and_large_ones_are_cut() -> None:
     assert ranges == [(0, 8, 800), *[(8 + 2 * i, 10 + 2 * i, 1_000) for i in range(5)]]
 
 
-def test_the_same_input_gives_the_same_units(tmp_path: Path) -> None:
+def test_the_same_input_and_unit_size_give_the_same_units(tmp_path: Path) -> None:
     path = write_sets(tmp_path / "sets.parquet", text_rows(20, 10), row_group_size=6)
     first, second = plan_of(path, 50), plan_of(path, 50)
-    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint == second.fingerprint != plan_of(path, 60).fingerprint
     assert [unit_name(unit) for unit in first.units] == [f"part-00000{i}" for i in range(7)]
-
-
-def test_another_unit_size_gives_another_fingerprint(tmp_path: Path) -> None:
-    path = write_sets(tmp_path / "sets.parquet", text_rows(20, 10), row_group_size=6)
-    assert plan_of(path, 50).fingerprint != plan_of(path, 60).fingerprint
 
 
 def test_units_of_candidate_sets_count_pairs_from_the_footer(tmp_path: Path) -> None:

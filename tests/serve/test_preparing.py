@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from shardrank.actors.config import OFFICIAL_OPTIONS, QueryOptions
 from shardrank.actors.data import CandidateSet, Content, Video
 from shardrank.actors.errors import RerankError
+from shardrank.actors.families.family import Side
 from shardrank.actors.fetch.reader import MediaReader
 from shardrank.actors.lru import LRU
 from shardrank.actors.media.images import Permit, permit_all
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.actors.planner import PairCost, plan, set_costs
 from shardrank.actors.prepared import PreparedPair, PreparedSet
-from shardrank.actors.prompt import Side
 from shardrank.actors.sides import OpenSide, ReadSide
 from shardrank.serve.queue.queued import (
     NobodyWaits,
