@@ -31,6 +31,7 @@ logging.getLogger("ray._private.runtime_env").setLevel(logging.ERROR)
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _TIMEOUTS_S = (10.0, 120.0)
 """To connect, and between two bytes: a head that stores a large package is silent for a while."""
+_STARTS_WITHIN_S = 60.0
 SILENT_S = 30.0
 """A log that says nothing for so long is asked for anew: a connection that a sleeping machine or a
 router dropped looks the same as one to a silent job.
@@ -111,14 +112,24 @@ class Dashboard:
         runtime_env: Mapping[str, Any],
         metadata: Mapping[str, str],
     ) -> None:
-        """Upload the working directory, if it is not there already, and start the job."""
-        with self._asked(job):
-            self._client.submit_job(
-                submission_id=job,
-                entrypoint=entrypoint,
-                runtime_env=dict(runtime_env),
-                metadata=dict(metadata),
-            )
+        """Upload the working directory, if it is not there already, and start the job. A head that
+        has only just started is asked again.
+        """
+        until = time.monotonic() + _STARTS_WITHIN_S
+        while True:
+            try:
+                with self._asked(job):
+                    self._client.submit_job(
+                        submission_id=job,
+                        entrypoint=entrypoint,
+                        runtime_env=dict(runtime_env),
+                        metadata=dict(metadata),
+                    )
+                return
+            except Unreachable as error:
+                if "No available agent" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(1)
 
     def store(self, place: str, content: bytes) -> None:
         """Keep it in the head's memory, in the key-value store, as `gcs://` and `place`."""

@@ -114,9 +114,6 @@ def kill(marker: str, is_meant: Callable[[str], bool]) -> None:
 # The kill sweep
 
 
-HEAD = {"num_cpus": 2, "include_dashboard": True}
-
-
 @dataclass(slots=True)
 class SubmittedRun(Run):
     """A run whose driver is the cluster's, and followed by a process here."""
@@ -150,7 +147,8 @@ class SubmittedRun(Run):
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Place, str]]:
     """A cluster that asks for a token, where `shardrank` is the sweep's driver."""
-    program, token, (port,) = tmp_path / "bin" / "shardrank", tmp_path / "token", free_ports(1)
+    program, token = tmp_path / "bin" / "shardrank", tmp_path / "token"
+    port, *agents = free_ports(3)
     program.parent.mkdir()
     run = f"{sys.executable} -m tests.faults.sweep_driver {tmp_path}/log"
     program.write_text(f'#!/bin/sh\nexec {run} "$@"\n')
@@ -161,7 +159,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pla
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    nodes = {"head": HEAD | {"dashboard_port": port}, "gpu-a": {"num_cpus": 1, "num_gpus": 1}}
+    heads = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": port}
+    nodes = {"head": heads, "gpu-a": {"num_cpus": 1, "num_gpus": 1}}
+    for node, agent in zip(nodes.values(), agents, strict=True):
+        node["dashboard_agent_listen_port"] = agent  # the usual one may be another Ray's
     with simulated(nodes) as cluster:
         yield replace(cluster, address=None), f"http://127.0.0.1:{port}"
 
