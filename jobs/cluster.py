@@ -18,6 +18,7 @@ from ray.exceptions import RayError, UserCodeException
 
 from shardrank.jobs.errors import JobError
 from shardrank.jobs.run.pool import choose_pool
+from shardrank.jobs.submit import variables
 
 
 def check_pool(address: str | None, device: str, num_actors: int) -> None:
@@ -45,7 +46,18 @@ def connected(address: str | None) -> Iterator[None]:
         with connected_to(_address_of(address), _package()):
             yield
     except ClusterUnavailable as error:
-        raise JobError(str(error)) from error
+        raise JobError(_on_one_line(str(error))) from error
+
+
+def _on_one_line(said: str) -> str:
+    """What Ray says in several, and what to do where it is about versions."""
+    sentence = " ".join(said.split())
+    if "Version mismatch" not in said:
+        return sentence
+    return (
+        f"{sentence}; run the job with the Python and Ray of the cluster, or let `shardrank submit`"
+        " run it there"
+    )
 
 
 def is_submitted() -> bool:
@@ -54,8 +66,10 @@ def is_submitted() -> bool:
 
 
 def _package() -> dict[str, Any]:
-    """Ours, for workers that do not have it; a submitted job brings its own."""
-    return {} if is_submitted() else {"py_modules": [str(Path(__file__).absolute().parents[1])]}
+    """Ours, for workers that do not have it; a submitted job brings its own, and variables."""
+    if not is_submitted():
+        return {"py_modules": [str(Path(__file__).absolute().parents[1])]}
+    return {"worker_process_setup_hook": variables.HOOK} if variables.KEY in os.environ else {}
 
 
 _RAYS = ("ray.", "To change", "UserCodeException")

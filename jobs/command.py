@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from shardrank.jobs.errors import Way
 from shardrank.jobs.secrets import HIDDEN, redacted_argument
 
+RESUMED_BY = "SHARDRANK_RESUMED_BY"
+"""The variable that has the words after `shardrank submit resume`, in a job that was submitted."""
 HIDDEN_SENTENCE = f"(with the credentials in the place of {HIDDEN})"
 
 
@@ -33,12 +35,20 @@ def how_to_go_on(arguments: Sequence[str], ways: Sequence[Way] = ()) -> str:
 
     ways: what must change in the command, where it would fail again as it is.
     """
-    lines = ["what is finished is kept, go on with:", f"  {pasteable(arguments)}"]
+    lines = ["what is finished is kept, go on with:", f"  {_again(arguments)}"]
     if ways:
         lines = ["what is finished is kept, and the same command would stop again:"]
     for way in ways:
         added = [each for each in way.arguments if each not in arguments]
-        lines += [f"{way.purpose}:", f"  {pasteable([*arguments, *added])}"]
+        lines += [f"{way.purpose}:", f"  {_again(arguments, added)}"]
     if any(redacted_argument(each) != each for each in arguments):
         lines.append(HIDDEN_SENTENCE)
     return "\n".join(lines)
+
+
+def _again(arguments: Sequence[str], added: Sequence[str] = ()) -> str:
+    """The command with what is added, as it is said where the user is."""
+    resumed_by = os.environ.get(RESUMED_BY)
+    if resumed_by is None:
+        return pasteable([*arguments, *added])
+    return shlex.join(["shardrank", "submit", "resume", *shlex.split(resumed_by), *added])

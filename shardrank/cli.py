@@ -30,6 +30,9 @@ from shardrank.jobs.rerank import rerank as run_rerank
 from shardrank.jobs.run.engine import own_engine
 from shardrank.jobs.run.rescore import parse_share, rescored
 from shardrank.jobs.secrets import printable, redacted
+from shardrank.jobs.submit.cli import app as submit_app
+from shardrank.jobs.submit.submission import note_submitter
+from shardrank.jobs.submit.variables import given
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.options import built_here, options_of, with_options
 from shardrank.serve.cli import new_key_command, serve_command
@@ -47,6 +50,7 @@ app = typer.Typer(
 app.command()(evaluate)
 app.command("serve")(serve_command)
 app.command("new-key")(new_key_command)
+app.add_typer(submit_app, name="submit")
 
 
 @app.command(
@@ -336,8 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[shown])
     signal.signal(signal.SIGTERM, _interrupt)
     is_job = arguments[:1] in (["rerank"], ["embed"])
+    note_submitter()
     try:
-        code = app(arguments, standalone_mode=False, obj=arguments)
+        with given():
+            code = app(arguments, standalone_mode=False, obj=arguments)
     except KeyboardInterrupt:
         code = 130
     except UsageError as error:
@@ -352,7 +358,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_job:
             print(how_to_go_on(arguments, getattr(error, "ways", ())), file=sys.stderr)
         return code
-    if code == 130:  # typer makes an exit code of a KeyboardInterrupt
+    if code == 130 and arguments[:1] != [
+        "submit"
+    ]:  # which has said it; typer makes an exit code of a KeyboardInterrupt
         kept = f"; {how_to_go_on(arguments)}" if is_job else ""
         print(f"\ninterrupted{kept}", file=sys.stderr)
     return code if isinstance(code, int) else 0

@@ -160,7 +160,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-LOG_EVERY_S = 9.0
+LOG_EVERY_S = float(os.environ.get("SHARDRANK_LOG_EVERY_S", 9.0))
 """It is looked at once in _TICK_S."""
 _TICK_S = 1.0
 

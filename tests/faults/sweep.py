@@ -185,6 +185,12 @@ class Run:
         ]
 
     @property
+    def command(self) -> Sequence[str]:
+        own = ["-m", "tests.faults.sweep_driver", str(self.log)]
+        program = own if self.job.engine == "stand-in" else ["-m", "shardrank.cli"]
+        return [sys.executable, *program, *self.arguments]
+
+    @property
     def root(self) -> int:
         assert self.driver
         return self.place.root or self.driver.pid
@@ -192,12 +198,11 @@ class Run:
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log.touch()
-        own = ["-m", "tests.faults.sweep_driver", str(self.log)]
-        program = own if self.job.engine == "stand-in" else ["-m", "shardrank.cli"]
+        command = self.command
         self.num_drivers += 1
         with self.errors.open("wb") as stream:
             self.driver = subprocess.Popen(
-                [sys.executable, *program, *self.arguments],
+                command,
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,
                 stderr=stream,

@@ -60,14 +60,25 @@ def test_of_a_chain_the_sentence_that_says_most_is_shown() -> None:
     assert str(own_error(error)).endswith("ValueError: /model cannot be loaded: header too small")
 
 
-def test_a_ray_that_is_not_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(**_: Any) -> None:
-        raise Exception("The current node timed out during startup.")
+LATE = "The current node timed out during startup."
+MISMATCH = "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.12.1\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "said", "sentence"),
+    [
+        (None, LATE, "^cannot start Ray on this machine: The current node timed"),
+        ("a:1", MISMATCH, "^cannot join .* at a:1: Version .* Ray: 2.59.0 Python: 3.12.1; run the"),
+    ],
+    ids=["late", "another version"],
+)
+def test_a_ray_that_does_not_come_up_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, said: str, sentence: str
+) -> None:
+    def fails(**_: Any) -> None:
+        raise Exception(said)
 
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "init", late)
-    with (
-        pytest.raises(JobError, match="^cannot start Ray on this machine: The current node timed"),
-        cluster.connected(None),
-    ):
+    monkeypatch.setattr(cluster.ray, "init", fails)
+    with pytest.raises(JobError, match=sentence), cluster.connected(address):
         pass

@@ -1,128 +1,31 @@
-"""The job on a cluster that is already there: by `ray job submit`, and joined by --address.
+"""The job on a cluster that is already there: submitted to it, and joined by --address."""
 
-The test starts a Ray head as an operator would (token authentication on, dashboard on loopback, two
-GPUs that only Ray believes in) and ends every process of it.
-"""
-
-import contextlib
 import json
-import os
-import secrets
-import shutil
+import re
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.ray_head import NUM_GPUS, ROOT, Head, ray_head
+from tests.support.terminal import Terminal
+
 TINY = ROOT / "tests" / "golden" / "tiny"
-NUM_GPUS = 2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    address: str
-    dashboard: str
-    environment: dict[str, str]
-
-    def run(self, *command: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-        """A command of a user who has the token."""
-        return subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-        )
-
-
-def free_ports(count: int) -> list[int]:
-    """Below the ports that Ray gives to its workers (10002 and up)."""
-    found: list[int] = []
-    start = 6400 + secrets.randbelow(2500)
-    for port in range(start, 10_000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
-
-
-def processes_of(marker: str) -> list[int]:
-    """Ids of the processes whose command line or environment names our own folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            if marker.encode() in text:
-                found.append(int(entry.name))
-    return found
-
-
-def end_processes(marker: str) -> None:
-    for number, patience_s in ((signal.SIGTERM, 4), (signal.SIGKILL, 10)):
-        for pid in processes_of(marker):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        deadline = time.monotonic() + patience_s
-        while processes_of(marker) and time.monotonic() < deadline:
-            time.sleep(0.2)
-
-
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="sr-", dir="/tmp"))  # short: socket paths have 107 bytes
-    try:
-        yield start_head(folder)
-    finally:
-        end_processes(str(folder))
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def start_head(folder: Path) -> Cluster:
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    port, dashboard, client, agent, metrics = free_ports(5)
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_TMPDIR": str(folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "180",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
-        environment.pop(name, None)
-    cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
-    options = (
-        f"--node-ip-address=127.0.0.1 --port={port} --dashboard-port={dashboard} "
-        f"--dashboard-host=127.0.0.1 --ray-client-server-port={client} "
-        f"--dashboard-agent-listen-port={agent} --metrics-export-port={metrics} "
-        f"--num-cpus=4 --num-gpus={NUM_GPUS} --object-store-memory={200 << 20} "
-        f"--temp-dir={folder} --disable-usage-stats"
-    )
-    started = cluster.run("ray", "start", "--head", *options.split())
-    assert started.returncode == 0, started.stdout
-    return cluster
+def cluster() -> Iterator[Head]:
+    with ray_head() as head:
+        yield head
 
 
 def write_candidates(path: Path, num_queries: int = 6, num_documents: int = 4) -> None:
@@ -157,13 +60,87 @@ def check_output(folder: Path) -> None:
     assert manifest["num_actors"] == NUM_GPUS
 
 
-def test_the_job_runs_unchanged_through_ray_job_submit(cluster, tmp_path):
-    submit = ("ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT))
-    arguments = ("shardrank", "rerank", *rerank_arguments(tmp_path))
-    submitted = cluster.run(*submit, "--", *arguments)
+KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI7MDENGbPxRfiCY"}
+
+
+@pytest.fixture
+def sets(tmp_path: Path, s3_endpoint: str) -> str:
+    """Candidate sets in a bucket, for whose credentials the submitter alone has variables."""
+    write_candidates(tmp_path / "candidates.parquet")
+    bucket = fs.S3FileSystem(endpoint_override=s3_endpoint, region="us-east-1")
+    with bucket.open_output_stream("bucket/submitted/candidates.parquet") as stream:
+        stream.write((tmp_path / "candidates.parquet").read_bytes())
+    endpoint = s3_endpoint.removeprefix("http://")
+    query = f"?scheme=http&endpoint_override={endpoint}&region=us-east-1"
+    return f"s3://bucket/submitted/candidates.parquet{query}"
+
+
+def test_a_job_is_submitted_with_a_directory_and_variables_whose_values_nobody_sees(
+    cluster, tmp_path, sets
+):
+    given = ["--working-dir", str(ROOT)]
+    given += [f"--exclude={name}" for name in ("tests", "bench", "demo", "docs")]
+    given += [word for name in KEYS for word in ("--env", name)]
+    arguments = [sets, *rerank_arguments(tmp_path)[1:]]
+    submitted = cluster.run(*cluster.submit, "rerank", *given, *arguments, **KEYS)
     assert submitted.returncode == 0, submitted.stdout
-    assert "succeeded" in submitted.stdout
+    assert re.search(r"goes along: \d+ files, [\d.]+ MB of at most", submitted.stdout)
+    assert "verified: 24/24 pairs" in submitted.stdout and "Running entry" not in submitted.stdout
     check_output(tmp_path)
+    listed = json.loads(ask(cluster, "/api/jobs/"))
+    (job,) = [each for each in listed if "rerank-" in str(each["submission_id"])]
+    place = job["runtime_env"]["env_vars"]["SHARDRANK_GIVEN"]
+    with pytest.raises(urllib.error.HTTPError, match="404"):  # it is not there any more
+        ask(cluster, f"/api/packages/gcs/{place}")
+    said = [submitted.stdout, json.dumps(listed), (tmp_path / "out/manifest.json").read_text()]
+    folder = Path(cluster.environment["RAY_TMPDIR"])
+    said += [path.read_text(errors="replace") for path in folder.glob("session_*/logs/**/*.*")]
+    assert len(said) > 10 and [text for text in said if KEYS["AWS_SECRET_ACCESS_KEY"] in text] == []
+
+
+def ask(cluster: Head, path: str) -> str:
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    headers = {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(cluster.dashboard + path, headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token, and none was found here: export"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "refused the token in the variable RAY_AUTH_TOKEN: it is"),
+        ({"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}, "no Ray dashboard answers at http://"),
+    ],
+    ids=["no token", "another's token", "no cluster"],
+)
+def test_a_cluster_that_lets_nobody_in_is_one_sentence(cluster, environment, sentence):
+    refused = cluster.run(*cluster.submit, "status", "x", **environment)
+    assert refused.returncode == 1 and sentence in refused.stdout
+    assert refused.stdout.startswith("error: ") and len(refused.stdout.splitlines()) == 1
+
+
+LINE = "12:34:56 $i/200 pairs · 0/9 queries · a rate"
+PROGRESS = f'for i in $(seq 1 200); do echo "{LINE}"; sleep .3; done'
+
+
+def test_ctrl_c_leaves_a_followed_job_running_until_it_is_stopped(cluster):
+    """A shell stands in for the job; it is shown with a bar, as one on this machine is."""
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    body = json.dumps({"entrypoint": PROGRESS, "submission_id": "long"}).encode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", body, headers)
+    urllib.request.urlopen(request, timeout=60).close()
+    terminal = Terminal([*cluster.submit, "follow", "long"], 80, cluster.environment)
+    assert terminal.watch(lambda seen: re.search(r"\d/200 pairs · .* a rate ━", seen) is not None)
+    terminal.process.send_signal(signal.SIGINT)
+    assert not terminal.watch() and terminal.process.returncode == 130
+    assert "long runs on; follow it again or stop it with:" in terminal.text
+    assert "submit stop long" in terminal.text and "Traceback" not in terminal.text
+    assert "running" in cluster.run(*cluster.submit, "status", "long").stdout
+    stopped = cluster.run(*cluster.submit, "stop", "long")
+    assert (stopped.returncode, stopped.stdout.split(";")[0]) == (0, "long ended: stopped")
 
 
 def test_the_job_joins_a_cluster_by_address_and_uses_all_its_gpus(cluster, tmp_path):

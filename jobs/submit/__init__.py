@@ -1,0 +1,1 @@
+"""Commands of ours sent to a Ray cluster from another machine, and followed from there."""
