@@ -302,7 +302,7 @@ def test_requests_come_to_a_worker_that_takes_them():
 
 
 def test_every_pod_of_the_service_has_the_endpoints_variables():
-    from shardrank.serve.gate.keys import KEYS_VARIABLE
+    from shardrank.serve.gate.key_file import KEYS_VARIABLE
     from shardrank.serve.proxy import ACCESS_LOG_VARIABLE
 
     for pod in pods(SERVICE):
