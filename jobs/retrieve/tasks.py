@@ -18,7 +18,7 @@ _TASKS_A_CPU = 4
 def search_on_ray(
     queries: np.ndarray, vectors: Vectors, top_k: int, advance: Callable[[Tally], None]
 ) -> tuple[pa.Table, Tally]:
-    """As in one process, on the cluster that this one is in; what its tasks find is merged."""
+    """The search of one process on the cluster that it is in; what tasks find is merged."""
     num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     shares = vectors.shares(num_cpus)
     num_tasks = min(len(shares), _TASKS_A_CPU * num_cpus)

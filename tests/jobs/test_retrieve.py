@@ -4,6 +4,7 @@ import json
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import fs
 
 from shardrank.actors.config import EmbeddingOptions, RerankerConfig
 from shardrank.cli import main
@@ -321,6 +323,21 @@ def test_the_run_of_two_embed_jobs_goes_into_rerank(
         before = first_stage[row["query_id"], row["doc_id"]]
         assert row["first_stage_rank"] == before["rank"] and row["error"] is None
         assert row["first_stage_score"] == before["score"]
+
+
+@HERE
+def test_vectors_and_run_may_lie_in_an_object_store(tmp_path: Path, s3_endpoint: str) -> None:
+    embed(write_table(tmp_path / "corpus.parquet", texts(*CORPUS)), tmp_path / "d")
+    write_vectors(tmp_path / "q.parquet", drawn(2, 64), "query_id")
+    here, expected = found(tmp_path, embeddings=str(tmp_path / "d"))
+    settings = f"?scheme=http&endpoint_override={urlsplit(s3_endpoint).netloc}"
+    store, _ = fs.FileSystem.from_uri(f"s3://bucket/{settings}")
+    fs.copy_files(str(tmp_path / "d"), "bucket/vectors", destination_filesystem=store)
+    names = {"embeddings": "vectors", "output": "runs/run.parquet"}
+    places = {name: f"s3://bucket/{path}{settings}" for name, path in names.items()}
+    done = retrieve(RetrievalOptions(str(tmp_path / "q.parquet"), **places))
+    assert (done.output, done.num_rows) == ("s3://bucket/runs/run.parquet", here.num_rows)
+    assert pq.read_table("bucket/runs/run.parquet", filesystem=store).to_pylist() == expected
 
 
 @HERE
