@@ -27,6 +27,7 @@ from shardrank.jobs.outputs.status import read_status
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions
 from shardrank.jobs.rerank import rerank as run_rerank
+from shardrank.jobs.retrieve.cli import retrieve
 from shardrank.jobs.run.engine import own_engine
 from shardrank.jobs.run.rescore import parse_share, rescored
 from shardrank.jobs.secrets import printable, redacted
@@ -48,6 +49,7 @@ app = typer.Typer(
 
 
 app.command()(evaluate)
+app.command("retrieve")(retrieve)
 app.command("serve")(serve_command)
 app.command("new-key")(new_key_command)
 app.add_typer(submit_app, name="submit")

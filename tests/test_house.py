@@ -92,6 +92,7 @@ def test_imports_go_down_only(layer, forbidden):
         ("actors", ("fetch", "media", "model")),
         ("jobs", ("inputs", "units", "outputs", "run")),
         ("jobs", ("inputs", "units", "evaluate")),
+        ("jobs", ("inputs", "units", "outputs", "retrieve")),
         ("serve", ("dialects", "gate")),
         ("serve", ("dialects", "queue")),
     ],
