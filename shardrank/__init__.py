@@ -21,6 +21,7 @@ from shardrank.actors import (
 
 if TYPE_CHECKING:
     from shardrank.actors import Embedder, Reranker
+    from shardrank.pipeline import Pipeline
 
 __all__ = [
     "CandidateSet",
@@ -28,6 +29,7 @@ __all__ = [
     "Embedder",
     "Embedding",
     "PairScore",
+    "Pipeline",
     "QueryOptions",
     "RerankError",
     "Reranker",
@@ -38,7 +40,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Reranker or Embedder, when it is first asked for: it brings torch."""
+    """Reranker, Embedder or Pipeline, when it is first asked for: it brings torch."""
     if name in ("Embedder", "Reranker"):
         return getattr(actors, name)
+    if name == "Pipeline":
+        from shardrank.pipeline import Pipeline
+
+        return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

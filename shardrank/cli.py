@@ -17,10 +17,12 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from shardrank.actors.config import EmbeddingOptions, RerankerConfig
+from shardrank.actors.config import EmbeddingOptions, QueryOptions, RerankerConfig
 from shardrank.jobs.command import how_to_go_on
 from shardrank.jobs.errors import JobError, UsageError
-from shardrank.jobs.evaluate.cli import evaluate, roots_of
+from shardrank.jobs.evaluate.cli import evaluate, print_comparison, roots_of
+from shardrank.jobs.evaluate.measures import compare, load_scores, parse_measure
+from shardrank.jobs.evaluate.qrels import load_qrels
 from shardrank.jobs.inputs.forms import PRESETS, InputOptions
 from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.outputs.status import read_status
@@ -30,6 +32,8 @@ from shardrank.jobs.rerank import rerank as run_rerank
 from shardrank.jobs.retrieve.cli import retrieve
 from shardrank.jobs.run.engine import own_engine
 from shardrank.jobs.run.rescore import parse_share, rescored
+from shardrank.jobs.search import RERANKED, SearchOptions
+from shardrank.jobs.search import search as run_search
 from shardrank.jobs.secrets import printable, redacted
 from shardrank.jobs.submit.cli import app as submit_app
 from shardrank.jobs.submit.submission import note_submitter
@@ -37,7 +41,7 @@ from shardrank.jobs.submit.variables import given
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.options import built_here, options_of, with_options
 from shardrank.serve.cli import new_key_command, serve_command
-from shardrank.summary import print_status, print_summary, status_values
+from shardrank.summary import print_search, print_status, print_summary, status_values
 
 app = typer.Typer(
     name="shardrank",
@@ -269,6 +273,79 @@ def embed(
     print_summary(run_rerank(options, config), Console(markup=False))
 
 
+@app.command()
+@with_options(options_of(RerankerConfig))
+def search(
+    context: typer.Context,
+    queries: Annotated[str | None, typer.Option(help="Queries table")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Corpus table")] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="Embedding model that recalls; --model refines")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Directory of all stages' results")] = None,
+    top_k: Annotated[int, typer.Option(help="Documents of each query that are reranked")] = 100,
+    vectors: Annotated[
+        str | None,
+        typer.Option(help="Where the corpus's vectors are kept, for other searches too"),
+    ] = None,
+    query_instruction: Annotated[
+        str | None, typer.Option(help="The embedder's; --instruction is the reranker's")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"A data set's own names: {', '.join(PRESETS)}")
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(help="TABLE.COLUMN=NAME: where another name holds a column"),
+    ] = None,
+    qrels: Annotated[str | None, typer.Option(help="Judgements: measure both stages")] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="With --qrels: a measure such as nDCG@10")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
+    num_actors: Annotated[
+        int | None, typer.Option(help="Actors; default: one a GPU, or one on CPU")
+    ] = None,
+    max_errors: Annotated[
+        str | None, typer.Option(help="Rows with an error, after which a stage stops")
+    ] = None,
+    **engine: Any,
+) -> None:
+    """Search both stages: --embedder recalls documents for every query, --model reranks them.
+
+    The same command again goes on where it was stopped.
+    """
+    _check_given(output, engine)
+    for name, value in (("queries", queries), ("corpus", corpus), ("embedder", embedder)):
+        if value is None:
+            raise UsageError(f"--{name} is missing")
+    options = SearchOptions(
+        queries or "",
+        corpus or "",
+        output or "",
+        top_k=top_k,
+        vectors=vectors,
+        preset=preset,
+        maps=tuple(map or ()),
+        address=address,
+        num_actors=num_actors,
+        max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
+        command=tuple(context.obj or ()),
+    )
+    measures = tuple(measure or ("nDCG@10", f"R@{top_k}"))
+    judgements = None if qrels is None else load_qrels(qrels)
+    for each in measures if judgements else ():
+        parse_measure(each)
+    reranker = _config(engine)
+    own: dict[str, Any] = {"revision": None, "adapter": None, "instruction": query_instruction}
+    recalling = replace(reranker, model=embedder or "", options=QueryOptions(), **own)
+    print_search(run_search(options, recalling, reranker), Console(markup=False))
+    if judgements is not None:
+        scores = load_scores(options.place(RERANKED), judgements)
+        compared = compare(scores, judgements, measures)
+        print_comparison(Console(), scores, compared, {}, True)
+
+
 def _check_given(output: str | None, engine: Mapping[str, Any]) -> None:
     if output is None or engine["model"] is None:
         raise UsageError(f"{'--output' if output is None else '--model'} is missing")
@@ -341,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.setFormatter(_Shown("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[shown])
     signal.signal(signal.SIGTERM, _interrupt)
-    is_job = arguments[:1] in (["rerank"], ["embed"])
+    is_job = arguments[:1] in (["rerank"], ["embed"], ["search"])
     note_submitter()
     try:
         with given():

@@ -12,6 +12,7 @@ from shardrank.jobs.outputs.manifest import Manifest
 from shardrank.jobs.outputs.status import Status
 from shardrank.jobs.rerank import Summary
 from shardrank.jobs.run.progress import duration
+from shardrank.jobs.search import Searched
 from shardrank.jobs.secrets import HIDDEN
 
 
@@ -24,6 +25,21 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(table)
     for code, count in summary.counts.errors.items():
         console.print(f"  {count:,} x {code}", style="yellow", highlight=False)
+
+
+def print_search(searched: Searched, console: Console) -> None:
+    """Each stage in a line, then the last one as `rerank` prints it."""
+    table = Table(show_header=False, box=None)
+    for name, stage in (("documents", searched.documents), ("queries", searched.queries)):
+        counts, seconds = stage.counts, duration(stage.manifest.seconds)
+        known = ", there already" if stage.was_finished else ""
+        what = f"{counts.num_pairs:,} embedded ({counts.num_failed:,} with an error)"
+        table.add_row(name, f"{what} in {seconds}{known}")
+    if searched.found is not None:
+        rows, seconds = searched.found.num_rows, duration(searched.found.seconds)
+        table.add_row("run", f"{rows:,} rows retrieved in {seconds}: {searched.found.output}")
+    console.print(table)
+    print_summary(searched.reranked, console)
 
 
 def _summary_rows(summary: Summary) -> list[tuple[str, str]]:

@@ -120,6 +120,7 @@ def test_commands_of_a_page_have_the_options_that_it_gives_them(page):
         ("verify", ("job",)),
         ("evaluate", ("evaluation", "inputs", "job")),
         ("embed", ("embedding", "job")),
+        ("search", ("retrieval", "job")),
         ("retrieve", ("retrieval",)),
         ("serve", ("endpoint", "job")),
         ("new-key", ("endpoint",)),

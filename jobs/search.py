@@ -1,0 +1,119 @@
+"""Both stages in one command: embed, retrieve, rerank, each the job that it is by itself.
+
+Every stage has a folder of its own in the output and goes on where it was stopped.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+from shardrank.actors.config import EmbeddingOptions, RerankerConfig
+from shardrank.actors.families.family import Role
+from shardrank.jobs.errors import UsageError
+from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs.budget import MaxErrors
+from shardrank.jobs.outputs.files import SUCCESS
+from shardrank.jobs.rerank import JobOptions, Summary, rerank
+from shardrank.jobs.retrieve.retrieval import Retrieval, RetrievalOptions, retrieve
+from shardrank.jobs.storage import Location
+
+VECTORS, QUERY_VECTORS, RUN, RERANKED = "vectors", "query-vectors", "run.parquet", "reranked"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """What the command says. vectors: where the corpus's are kept, if not in the output."""
+
+    queries: str
+    corpus: str
+    output: str
+    top_k: int = 100
+    vectors: str | None = None
+    preset: str | None = None
+    maps: tuple[str, ...] = ()
+    address: str | None = None
+    num_actors: int | None = None
+    max_errors: MaxErrors = MaxErrors()
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise UsageError(f"--top-k must be above zero, got {self.top_k}")
+
+    def place(self, name: str) -> str:
+        """A stage's folder, or file, in the output."""
+        return f"{self.output.rstrip('/')}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What each stage did; found: None where the run was there already."""
+
+    documents: Summary
+    queries: Summary
+    found: Retrieval | None
+    reranked: Summary
+
+
+def search(options: SearchOptions, embedder: RerankerConfig, reranker: RerankerConfig) -> Searched:
+    """Run what is still to do of all stages. Raises UsageError or JobError, as each of them."""
+    is_finished = Location.parse(options.place(RERANKED)).child(SUCCESS).exists()
+    with nullcontext() if is_finished else _one_ray(options):
+        documents = _embedded(options, embedder, "document")
+        queries = _embedded(options, embedder, "query")
+        is_known = is_finished and documents.was_finished and queries.was_finished
+        found = None if is_known else retrieve(_retrieval(options))
+        job = _job(options, options.place(RERANKED), _reranking(options))
+        return Searched(documents, queries, found, rerank(job, reranker))
+
+
+def _one_ray(options: SearchOptions) -> AbstractContextManager[None]:
+    """All stages' cluster: each joins the one that its process is in."""
+    from shardrank.jobs.cluster import connected  # Ray takes seconds, a finished search needs none
+
+    return connected(options.address)
+
+
+def _embedded(options: SearchOptions, config: RerankerConfig, role: Role) -> Summary:
+    is_query = role == "query"
+    place = options.place(QUERY_VECTORS) if is_query else _vectors(options)
+    table = options.queries if is_query else options.corpus
+    maps = _maps(options, "queries" if is_query else "corpus")
+    texts = InputOptions(table, preset=options.preset, maps=maps, embeds=role)
+    if not is_query:
+        config = replace(config, instruction=None)
+    return rerank(_job(options, place, texts), replace(config, embedding=EmbeddingOptions(role)))
+
+
+def _retrieval(options: SearchOptions) -> RetrievalOptions:
+    places = options.place(QUERY_VECTORS), _vectors(options), options.place(RUN)
+    return RetrievalOptions(*places, top_k=options.top_k)
+
+
+def _reranking(options: SearchOptions) -> InputOptions:
+    """The run of the first stage; its own columns have the job's names, whatever the preset's."""
+    return InputOptions(
+        run=options.place(RUN),
+        queries=options.queries,
+        corpus=options.corpus,
+        preset=options.preset,
+        maps=options.maps,
+    )
+
+
+def _vectors(options: SearchOptions) -> str:
+    return options.vectors or options.place(VECTORS)
+
+
+def _maps(options: SearchOptions, table: str) -> tuple[str, ...]:
+    return tuple(each for each in options.maps if each.startswith(f"{table}."))
+
+
+def _job(options: SearchOptions, output: str, texts: InputOptions) -> JobOptions:
+    return JobOptions(
+        output,
+        texts,
+        address=options.address,
+        num_actors=options.num_actors,
+        max_errors=options.max_errors,
+        command=options.command,
+    )
