@@ -12,10 +12,9 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from shardrank.actors.families.choice import family_of
+from shardrank.actors.families.choice import family_of, own_instruction
 from shardrank.actors.families.family import Role, Task
 from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
-from shardrank.actors.families.saved import own_instruction
 from shardrank.actors.fetch.reader import is_object_store
 from shardrank.actors.fetch.web import WebMedia
 

@@ -36,8 +36,7 @@ from shardrank.jobs.search import RERANKED, SearchOptions
 from shardrank.jobs.search import search as run_search
 from shardrank.jobs.secrets import printable, redacted
 from shardrank.jobs.submit.cli import app as submit_app
-from shardrank.jobs.submit.submission import note_submitter
-from shardrank.jobs.submit.variables import given
+from shardrank.jobs.submit.variables import given, note_submitter
 from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.options import built_here, options_of, with_options
 from shardrank.serve.cli import new_key_command, serve_command

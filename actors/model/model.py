@@ -8,9 +8,8 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 
-from shardrank.actors.families.choice import family_of
+from shardrank.actors.families.choice import family_of, score_tokens
 from shardrank.actors.families.family import Task
-from shardrank.actors.families.saved import score_tokens
 from shardrank.actors.model.adapter import Adapter
 from shardrank.actors.model.architecture import (
     EMBEDDING,

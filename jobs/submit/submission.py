@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from shardrank.jobs.interruption import LEAVES_AFTER_S
 from shardrank.jobs.run.progress import Step, display
 from shardrank.jobs.submit import variables
 from shardrank.jobs.submit.sending import WorkingDirectory
+from shardrank.jobs.submit.variables import SUBMITTER, own_version
 
 if TYPE_CHECKING:  # Ray takes seconds to import, and a refusal needs none of it
     from ray.job_submission import JobDetails
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 STOPPED_WITHIN_S = LEAVES_AFTER_S + 15
 """A job ends by itself when it is told to; Ray would kill it after three seconds."""
-_SUBMITTER = "SHARDRANK_SUBMITTER"
 _KEPT = "shardrank"
 
 
@@ -99,7 +98,7 @@ def start(
     """Send what goes along, and start the job."""
     settings = {
         RESUMED_BY: shlex.join([job, *submission.options]),
-        _SUBMITTER: _version(),
+        SUBMITTER: own_version(),
         "SHARDRANK_LOG_EVERY_S": "3",  # is shown as it comes
         "RAY_JOB_STOP_WAIT_TIME_S": f"{STOPPED_WITHIN_S:g}",
     }
@@ -138,21 +137,3 @@ def check_versions(cluster: "Cluster", address: str) -> None:
         logger.info(
             f"the cluster has Python {cluster.python}, this machine {here}: the job has the former"
         )
-
-
-def note_submitter() -> None:
-    """In a submitted job: say if the machine that submitted it has another version of the package,
-    which may know other options and score differently.
-    """
-    theirs, ours = os.environ.get(_SUBMITTER), _version()
-    if theirs not in (None, ours):
-        logger.warning(
-            f"this cluster has shardrank {ours}, and the machine that submitted the job {theirs}: "
-            "install one version on all, or send a checkout along with --working-dir"
-        )
-
-
-def _version() -> str:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version("shardrank")
-    return "from a checkout"

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 KEY = "SHARDRANK_GIVEN"
 """The variable that says where in the store the others are."""
 HOOK = f"{__name__}.take"
+SUBMITTER = "SHARDRANK_SUBMITTER"
+"""The variable that says which version of the package submitted the job."""
 
 
 def packed(values: Mapping[str, str]) -> tuple[str, bytes]:
@@ -67,3 +70,22 @@ def _store(address: str) -> Any:
 
 def _place() -> bytes:
     return f"gcs://{os.environ[KEY]}".encode()
+
+
+def note_submitter() -> None:
+    """In a submitted job: say if the machine that submitted it has another version of the package,
+    which may know other options and score differently.
+    """
+    theirs, ours = os.environ.get(SUBMITTER), own_version()
+    if theirs not in (None, ours):
+        logger.warning(
+            f"this cluster has shardrank {ours}, and the machine that submitted the job {theirs}: "
+            "install one version on all, or send a checkout along with --working-dir"
+        )
+
+
+def own_version() -> str:
+    """The package's, as its metadata has it."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("shardrank")
+    return "from a checkout"

@@ -16,7 +16,8 @@ from shardrank.jobs.run.progress import Display
 from shardrank.jobs.submit import follower as module
 from shardrank.jobs.submit.dashboard import Cluster, NoSuchJob, Unreachable
 from shardrank.jobs.submit.follower import Follower, exit_code
-from shardrank.jobs.submit.submission import check_versions, note_submitter
+from shardrank.jobs.submit.submission import check_versions
+from shardrank.jobs.submit.variables import note_submitter
 
 KEPT = '{"arguments": ["rerank", "s3://b/in"], "env": ["HF_TOKEN"], "working_dir": null}'
 
