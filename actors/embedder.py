@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -48,15 +48,17 @@ class Embedder:
         """
         if isinstance(contents, str | bytes | Mapping):
             raise ValueError(f"contents must be a list, got one {type(contents).__name__}")
-        if dimensions is not None and not 0 < dimensions <= self.dimensions:
-            raise ValueError(f"dimensions must be 1 to {self.dimensions}, got {dimensions}")
+        is_whole = isinstance(dimensions, int | None) and not isinstance(dimensions, bool)
+        if not is_whole or (dimensions is not None and not 0 < dimensions <= self.dimensions):
+            raise ValueError(f"dimensions must be 1 to {self.dimensions}, got {dimensions!r}")
         fitting = QueryOptions(**options)
         found = self.embed_contents(contents, role, instruction, fitting)
         for each in found:
             if each.error is not None:
                 raise each.error
         vectors = [each.cut(dimensions).embedding for each in found]
-        return np.stack([each for each in vectors if each is not None])
+        whole = [each for each in vectors if each is not None]
+        return np.array(whole, np.float32).reshape(len(whole), dimensions or self.dimensions)
 
     @property
     def dimensions(self) -> int:
@@ -71,6 +73,8 @@ class Embedder:
         options: QueryOptions | None = None,
     ) -> list[Embedding]:
         """One Embedding each, in order, packed together; one that fails holds its error."""
+        if role not in get_args(Role):
+            raise ValueError(f"role must be query or document, got {role!r}")
         texts = []
         for index, content in enumerate(contents):
             name = role if len(contents) == 1 else f"{role}[{index}]"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from shardrank.actors.errors import SpecialTokenInText, TooManyVisualTokens
+from shardrank.actors.errors import InvalidContent, SpecialTokenInText, TooManyVisualTokens
 from shardrank.actors.families.family import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -133,6 +133,8 @@ class PromptEncoder:
                 )
             input_ids, span_index = input_ids[keep], span_index[keep]
         input_ids = np.concatenate((head, input_ids, self._appended, tail))
+        if not len(input_ids):
+            raise InvalidContent(f"{field} has no token")
         before, after = _text(len(head)), _text(len(self._appended) + len(tail))
         span_index = np.concatenate((before, span_index, after))
         visual_of_span = np.array([*(span.visual for span in spans), -1], dtype=np.int32)
@@ -144,12 +146,20 @@ class PromptEncoder:
         )
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """The text that token ids spell. Raises ValueError for one that no token has."""
+        """The text that token ids spell, without the tokenizer's own closing. Raises ValueError for
+        ids that are no text's: one that no token has, special ones, a part of a character.
+        """
+        ids, closing = list(ids), self._appended.tolist()
         known = self._tokenizer.get_vocab_size()
         wrong = next((each for each in ids if not 0 <= each < known), None)
         if wrong is not None:
             raise ValueError(f"no token has the id {wrong}")
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        if closing and ids[-len(closing) :] == closing:
+            ids = ids[: -len(closing)]
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        if self._tokenizer.encode(text, add_special_tokens=False).ids != ids:
+            raise ValueError("these token ids are no text of this model's tokenizer")
+        return text
 
     def _tokenize_fixed(self, parts: tuple[str | Special, ...]) -> np.ndarray:
         """The ids of a family's own words."""

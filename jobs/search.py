@@ -3,6 +3,7 @@
 Every stage has a folder of its own in the output and goes on where it was stopped.
 """
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -14,9 +15,10 @@ from shardrank.jobs.outputs.budget import MaxErrors
 from shardrank.jobs.outputs.files import SUCCESS
 from shardrank.jobs.rerank import JobOptions, Summary, rerank
 from shardrank.jobs.retrieve.retrieval import Retrieval, RetrievalOptions, retrieve
-from shardrank.jobs.storage import Location
+from shardrank.jobs.storage import Location, read_bytes, write_atomically
 
 VECTORS, QUERY_VECTORS, RUN, RERANKED = "vectors", "query-vectors", "run.parquet", "reranked"
+NOTE = "search.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class SearchOptions:
     address: str | None = None
     num_actors: int | None = None
     max_errors: MaxErrors = MaxErrors()
+    retry_errors: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -56,14 +59,28 @@ class Searched:
 
 def search(options: SearchOptions, embedder: RerankerConfig, reranker: RerankerConfig) -> Searched:
     """Run what is still to do of all stages. Raises UsageError or JobError, as each of them."""
+    _check_same(options)
     is_finished = Location.parse(options.place(RERANKED)).child(SUCCESS).exists()
     with nullcontext() if is_finished else _one_ray(options):
         documents = _embedded(options, embedder, "document")
         queries = _embedded(options, embedder, "query")
+        note = json.dumps({"top_k": options.top_k}).encode()
+        write_atomically(Location.parse(options.place(NOTE)), note)
         is_known = is_finished and documents.was_finished and queries.was_finished
         found = None if is_known else retrieve(_retrieval(options))
         job = _job(options, options.place(RERANKED), _reranking(options))
         return Searched(documents, queries, found, rerank(job, reranker))
+
+
+def _check_same(options: SearchOptions) -> None:
+    """Raises UsageError for an output whose run has another number of documents a query."""
+    place = Location.parse(options.place(NOTE))
+    before = json.loads(read_bytes(place)).get("top_k") if place.exists() else options.top_k
+    if before != options.top_k:
+        raise UsageError(
+            f"--output {options.output} was searched with --top-k {before}, not {options.top_k}: "
+            "name another directory (--vectors makes use of the vectors that there are)"
+        )
 
 
 def _one_ray(options: SearchOptions) -> AbstractContextManager[None]:
@@ -115,5 +132,6 @@ def _job(options: SearchOptions, output: str, texts: InputOptions) -> JobOptions
         address=options.address,
         num_actors=options.num_actors,
         max_errors=options.max_errors,
+        retry_errors=options.retry_errors,
         command=options.command,
     )

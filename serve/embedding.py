@@ -13,7 +13,7 @@ from shardrank.actors.errors import RerankError
 from shardrank.serve.console import usage
 from shardrank.serve.dialects.contents import Parsed, parse_side
 from shardrank.serve.dialects.embeddings import Embedded, Wanted, are_token_ids
-from shardrank.serve.dialects.work import check_media, outcome_of
+from shardrank.serve.dialects.work import check_media, ignored_fields, ignored_warnings, outcome_of
 from shardrank.serve.errors import BadRequest, InvalidRequest
 from shardrank.serve.metrics import Metrics
 from shardrank.serve.queue.batching import BatchQueue
@@ -31,20 +31,23 @@ class EmbedService(Service):
         self._check_dimensions(wanted.dimensions)
         inputs = await asyncio.to_thread(self._parsed, wanted)
         usage().num_documents = len(inputs)
+        instruction = wanted.instruction or next((each.instruction for each in inputs), None)
+        self._check_instruction(instruction, len(inputs))
+        length = wanted.max_length and min(wanted.max_length, self._longest)
         asked = CandidateSet(
             Content(),
             tuple(each.content for each in inputs),
-            wanted.instruction or next((each.instruction for each in inputs), None),
-            QueryOptions(),
+            instruction,
+            QueryOptions(max_length=length),
             wanted.name,
-            role=wanted.role,
+            role=wanted.role if instruction is None else "query",
         )
         self.queue.check_room([asked])
         _, contents = await self._fetched([], list(asked.documents))
         (found,) = await self._within_time([replace(asked, documents=tuple(contents))], started)
         self._count(found)
         self._check(found, wanted)
-        unknown = [f"field {name!r} is not known and was ignored" for name in wanted.unknown]
+        unknown = ignored_warnings([*wanted.unknown, *ignored_fields(wanted.name, inputs)])
         cut = [each.cut(wanted.dimensions) for each in found]
         num_truncated = sum(each.is_truncated for each in found)
         if num_truncated:
@@ -70,6 +73,16 @@ class EmbedService(Service):
         if len({each.instruction for each in inputs}) > 1:
             raise InvalidRequest(f"{field} must have one instruction for all", param=field)
         return inputs
+
+    def _check_instruction(self, instruction: str | None, num_inputs: int) -> None:
+        limit, num_chars = self.settings.limits.max_query_chars, len(instruction or "") * num_inputs
+        if num_chars > limit:
+            raise InvalidRequest(
+                f"the instruction, once for each input, may have at most {limit:,} characters, got "
+                f"{num_chars:,}",
+                param="instruction",
+                code="text_too_large",
+            )
 
     def _spelled(self, value: Any, name: str) -> Any:
         """Token ids, of the model's own tokenizer, as the text that they spell."""

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from shardrank.actors.config import EmbeddingOptions, QueryOptions, RerankerConfig
+from shardrank.actors.config import EmbeddingOptions, RerankerConfig
 from shardrank.jobs.command import how_to_go_on
 from shardrank.jobs.errors import JobError, UsageError
 from shardrank.jobs.evaluate.cli import evaluate, print_comparison, roots_of
@@ -237,7 +237,6 @@ def embed(
     pair_timeout_s: Annotated[
         float,
         typer.Option(
-            "--text-timeout-s",
             help="Seconds that reading and decoding one text may take, and a GPU for one forward",
         ),
     ] = 300.0,
@@ -308,6 +307,10 @@ def search(
     max_errors: Annotated[
         str | None, typer.Option(help="Rows with an error, after which a stage stops")
     ] = None,
+    retry_errors: Annotated[
+        list[str] | None,
+        typer.Option(help="Do the units of each stage again that have a row of this error code"),
+    ] = None,
     **engine: Any,
 ) -> None:
     """Search both stages: --embedder recalls documents for every query, --model reranks them.
@@ -329,6 +332,7 @@ def search(
         address=address,
         num_actors=num_actors,
         max_errors=MaxErrors.parse(max_errors) if max_errors is not None else MaxErrors(),
+        retry_errors=tuple(retry_errors or ()),
         command=tuple(context.obj or ()),
     )
     measures = tuple(measure or ("nDCG@10", f"R@{top_k}"))
@@ -337,7 +341,8 @@ def search(
         parse_measure(each)
     reranker = _config(engine)
     own: dict[str, Any] = {"revision": None, "adapter": None, "instruction": query_instruction}
-    recalling = replace(reranker, model=embedder or "", options=QueryOptions(), **own)
+    media = replace(reranker.options, max_length=None)  # tokens of a pair are no text's
+    recalling = replace(reranker, model=embedder or "", options=media, **own)
     print_search(run_search(options, recalling, reranker), Console(markup=False))
     if judgements is not None:
         scores = load_scores(options.place(RERANKED), judgements)

@@ -16,19 +16,28 @@ from shardrank.actors.families.qwen3_vl_reranker import QWEN3_VL_RERANKER
 
 FAMILIES = (QWEN3_VL_RERANKER, QWEN3_VL_EMBEDDING, QWEN3_RERANKER, QWEN3_EMBEDDING)
 
+_SETTINGS = "config_sentence_transformers.json"
 _ACTIVATIONS = ("Sigmoid", "Identity")
 """Of a score: what is written is the logit and its sigmoid, whichever of them it is."""
-_QUERY_PROMPT = re.compile(r"Instruct: (.*)\nQuery: ?", re.DOTALL)
+_QUERY_PROMPT = re.compile(r"Instruct: (.*)\nQuery:", re.DOTALL)
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """config.json. Raises ValueError where it is none."""
+    file = checkpoint / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config["model_type"], str):
+            raise TypeError("model_type is no string")
+        return config
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read: {error!r}") from error
 
 
 def family_of(checkpoint: Path, task: Task) -> Family:
     """The family of a checkpoint directory. Raises ValueError naming what it is instead."""
-    file = checkpoint / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read: {error!r}") from error
+    config = read_config(checkpoint)
+    model_type = config["model_type"]
     fitting = [each for each in FAMILIES if each.model_type == model_type and each.task == task]
     if not fitting:
         named = sorted({each.model_type for each in FAMILIES})
@@ -68,7 +77,10 @@ def _check_modules(checkpoint: Path, task: Task) -> None:
             )
         if name == "Pooling":
             _check_pooling(folder / "config.json")
-    activation = _settings(checkpoint).get("activation_fn")
+    config = read_config(checkpoint)
+    older = (config.get("sentence_transformers") or {}).get("activation_fn")
+    activation = _settings(checkpoint).get("activation_fn") or older
+    activation = activation or config.get("sbert_ce_default_activation_function")
     if activation is not None and str(activation).rpartition(".")[2] not in _ACTIVATIONS:
         raise ValueError(
             f"{checkpoint} has the activation {activation!r}: only a sigmoid is computed"
@@ -91,7 +103,9 @@ def score_tokens(checkpoint: Path) -> tuple[int, int | None] | None:
 
 
 def own_instruction(checkpoint: Path, task: Task) -> str | None:
-    """The instruction that the model was saved with as its default, if it was."""
+    """The instruction that the model was saved with as its default, if it was. Raises ValueError
+    for an embedder of texts that was saved with prompts of another form.
+    """
     settings = _settings(checkpoint)
     prompts = settings.get("prompts")
     if not isinstance(prompts, Mapping):
@@ -99,7 +113,14 @@ def own_instruction(checkpoint: Path, task: Task) -> str | None:
     if task == "rerank":
         prompt = prompts.get(settings.get("default_prompt_name"))
         return prompt if isinstance(prompt, str) and prompt else None
-    found = _QUERY_PROMPT.fullmatch(str(prompts.get("query")))
+    query, document = (prompts.get(name) or "" for name in ("query", "document"))
+    found = _QUERY_PROMPT.fullmatch(str(query))
+    is_text = read_config(checkpoint).get("model_type") == QWEN3_EMBEDDING.model_type
+    if is_text and (document or (query and not found)):
+        raise ValueError(
+            f"{checkpoint / _SETTINGS} has the prompts {query!r} and {document!r}: "
+            "a Qwen3-Embedding has 'Instruct: ...\\nQuery:' and none"
+        )
     return found[1] if found else None
 
 
@@ -127,7 +148,7 @@ def _modules(checkpoint: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _settings(checkpoint: Path) -> dict[str, Any]:
-    file = checkpoint / "config_sentence_transformers.json"
+    file = checkpoint / _SETTINGS
     return _read(file) if file.is_file() else {}
 
 

@@ -20,11 +20,12 @@ from shardrank.actors.families.family import (
 )
 
 NULL = "NULL"
+_DEFAULT = "Represent the user's input."
 
 
 def _instructed(given: str | None, default: str, _: Role) -> str:
     """The stripped instruction with a full stop, unless it ends in punctuation of any script."""
-    instruction = (given or "").strip() or default.strip()
+    instruction = (given or "").strip() or default.strip() or _DEFAULT
     is_closed = unicodedata.category(instruction[-1]).startswith("P")
     return instruction if is_closed else f"{instruction}."
 
@@ -41,7 +42,7 @@ QWEN3_VL_EMBEDDING = Family(
     model_type="qwen3_vl",
     classes=frozenset({"Qwen3VLForConditionalGeneration", "Qwen3VLModel"}),
     takes_media=True,
-    instruction="Represent the user's input.",
+    instruction=_DEFAULT,
     max_length=8_192,
     instructed=_instructed,
     prompt=_prompt,

@@ -34,6 +34,8 @@ _PLAIN: dict[str, Any] = {
     "velora_config": None,
 }
 """Settings that change what is computed, and the value that is merged."""
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin training after which the base is another one too."""
 
 
 class Adapter:
@@ -46,6 +48,7 @@ class Adapter:
         self._folder = folder
         self._config = _read_config(folder / "adapter_config.json")
         self._factors: dict[str, dict[str, torch.Tensor]] = {}
+        self._modules: dict[str, str] = {}  # by the engine's name, PEFT's
         self._whole: Weights = {}
         try:
             tensors = load_file(folder / "adapter_model.safetensors")
@@ -55,8 +58,9 @@ class Adapter:
             name = key.removeprefix(_PREFIX)
             if found := _KINDS.match(name):
                 module, kind = found.groups()
-                factors = self._factors.setdefault(own_name(f"{module}.weight"), {})
-                factors[kind] = tensor
+                own = own_name(f"{module}.weight")
+                self._modules[own] = module
+                self._factors.setdefault(own, {})[kind] = tensor
             else:
                 self._whole[own_name(name)] = tensor
 
@@ -75,7 +79,7 @@ class Adapter:
         where the adapter is of another model.
         """
         changed = self._factors.keys() | self._whole.keys()
-        if is_tied and changed & {EMBEDDING} and not self.has_head:
+        if is_tied and not self.has_head and changed & {EMBEDDING, HEAD}:
             raise ValueError(f"{self._folder} changes embeddings that are the head too")
         for name, factors in self._factors.items():
             base = weights.get(name)
@@ -99,7 +103,7 @@ class Adapter:
         try:
             down = factors["lora_A"].to(base.device, torch.float32)
             up = factors["lora_B"].to(base.device, torch.float32)
-            merged = base + self._scale(name) * (up @ down)
+            merged = base + self._scale(self._modules[name], len(down)) * (up @ down)
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{self._folder} does not fit {name}: {error}") from error
         if not self._config.get("use_dora"):
@@ -107,9 +111,7 @@ class Adapter:
         magnitude = factors["lora_magnitude_vector"].to(base.device, torch.float32)
         return merged * (magnitude / merged.norm(dim=1))[:, None]
 
-    def _scale(self, name: str) -> float:
-        module = name.removesuffix(".weight")
-        rank = _by_pattern(self._config.get("rank_pattern"), module, self._config["r"])
+    def _scale(self, module: str, rank: int) -> float:
         alpha = _by_pattern(self._config.get("alpha_pattern"), module, self._config["lora_alpha"])
         return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
@@ -129,6 +131,8 @@ def _read_config(file: Path) -> dict[str, Any]:
             raise ValueError(f"r is {config['r']!r}")
         float(config["lora_alpha"])
         others = [name for name, value in _PLAIN.items() if (config.get(name) or value) != value]
+        if str(config.get("init_lora_weights")).startswith(_CHANGES_THE_BASE):
+            others.append("init_lora_weights")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {error!r}") from error
     if others:

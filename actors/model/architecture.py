@@ -13,6 +13,7 @@ from typing import Any, get_origin
 Shape = tuple[int, ...]
 EMBEDDING, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
 LABELS = "score.weight"
+_YES = ("yes", "true", "relevant", "positive", "entailment")
 TEXT_MODEL = "qwen3"
 """The model_type of a decoder alone, whose config.json has its sizes at the top."""
 
@@ -117,7 +118,8 @@ class Architecture:
     The official class ties by text_config under transformers 4.57.6; under 5.x, which reads the
     outer setting instead, it takes a head out of the files that differs. needs_head: neither says
     that the embeddings are the head. vision: None of a model for texts. num_labels: of a sequence
-    classifier, which has a row for each in the place of a head. is_fp8: of a checkpoint whose
+    classifier, which has a row for each in the place of a head; has_yes_first: of two labels the
+    first is the one that counts, by their names. is_fp8: of a checkpoint whose
     weights may be in 8 bits with scales beside them.
     """
 
@@ -126,6 +128,7 @@ class Architecture:
     is_tied: bool
     needs_head: bool
     num_labels: int | None = None
+    has_yes_first: bool = False
     is_fp8: bool = False
 
     def shapes(self) -> dict[str, Shape]:
@@ -166,10 +169,12 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     is_tied = text.tie_word_embeddings
     classes = config.get("architectures") or ()
     is_classifier = any(str(each).endswith("ForSequenceClassification") for each in classes)
-    num_labels = len(config.get("id2label") or "..") if is_classifier else None
+    labels = [str(each).lower() for each in (config.get("id2label") or {}).values()]
+    num_labels = (len(labels) or config.get("num_labels") or 2) if is_classifier else None
+    has_yes_first = len(labels) == 2 and labels[0] in _YES and labels[1] not in _YES
     needs_head = not (is_tied or is_outer_tied or is_classifier)
     is_fp8 = any(part.get("quantization_config") for part in (config, text_part))
-    return Architecture(text, vision, is_tied, needs_head, num_labels, is_fp8)
+    return Architecture(text, vision, is_tied, needs_head, num_labels, has_yes_first, is_fp8=is_fp8)
 
 
 def own_name(name: str, is_text: bool = False) -> str:

@@ -16,6 +16,7 @@ from shardrank.actors.model.foreign import (
 )
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+_SAVED = "config_sentence_transformers.json"
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -90,12 +91,19 @@ def _directory(model: str, revision: str | None, weights: bool) -> tuple[Path, b
 
 def checkpoint_fingerprint(checkpoint: Path, adapter: Path | None = None) -> dict[str, str]:
     """What identifies a checkpoint: `settings` (SHA-256 of configuration and tokenizer), and
-    `weights` (SHA-256 of the safetensors files) or, out of the hub's cache, the `commit`. Of an
-    adapter beside it, the SHA-256 of its two files.
+    `weights` (SHA-256 of the safetensors files) or, out of the hub's cache, the `commit`. `saved`,
+    of what sentence-transformers keeps beside them; of an adapter, the SHA-256 of its two files.
 
     The commit names the weights, which need not be on the machine that asks.
     """
     fingerprint = {"settings": _settings(checkpoint)}
+    saved = [
+        file
+        for file in (checkpoint / _SAVED, *sorted(checkpoint.glob("*_LogitScore/config.json")))
+        if file.is_file()
+    ]
+    if saved:
+        fingerprint["saved"] = _combined(saved)
     if adapter is not None:
         files = [adapter / name for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS)]
         fingerprint["adapter"] = _combined(files)

@@ -153,6 +153,8 @@ def dequantize(weights: Weights, dtype: torch.dtype | None) -> None:
     scales = {own_weight(name): name for name in weights if own_weight(name) != name}
     for name, scale_name in scales.items():
         scale = weights.pop(scale_name).float()
+        if name not in weights:
+            raise ValueError(f"{scale_name} is the scale of {name}, which is not there")
         weights[name] = _scaled(name, weights[name].float(), scale).to(dtype or torch.float32)
     for name, weight in weights.items():
         if weight.dtype == torch.float8_e4m3fn:

@@ -75,7 +75,7 @@ def load_model(
     is_headless = task == "embed" or (own is not None and own.num_labels is not None)
     _check_weights(checkpoint, architecture, weights, name, is_headless)
     if own is not None:
-        own.merge(weights, dtype, is_tied=architecture.is_tied)
+        own.merge(weights, dtype, is_tied=architecture.is_tied and task == "rerank")
         weights = {name: weight.to(dtype) for name, weight in weights.items()}
         architecture = replace(
             architecture,
@@ -159,7 +159,9 @@ def _head(weights: Weights, architecture: Architecture, checkpoint: Path) -> tor
     rows = weights.pop(LABELS).float()
     if len(rows) > 2:
         raise ValueError(f"{checkpoint} classifies with {len(rows)} labels: a reranker has 1 or 2")
-    return rows[0] if len(rows) == 1 else rows[1] - rows[0]
+    if len(rows) == 1:
+        return rows[0]
+    return rows[0] - rows[1] if architecture.has_yes_first else rows[1] - rows[0]
 
 
 def _yes_no_row(head_weight: torch.Tensor, checkpoint: Path) -> torch.Tensor:

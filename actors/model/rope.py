@@ -18,11 +18,15 @@ def frequencies(text: TextConfig) -> tuple[torch.Tensor, float, list[int]]:
     for what transformers does not have."""
     given = text.source
     parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"config.json has a rope_scaling that is no object: {parameters!r:.100}")
     sections = parameters.get("mrope_section", [24, 20, 20])
     if parameters.get("rope_type", parameters.get("type", "default")) != "default":
         return *_scaled_frequencies(given), sections
     usual = 10_000.0 if given.get("model_type") == TEXT_MODEL else 500_000.0
     theta = parameters.get("rope_theta", given.get("rope_theta", usual))
+    if not isinstance(theta, int | float):
+        raise ValueError(f"config.json has a rope_theta that is no number: {theta!r:.100}")
     steps = torch.arange(0, text.head_dim, 2, dtype=torch.float32) / text.head_dim
     return 1.0 / theta**steps, 1.0, sections
 

@@ -86,7 +86,9 @@ def _options(config: RerankerConfig) -> dict[str, Any]:
     }
 
 
-def config_of(job: Job, name: str, revision: str | None, dtype: str | None) -> RerankerConfig:
+def config_of(
+    job: Job, name: str, revision: str | None, adapter: str | None, dtype: str | None
+) -> RerankerConfig:
     """The config that the job's scores are of, with the checkpoint at `name`."""
     options = _CAME_LATER | job["options"]
     roots = options["media_root"]
@@ -95,7 +97,7 @@ def config_of(job: Job, name: str, revision: str | None, dtype: str | None) -> R
     options["dtype"] = dtype or options["dtype"]
     options["embedding"] = options["embedding"] and EmbeddingOptions(**options["embedding"])
     known = {each: options[each] for each in options if each not in _NOT_IN_SCORES}
-    return RerankerConfig(model=name, revision=revision, **known)
+    return RerankerConfig(model=name, revision=revision, adapter=adapter, **known)
 
 
 def _kept_roots(roots: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:

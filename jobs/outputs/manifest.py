@@ -162,6 +162,7 @@ class Manifest:
             manifest.guard = guard
             return manifest
         checkpoint = {"name": config.model, "revision": config.revision}
+        checkpoint |= {} if config.adapter is None else {"adapter": config.adapter}
         manifest = cls(output, as_kept(job), checkpoint, guard)
         manifest.save()
         return manifest

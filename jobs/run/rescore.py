@@ -102,7 +102,8 @@ def rescored(output: str, share: float, engine: Engine, model: str | None = None
         raise UsageError(f"--rescore: {output} holds vectors, which have no scores")
     name, revision = manifest.model["name"], manifest.model["revision"]
     found_at, revision = (name, revision) if model is None else (model, None)
-    config = config_of(manifest.job, found_at, revision, manifest.dtype)
+    adapter = manifest.model.get("adapter")
+    config = config_of(manifest.job, found_at, revision, adapter, manifest.dtype)
     _check_model(config, manifest)
     preprocessor, scorer = engine.preprocessor(config), engine.scorer(config)
     found, step = Rescored(), Step("scored again", len(plan.units), "units")

@@ -36,11 +36,11 @@ class Naming:
     price_per_million_tokens: float | None = None
     request_id: str = ""
 
-    def cost(self, scored: Scored) -> dict[str, float]:
+    def cost(self, num_tokens: int) -> dict[str, float]:
         """The cost of a request; {}: no price was set."""
         if self.price_per_million_tokens is None:
             return {}
-        return {"cost": scored.num_tokens * self.price_per_million_tokens / 1e6}
+        return {"cost": num_tokens * self.price_per_million_tokens / 1e6}
 
 
 def ranked(scored: Scored, request: RerankRequest) -> list[int]:
@@ -185,7 +185,7 @@ def meta(scored: Scored, naming: Naming, request: RerankRequest | None = None) -
         "tokens": {"input_tokens": tokens, "output_tokens": 0},
         "warnings": scored.warnings,
     }
-    return told | naming.cost(scored) | (left_out(scored, request) if request else {})
+    return told | naming.cost(scored.num_tokens) | (left_out(scored, request) if request else {})
 
 
 def _search_units(scored: Scored) -> int:

@@ -8,10 +8,10 @@ import base64
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from shardrank.actors.data import Embedding
 from shardrank.actors.families.family import Role
@@ -19,6 +19,8 @@ from shardrank.serve.dialects.answers import Naming
 from shardrank.serve.dialects.requests import Limit
 from shardrank.serve.errors import InvalidRequest
 
+Strings = Annotated[list[str], Field(fail_fast=True)]
+"""The first that is wrong ends it: errors of all would take gigabytes for a body of one."""
 _DIGITS = 9
 """A component's decimal places in an answer: float32 has no more of a number under one."""
 
@@ -28,7 +30,8 @@ class Wanted:
     """What a request wants, in words that all dialects share.
 
     inputs: each a string, token ids, or an object that contents.py reads; name: what messages call
-    them, to be formatted with their place. truncates: one that is too long is cut, else an error.
+    them, to be formatted with their place. max_length: tokens of an input, if the request says so.
+    truncates: one that is too long is cut, else an error.
     unknown: fields that nobody reads.
     """
 
@@ -38,6 +41,7 @@ class Wanted:
     role: Role = "document"
     instruction: str | None = None
     dimensions: int | None = None
+    max_length: int | None = None
     truncates: bool = False
     unknown: Sequence[str] = ()
 
@@ -59,7 +63,7 @@ class OpenAIRequest(_Body):
     dimensions: Limit | None = None
     encoding_format: Literal["float", "base64"] | None = None
     instruction: str | None = None
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     user: Any = None
 
     def wanted(self) -> Wanted:
@@ -78,6 +82,7 @@ class OpenAIRequest(_Body):
             role="document" if instruction is None else "query",
             instruction=instruction,
             dimensions=self.dimensions,
+            max_length=max(0, self.truncate_prompt_tokens or 0) or None,
             truncates=self.truncate_prompt_tokens is not None,
             unknown=self.unknown,
         )
@@ -89,7 +94,13 @@ class OpenAIRequest(_Body):
             for index, vector in enumerate(found.vectors)
         ]
         usage = {"prompt_tokens": found.num_tokens, "total_tokens": found.num_tokens}
-        told = {"object": "list", "data": data, "model": naming.model, "usage": usage}
+        told: dict[str, Any] = {
+            "object": "list",
+            "data": data,
+            "model": naming.model,
+            "usage": usage,
+        }
+        told |= naming.cost(found.num_tokens)
         return told | ({"warnings": found.warnings} if found.warnings else {})
 
 
@@ -132,12 +143,12 @@ class CohereRequest(_Body):
 
     model: str | None = None
     input_type: str | None = None
-    texts: list[str] | None = None
-    images: list[str] | None = None
+    texts: Strings | None = None
+    images: Strings | None = None
     inputs: list[Any] | None = None
-    embedding_types: list[str] | None = None
+    embedding_types: Strings | None = None
     output_dimension: Limit | None = None
-    max_tokens: Any = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     truncate: str | None = None
     priority: Any = None
 
@@ -166,6 +177,7 @@ class CohereRequest(_Body):
             self.model,
             role="query" if self.input_type == "search_query" else "document",
             dimensions=self.output_dimension,
+            max_length=self.max_tokens,
             truncates=(self.truncate or "END").upper() == "END",
             unknown=self.unknown,
         )
@@ -181,7 +193,8 @@ class CohereRequest(_Body):
                 "api_version": {"version": "2"},
                 "billed_units": {"input_tokens": found.num_tokens},
                 "warnings": found.warnings,
-            },
+            }
+            | naming.cost(found.num_tokens),
         }
 
 
@@ -231,7 +244,7 @@ def _of_chat(messages: Sequence[Any]) -> tuple[str | None, dict[str, Any]]:
         if message["role"] == "user":
             parts += listed
         elif message["role"] == "system":
-            system += [str(each.get("text", "")) for each in listed if isinstance(each, dict)]
+            system += [str(each.get("text") or "") for each in listed if isinstance(each, dict)]
         elif any(isinstance(each, dict) and each.get("text") for each in listed):
             raise InvalidRequest(f"{place}: an assistant says nothing here", param=place)
     return "".join(system) or None, {"content": parts}

@@ -83,7 +83,9 @@ def sglang(scored: Scored, request: RerankRequest, naming: Naming) -> list[dict[
 def headers(scored: Scored, request: RerankRequest, naming: Naming) -> dict[str, str]:
     """Usage and cost beside a bare list, named as TEI names what it computed."""
     tokens = {"compute-tokens": scored.num_tokens, "compute-characters": scored.num_characters}
-    cost = {f"compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored).items()}
+    cost = {
+        f"compute-{name}": f"{cost:.12g}" for name, cost in naming.cost(scored.num_tokens).items()
+    }
     below = {name.replace("_", "-"): num for name, num in left_out(scored, request).items()}
     tei_s: dict[str, Any] = {}
     if request.documents_field == "texts":

@@ -95,15 +95,24 @@ class Work:
         ]
         names = list(request.unknown_fields)
         for label, sides in (("query", self.queries), (self.document_name, self.documents)):
-            for index, side in enumerate(sides):
-                names += [f"{label.format(index)}.{name}" for name in side.ignored]
-        unknown = [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
-        warnings += unknown
-        if len(names) > _MAX_WARNINGS:
-            warnings.append(f"and {len(names) - _MAX_WARNINGS} more unknown fields")
+            names += ignored_fields(label, sides)
+        warnings += ignored_warnings(names)
         if num_truncated := sum(pair.is_truncated for pair in pairs):
             warnings.append(f"{num_truncated} of {len(pairs)} documents with their query were cut")
         return warnings
+
+
+def ignored_fields(label: str, sides: Sequence[Parsed]) -> list[str]:
+    """The fields of sides that nobody reads, by their places."""
+    return [
+        f"{label.format(index)}.{name}" for index, side in enumerate(sides) for name in side.ignored
+    ]
+
+
+def ignored_warnings(names: Sequence[str]) -> list[str]:
+    told = [f"field {name!r} is not known and was ignored" for name in names[:_MAX_WARNINGS]]
+    num_more = len(names) - _MAX_WARNINGS
+    return told + ([f"and {num_more} more unknown fields"] if num_more > 0 else [])
 
 
 def work_of(request: Options, limits: Limits) -> Work:

@@ -89,6 +89,21 @@ LAYER = "base_model.model.model.layers.0.self_attn"
         (lambda adapter: configure(adapter, bias="all"), "bias 'all': such adapters are not read"),
         (lambda adapter: configure(adapter, r=0), "adapter_config.json cannot be read: "),
         (
+            lambda adapter: configure(adapter, init_lora_weights="pissa_niter_4"),
+            "has init_lora_weights 'pissa_niter_4': such adapters are not read",
+        ),
+        (
+            weights(
+                lambda tensors: tensors.update(
+                    {
+                        "base_model.model.lm_head.lora_A.weight": torch.ones(8, 64),
+                        "base_model.model.lm_head.lora_B.weight": torch.ones(4032, 8),
+                    }
+                )
+            ),
+            "changes embeddings that are the head too",
+        ),
+        (
             lambda adapter: (adapter / "adapter_config.json").write_text("{"),
             "adapter_config.json cannot be read: ",
         ),
@@ -155,4 +170,18 @@ def test_a_classifiers_row_may_be_the_adapters(adapter: Path) -> None:
     weights(lambda tensors: tensors.update({"base_model.model.score.weight": row}))(adapter)
     case = next(each for each in CASES if each["adapter"] == "tr-lora")
     found = scored(Reranker(str(TIED), adapter=str(adapter)), case)
+    assert found.score == pytest.approx(case["official"]["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "^model."])
+def test_a_pattern_may_be_a_whole_modules_name(tmp_path: Path, prefix: str) -> None:
+    """As PEFT matches it: the golden adapter's patterns, written in full."""
+    folder = shutil.copytree(LORA / "tr-rslora-patterns", tmp_path / "adapter")
+    configure(
+        folder,
+        rank_pattern={f"{prefix}layers.0.self_attn.q_proj": 2},
+        alpha_pattern={f"{prefix}layers.1.mlp.down_proj": 32},
+    )
+    case = next(each for each in CASES if each["adapter"] == "tr-rslora-patterns")
+    found = scored(Reranker(str(TIED), adapter=str(folder)), case)
     assert found.score == pytest.approx(case["official"]["score"], abs=1e-4)

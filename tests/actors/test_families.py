@@ -281,3 +281,17 @@ def test_vectors_are_unit_vectors_of_the_dimensions_asked_for() -> None:
             model.embed(["one"], dimensions=wrong)
     with pytest.raises(ValueError, match="contents must be a list, got one str"):
         model.embed("one")
+    with pytest.raises(ValueError, match="role must be query or document, got 'passage'"):
+        model.embed(["one"], "passage")  # type: ignore[arg-type]
+    assert model.embed([], dimensions=16).shape == (0, 16)
+
+
+def test_a_blank_instruction_is_the_default() -> None:
+    blank = Embedder(str(TINY), instruction=" ").embed(["one"])
+    np.testing.assert_allclose(blank, Embedder(str(TINY)).embed(["one"]), atol=1e-6)
+
+
+def test_a_text_of_no_token_is_its_own_error() -> None:
+    model = Embedder(str(GOLDEN / "text-reranker" / "tiny-tied"), empty="official")
+    found = model.embed_contents(["", "one"])
+    assert [each.error and str(each.error) for each in found] == ["document[0] has no token", None]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from shardrank.actors import Embedder, Reranker, RerankerConfig
 from shardrank.actors.config import EmbeddingOptions
+from shardrank.actors.model.checkpoint import checkpoint_fingerprint
 from tests.support.engine import GOLDEN, TINY
 
 TIED = GOLDEN / "text-reranker" / "tiny-tied"
@@ -62,6 +63,39 @@ def test_two_labels_are_no_and_yes(tmp_path: Path) -> None:
     assert Reranker(str(folder)).score(QUERY, DOCUMENTS) == pytest.approx(
         Reranker(str(plain)).score(QUERY, DOCUMENTS), abs=1e-6
     )
+
+
+def test_labels_by_name_may_stand_the_other_way_round(tmp_path: Path) -> None:
+    plain = GOLDEN / "text-reranker" / "tiny-seq-cls"
+    folder = shutil.copytree(plain, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    row = weights["score.weight"]
+    weights["score.weight"] = torch.cat((row, torch.zeros_like(row)))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    change(folder / "config.json", id2label={"0": "Yes", "1": "No"})
+    assert Reranker(str(folder)).score(QUERY, DOCUMENTS) == pytest.approx(
+        Reranker(str(plain)).score(QUERY, DOCUMENTS), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [{"query": "query: "}, {"document": "passage: "}, {"query": "Instruct: Find it\nQuery: "}],
+)
+def test_an_embedders_prompts_of_another_form_are_refused(
+    tmp_path: Path, prompts: dict[str, str]
+) -> None:
+    folder = shutil.copytree(GOLDEN / "text-embedding" / "tiny", tmp_path / "model")
+    change(folder / SETTINGS, prompts=prompts)
+    with pytest.raises(ValueError, match="has the prompts"):
+        Embedder(str(folder))
+
+
+def test_a_fingerprint_has_the_tokens_that_score(saved: Path) -> None:
+    before = checkpoint_fingerprint(saved)
+    change(saved / "1_LogitScore" / "config.json", true_token_id=2152, false_token_id=4000)
+    after = checkpoint_fingerprint(saved)
+    assert {name for name in after if after[name] != before[name]} == {"saved"}
 
 
 def test_the_tokens_of_a_logit_score_are_those_that_score(saved: Path) -> None:
@@ -123,6 +157,13 @@ def test_only_the_last_token_is_pooled(
     ("file", "values", "sentence"),
     [
         (SETTINGS, {"activation_fn": "torch.nn.Tanh"}, "activation 'torch.nn.Tanh': only a sig"),
+        (
+            "config.json",
+            {"sbert_ce_default_activation_function": "torch.nn.Tanh"},
+            "activation 'torch.nn.Tanh': only a sig",
+        ),
+        ("config.json", {"rope_scaling": "yarn"}, "rope_scaling that is no object: 'yarn'"),
+        ("config.json", {"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta that is no number"),
         ("1_LogitScore/config.json", {"true_token_id": "yes"}, "config.json names no tokens: "),
         ("1_LogitScore/config.json", {"true_token_id": 9_999}, "LogitScore of the tokens 9999"),
     ],

@@ -82,6 +82,15 @@ def test_a_finished_search_is_there_already_and_a_lost_stage_is_made_again(
 
 
 @HERE
+def test_another_number_of_documents_wants_another_output(
+    command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    assert main([*command, "--top-k=2"]) == 2
+    assert "was searched with --top-k 3, not 2: name another" in capfd.readouterr().err
+
+
+@HERE
 def test_kept_vectors_serve_another_search(command: list[str], tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     assert main([*command, f"--vectors={kept}"]) == 0

@@ -71,8 +71,13 @@ def test_token_ids_are_the_text_that_they_spell(url: str, engine: Embedder) -> N
     ids = [encoder.encode(text, add_special_tokens=False).ids for text in TEXTS]
     assert_same(vectors(post(url, "/v1/embeddings", input=ids)), engine.embed(TEXTS))
     assert_same(vectors(post(url, "/v1/embeddings", input=ids[0])), engine.embed(TEXTS[:1]))
-    told = post(url, "/v1/embeddings", 422, input=[[1, 10**6]])
-    assert told["message"] == "input[0]: no token has the id 1000000"
+    for wrong, sentence in [
+        ([1, 10**6], "no token has the id 1000000"),
+        ([*ids[0], 20_001], "these token ids are no text of this model's tokenizer"),
+        ([162], "these token ids are no text of this model's tokenizer"),
+    ]:
+        told = post(url, "/v1/embeddings", 422, input=[wrong])
+        assert told["message"] == f"input[0]: {sentence}"
 
 
 def test_vllms_chat_is_one_input_with_its_instruction(url: str, engine: Embedder) -> None:
@@ -184,6 +189,13 @@ def test_a_real_client_works_unchanged(url: str, engine: Embedder, client: Any) 
             "an assistant says nothing here",
         ),
         ("/v1/embeddings", {"input": [{"image": "aGk="}]}, 400, "input[0]"),
+        (
+            "/v1/embeddings",
+            {"input": ["a"] * 8, "instruction": "a " * 7_000_000},
+            422,
+            "the instruction, once for each input, may have at most",
+        ),
+        ("/v2/embed", {"texts": [1] * 100_000}, 422, "texts"),
         ("/embed", {"inputs": "a", "normalize": False}, 422, "vectors here have length one"),
         ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name must be query or docu"),
         ("/embed", {"inputs": "a " * 9_000}, 400, "inputs[0] is longer than 8192 tokens"),
@@ -233,8 +245,18 @@ def test_an_embedder_alone_serves_vectors_and_no_scores() -> None:
         assert_same(post(url, "/embed", inputs=TEXTS, prompt_name="query"), asked)
         answer = post(url, "/v2/embed", texts=TEXTS, input_type="search_query")
         assert_same(answer["embeddings"]["float"], asked)
+        expected = alone.embed(TEXTS, "query", "Find code")
         answer = post(url, "/v1/embeddings", input=TEXTS, instruction="Find code")
-        assert_same(vectors(answer), alone.embed(TEXTS, "query", "Find code"))
+        assert_same(vectors(answer), expected)
+        own = [{"text": text, "instruction": "Find code", "foo": 1} for text in TEXTS]
+        answer = post(url, "/v1/embeddings", input=own)
+        assert_same(vectors(answer), expected)
+        assert len(answer["warnings"]) == 2
+        ids = alone.preprocessor._encoder._tokenizer.encode(TEXTS[0]).ids  # with <|endoftext|>
+        answer = post(url, "/v1/embeddings", input=ids)
+        assert_same(vectors(answer), alone.embed(TEXTS[:1]))
+        answer = post(url, "/v1/embeddings", input=TEXTS, truncate_prompt_tokens=2)
+        assert_same(vectors(answer), alone.embed(TEXTS, max_length=2))
         told = post(url, "/v1/embeddings", 400, input=[{"image": PAGE_URL}])
         assert "Qwen3-Embedding reads texts" in told["message"]
 
