@@ -3,6 +3,7 @@
 Knows vectors and ids, neither files' manifests nor Ray.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -41,18 +42,26 @@ class Search:
     def __init__(self, queries: np.ndarray, top_k: int, id_type: pa.DataType) -> None:
         num_parts = max(1, -(-len(queries) // _PART_QUERIES))
         self._parts = np.array_split(np.ascontiguousarray(queries, np.float32), num_parts)
+        self._own = threading.local()
         self.best = TopK(len(queries), top_k, id_type)
 
     def add(self, block: Block) -> None:
         """Threads may call it side by side, each with a block of its own."""
         vectors, first = torch.from_numpy(block.matrix), 0
         for part in self._parts:
-            scores = torch.from_numpy(part) @ vectors.T  # (queries of the part, BLOCK_ROWS)
+            scores = self._room()[: len(part)]  # (queries of the part, BLOCK_ROWS)
+            torch.mm(torch.from_numpy(part), vectors.T, out=scores)
             scores[:, len(block.ids) :] = -torch.inf
             queries, rows, values = self._candidates(scores, first)
             if len(values):
                 self.best.add(queries, block.ids.take(pa.array(rows)), values)
             first += len(part)
+
+    def _room(self) -> torch.Tensor:
+        """This thread's, for scores: allocated for each block anew, memory would be in pieces."""
+        if not hasattr(self._own, "room"):
+            self._own.room = torch.empty(len(self._parts[0]), BLOCK_ROWS)
+        return self._own.room
 
     def _candidates(
         self, scores: torch.Tensor, first: int
