@@ -41,6 +41,7 @@ from shardrank.jobs.units.plan import DEFAULT_UNIT_PAIRS
 from shardrank.options import built_here, options_of, with_options
 from shardrank.serve.cli import new_key_command, serve_command
 from shardrank.summary import print_search, print_status, print_summary, status_values
+from shardrank.watching import watch
 
 app = typer.Typer(
     name="shardrank",
@@ -368,8 +369,30 @@ _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object only"
 
 
 @app.command("status")
-def status_command(output: _OUTPUT, as_json: _JSON = False) -> None:
+def status_command(
+    output: _OUTPUT,
+    seconds: Annotated[
+        float | None,
+        typer.Argument(
+            help="With --watch: from one look to the next; default: 2, or ten times what a look "
+            "takes, if that is more"
+        ),
+    ] = None,
+    is_watched: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Look again and again until the job is finished (exit code 0) or stopped (1)",
+        ),
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
     """Show what a finished, a running or a stopped job did, and how to go on with it."""
+    if seconds is not None and not (is_watched and seconds > 0):
+        raise UsageError(f"seconds are --watch's, and above zero, got {seconds:g}")
+    if is_watched:
+        state = watch(output, seconds, as_json)
+        raise typer.Exit(0 if state == "finished" else 1)
     found = read_status(output)
     if as_json:
         print(json.dumps(status_values(found)))
@@ -441,9 +464,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_job:
             print(how_to_go_on(arguments, getattr(error, "ways", ())), file=sys.stderr)
         return code
-    if code == 130 and arguments[:1] != [
-        "submit"
-    ]:  # which has said it; typer makes an exit code of a KeyboardInterrupt
+    says_it_itself = arguments[:1] in (["submit"], ["status"])
+    if code == 130 and not says_it_itself:  # typer makes an exit code of a KeyboardInterrupt
         kept = f"; {how_to_go_on(arguments)}" if is_job else ""
         print(f"\ninterrupted{kept}", file=sys.stderr)
     return code if isinstance(code, int) else 0

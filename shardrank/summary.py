@@ -93,9 +93,9 @@ def status_values(status: Status) -> dict[str, object]:
     }
 
 
-def print_status(status: Status, console: Console) -> None:
+def facts(status: Status) -> Table:
+    """The table that says how far the job is."""
     manifest = status.manifest
-    noun = noun_of(manifest)
     table = Table(show_header=False, box=None)
     table.add_row("state", _state(status))
     table.add_row("units", f"{len(status.units):,} of {status.num_units:,} done")
@@ -106,7 +106,12 @@ def print_status(status: Status, console: Console) -> None:
     table.add_row("errors", f"{sum(status.errors.values()):,}")
     table.add_row("time", f"{duration(manifest.seconds)} in {manifest.num_runs} runs")
     table.add_row("model", manifest.model["name"])
-    console.print(table, highlight=False)
+    return table
+
+
+def print_status(status: Status, console: Console) -> None:
+    noun = noun_of(status.manifest)
+    console.print(facts(status), highlight=False)
     for code, num in status.errors.items():
         console.print(f"  {num:,} x {code}", style="yellow", highlight=False)
     if status.slowest:

@@ -56,13 +56,24 @@ class UnitFile:
         return int(self.name.rpartition("-")[2])
 
 
-def unit_files(directory: Location) -> list[UnitFile]:
-    """The unit files, read by their footers alone. Raises VerificationError that names one that
-    is broken.
+Known = dict[tuple[str, int | None, int | None], UnitFile]
+"""Unit files that were read before, by path, size and time."""
+
+
+def unit_files(directory: Location, known: Known | None = None) -> list[UnitFile]:
+    """The unit files, read by their footers alone, but for those that are known; what is read is
+    known then. Raises VerificationError that names one that is broken.
     """
-    places = [place for place, _ in list_directory(directory) if place.name.endswith(".parquet")]
+    known = {} if known is None else known
+    places = {
+        (place.path, info.size, info.mtime_ns): place
+        for place, info in list_directory(directory)
+        if place.name.endswith(".parquet")
+    }
+    unread = {key: place for key, place in places.items() if key not in known}
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        return list(pool.map(_unit_file, places))
+        known.update(zip(unread, pool.map(_unit_file, unread.values()), strict=True))
+    return [known[key] for key in places]
 
 
 def _unit_file(place: Location) -> UnitFile:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from shardrank.jobs.errors import UsageError, Way
 from shardrank.jobs.outputs.budget import ways_beyond
-from shardrank.jobs.outputs.done import UnitFile, unit_files
+from shardrank.jobs.outputs.done import Known, UnitFile, unit_files
 from shardrank.jobs.outputs.files import BY_DOCUMENT, Output
 from shardrank.jobs.outputs.lease import EXPIRES_S, LEASE, holder_of, is_known_dead
 from shardrank.jobs.outputs.manifest import Manifest
@@ -70,19 +70,23 @@ class Status:
         return (kept["directory"], kept["arguments"]) if kept else None
 
 
-def read_status(output: str) -> Status:
-    """Raises UsageError for what is not a job's output."""
+def read_status(output: str, known: Known | None = None) -> Status:
+    """Raises UsageError for what is not a job's output. known: see unit_files.
+
+    The holder is asked for first: one that ends meanwhile has said before what became of the job.
+    """
     directory = Location.parse(output)
+    holder = holder_of(directory)
+    is_held = holder is not None and not is_known_dead(holder)
     manifest = Manifest.read(Output(directory))
     if manifest is None:
         raise UsageError(f"{directory} is not the output of a job: it has no manifest.json")
-    units = unit_files(manifest.output.results)
+    units = unit_files(manifest.output.results, known)
     num_units = manifest.job["num_units"]
-    holder = holder_of(directory)
     state: State = "stopped"
     if manifest.is_finished and len(units) >= num_units:
         state = "finished"
-    elif holder is not None and not is_known_dead(holder):
+    elif is_held:
         state = "running"
     return Status(
         str(directory),
@@ -92,7 +96,7 @@ def read_status(output: str) -> Status:
         _age_s(directory.child(LEASE)),
         num_units,
         units,
-        unit_files(directory.child(BY_DOCUMENT)),
+        unit_files(directory.child(BY_DOCUMENT), known),
     )
 
 

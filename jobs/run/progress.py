@@ -252,12 +252,18 @@ def _held_stderr() -> Iterator[TextIO]:
         yield stream
 
 
+def window_environment() -> dict[str, str]:
+    """The environment in which rich asks for the window's own size: where COLUMNS says more, lines
+    that are drawn anew would scroll.
+    """
+    return {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+
+
 @contextmanager
 def _drawing(shown: Display, stderr: TextIO) -> Iterator[TextIO]:
     """What is written to the yielded stream, or to sys.stderr, stands above the live part."""
-    # The window's own size: where COLUMNS says more, lines that are drawn anew would scroll.
-    size_is_asked = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    console = Console(file=stderr, force_terminal=True, soft_wrap=True, _environ=size_is_asked)
+    window = window_environment()
+    console = Console(file=stderr, force_terminal=True, soft_wrap=True, _environ=window)
     with Live(console=console, transient=True, get_renderable=shown.drawn):
         yield sys.stderr
 

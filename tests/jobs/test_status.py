@@ -2,25 +2,32 @@
 
 import json
 import os
+import signal
+import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from shardrank import watching
 from shardrank.actors.config import RerankerConfig
 from shardrank.cli import main
 from shardrank.jobs.command import pasteable
 from shardrank.jobs.errors import UsageError, VerificationError
 from shardrank.jobs.inputs.forms import InputOptions
+from shardrank.jobs.outputs import done
 from shardrank.jobs.outputs.job import kept_command, kept_input
-from shardrank.jobs.outputs.lease import LEASE
+from shardrank.jobs.outputs.lease import LEASE, leased
 from shardrank.jobs.outputs.status import read_status
 from shardrank.jobs.outputs.verify import verify_output
 from shardrank.jobs.rerank import JobOptions, rerank
+from shardrank.jobs.storage import Location
 from tests.support import standin
 from tests.support.job_cases import image, text_rows, workers_here, write_sets, write_table
+from tests.support.terminal import Terminal
 
 CONFIG = RerankerConfig(model=str(Path(__file__).parents[1] / "golden" / "tiny"), num_threads=1)
 COMMAND = ("rerank", "sets.parquet", "--output=s3://KEY:SECRET@bucket/out")
@@ -94,9 +101,6 @@ def test_a_job_that_had_too_many_errors_says_what_to_add(
 def test_a_running_job_and_one_that_ended_without_a_word(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from shardrank.jobs.outputs.lease import leased
-    from shardrank.jobs.storage import Location
-
     (job / "_SUCCESS").unlink()
     with leased(Location.parse(str(job))):
         assert "running (process " in printed(capsys, "status", job)
@@ -224,3 +228,88 @@ def test_what_is_kept_of_a_command() -> None:
     assert kept["input"] == "s3://***@bucket/in" and kept["maps"] == ("input.doc=d",)
     assert kept_input(InputOptions("x.parquet"))["input"] == os.path.abspath("x.parquet")
     assert kept_command(["rerank", "x"])["arguments"] == ["rerank", "x"]
+
+
+def _unfinished(job: Path) -> list[Path]:
+    """The score files but the first, moved away; the job is one that is stopped."""
+    (job / "_SUCCESS").rename(job.parent / "_SUCCESS")
+    files = sorted((job / "scores").glob("*.parquet"))[1:]
+    return [file.rename(job.parent / file.name) for file in files]
+
+
+def _finish(job: Path) -> None:
+    (job.parent / "_SUCCESS").rename(job / "_SUCCESS")
+
+
+def test_a_terminal_shows_a_job_until_it_is_finished(job: Path) -> None:
+    left = _unfinished(job)
+    with leased(Location.parse(str(job))):
+        command = [sys.executable, "-m", "shardrank.cli", "status", str(job), "0.2", "--watch"]
+        terminal = Terminal(command, 80, {"COLUMNS": "200"})
+        assert terminal.watch(lambda text: "1 of 4 done" in text and "running" in text)
+        left[0].rename(job / "scores" / left[0].name)
+        assert terminal.watch(lambda text: "2 of 4 done" in text and "ETA 0:" in text)
+        assert [line for line in terminal.lines if "━" in line] == terminal.lines[-1:]
+        for file in left[1:]:
+            file.rename(job / "scores" / file.name)
+        _finish(job)
+        assert not terminal.watch()
+    assert terminal.process.returncode == 0
+    assert "4 of 4 done" in terminal.text and "slowest units" in terminal.text
+    assert not any("━" in line or "running" in line for line in terminal.lines)
+
+
+def test_who_has_seen_enough_leaves_without_a_word(job: Path) -> None:
+    _unfinished(job)
+    with leased(Location.parse(str(job))):
+        command = [sys.executable, "-m", "shardrank.cli", "status", "--watch", str(job), "60"]
+        terminal = Terminal(command, 80)
+        assert terminal.watch(lambda text: "1 of 4 done" in text)
+        terminal.process.send_signal(signal.SIGINT)
+        assert not terminal.watch()
+    assert terminal.process.returncode == 130
+    assert terminal.lines == []
+
+
+def test_a_log_has_a_line_for_what_is_new_and_a_footer_is_read_once(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, read, looks = _unfinished(job), list[str](), count()
+    unit_file = done._unit_file
+    monkeypatch.setattr(
+        done, "_unit_file", lambda place: (read.append(place.name), unit_file(place))[1]
+    )
+
+    def sleep(seconds: float) -> None:
+        if next(looks) % 2:  # at every other look nothing is new
+            file = left.pop()
+            file.rename(job / "scores" / file.name)
+        if not left:
+            _finish(job)
+
+    with leased(Location.parse(str(job))):
+        monkeypatch.setattr(watching.time, "sleep", sleep)
+        told = printed(capsys, "status", job, "1", "--watch")
+    lines = [line[9:] for line in told.splitlines()[:4]]
+    assert lines[0] == "running · 1 of 4 units · 15 rows · 2 errors"
+    assert [line.partition(" units")[0] for line in lines] == [
+        "running · 1 of 4", "running · 2 of 4", "running · 3 of 4", "finished · 4 of 4"
+    ]  # fmt: skip
+    assert len(read) == 4 and "4 of 4 done" in told
+
+
+def test_a_watched_job_that_stops_says_so(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _unfinished(job)
+    assert main(["status", str(job), "--watch", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["state"] == "stopped"
+    (job / LEASE).write_text(json.dumps({"host": "elsewhere", "pid": 7, "run": "r", "renewed": 3}))
+    monkeypatch.setattr(watching, "_BELIEVED_DEAD_S", 0.3)
+    assert main(["status", str(job), "0.1", "--watch"]) == 1
+    assert "running · 1 of 4 units" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["3"], ["0", "--watch"], ["nan", "--watch"]])
+def test_seconds_are_those_between_two_looks(job: Path, arguments: list[str]) -> None:
+    assert main(["status", str(job), *arguments]) == 2
