@@ -98,9 +98,10 @@ def read_pdf(
         return read(opened, name)
 
 
-def serve(handle: int, parent: int) -> None:
-    """Answers tasks until the parent, a process's number, is gone."""
-    import torch  # noqa: F401 (before the first file's time begins)
+def serve(handle: int, parent: int, decodes_videos: int) -> None:
+    """Answers tasks until the parent, a process's number, is gone. decodes_videos: 0 is no."""
+    if decodes_videos:
+        import torch  # noqa: F401 (before the first file's time begins)
 
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection = Connection(handle)

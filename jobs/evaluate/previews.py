@@ -36,7 +36,7 @@ def load_previews(
     opened: OpenedTable, ids: Iterable[str], media_root: str | Sequence[str] | None = None
 ) -> dict[str, Preview]:
     """Previews of the rows with these ids; ids are compared as text, as in qrels."""
-    reader, processes = MediaReader(media_root), VideoProcesses(1)
+    reader, processes = MediaReader(media_root), VideoProcesses(1, decodes_videos=False)
     if opened.table.has("query_id"):
         rows, value = _rows(opened, "query_id", QUERY_COLUMNS, ids), query_value
     else:

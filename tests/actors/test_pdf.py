@@ -41,7 +41,7 @@ LIMITS = 1_000, 10**8
 
 @pytest.fixture(scope="module")
 def processes() -> VideoProcesses:
-    return VideoProcesses(1, timeout_s=10)
+    return VideoProcesses(1, timeout_s=10, decodes_videos=False)
 
 
 def rendered(
@@ -165,7 +165,7 @@ def test_a_file_that_was_cut_anywhere_is_an_error_or_a_page(processes):
 
 
 def test_a_page_that_draws_without_end_costs_its_time_once():
-    processes = VideoProcesses(1, timeout_s=1)
+    processes = VideoProcesses(1, timeout_s=1, decodes_videos=False)
     for why in ("not decoded within 1 s$", "not tried again"):
         with pytest.raises(PdfDecodeError, match=why):
             rendered(processes, bomb(), 1)
