@@ -203,7 +203,19 @@ class Preprocessor:
             spans.append(VisualSpan(visual, merged_grid(pixels), time_s))
             num_tokens += spans[-1].num_tokens
             check_tokens(num_tokens, self.config.max_visual_tokens)
-        return ReadSide(Side(tuple(spans), content.texts), table.visuals)
+        texts = content.texts + tuple(self._page_texts(content, field, permit))
+        return ReadSide(Side(tuple(spans), texts), table.visuals)
+
+    def _page_texts(self, content: Content, field: str, permit: Permit) -> Iterator[str]:
+        """The text layers of its PDF pages, of those that have one."""
+        pages = (image for image in content.images if isinstance(image, PdfPage))
+        for page in pages if self.config.pdf_text else ():
+            permit()
+            limits = self.config.max_pdf_pages, self.config.max_text_chars
+            text = self.videos.pdf_text(page, self._reader, *limits)
+            self._check_text(text, field)
+            if text.strip():
+                yield text
 
     def _media(
         self, content: Content, options: QueryOptions, permit: Permit

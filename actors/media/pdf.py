@@ -1,7 +1,7 @@
-"""Pages of PDF files to pixels, by PDFium (the package pypdfium2).
+"""Pages of PDF files to pixels, and their text layer, by PDFium (the package pypdfium2).
 
 For the child process alone, which lives with whatever a stranger's file makes of PDFium. Every
-failure is a MediaError with a sentence; knows nothing about the process.
+failure is a RerankError with a sentence; knows nothing about the process.
 """
 
 import io
@@ -14,10 +14,11 @@ import numpy as np
 from shardrank.actors.config import QueryOptions
 from shardrank.actors.errors import (
     ImageTooLarge,
-    MediaError,
     MediaNotFound,
     MediaTooLarge,
     PdfDecodeError,
+    RerankError,
+    TextTooLarge,
 )
 from shardrank.actors.media.kinds import kind_of
 from shardrank.actors.media.pixels import FACTOR, check_tokens, smart_resize, tokens_of
@@ -62,6 +63,20 @@ def page_pixels(
         return _rendered(document, page, *size)
 
 
+def page_text(file: PdfFile, name: str, number: int | None, max_pages: int, max_chars: int) -> str:
+    """The text layer of what is shown of a page, "" where it has none. Raises like page_pixels, and
+    TextTooLarge.
+    """
+    with _opened(file, name, max_pages) as document:
+        layer = document[_index(len(document), name, number)].get_textpage()
+        count = layer.count_chars()
+        if count > max_chars:
+            raise TextTooLarge(
+                f"{name}: a page's text of {count} characters, over the limit of {max_chars}"
+            )
+        return layer.get_text_bounded().replace("\r\n", "\n")
+
+
 def num_pages(file: PdfFile, name: str, max_pages: int) -> int:
     """How many pages there are. Raises MediaTooLarge where they are more than max_pages."""
     with _opened(file, name, max_pages) as document:
@@ -82,7 +97,7 @@ def _opened(file: PdfFile, name: str, max_pages: int) -> Iterator["PdfDocument"]
             document.init_forms()
             _check_count(len(document), name, max_pages)
             yield document
-    except MediaError:
+    except RerankError:
         raise
     except Exception as error:  # its wrapper raises many kinds on damaged files
         password = pypdfium2.raw.FPDF_ERR_PASSWORD

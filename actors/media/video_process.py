@@ -37,7 +37,7 @@ from shardrank.actors.errors import (
 from shardrank.actors.fetch.reader import MediaReader, name_of
 from shardrank.actors.media import sandbox
 from shardrank.actors.media.depth import ImageDepth
-from shardrank.actors.media.pdf import PdfFile, num_pages, page_pixels
+from shardrank.actors.media.pdf import PdfFile, num_pages, page_pixels, page_text
 from shardrank.actors.media.video import VideoRequest
 from shardrank.actors.media.video_child import (
     ALIVE,
@@ -261,6 +261,11 @@ class VideoProcesses:
             max_tokens=max_tokens,
         )
         return self._pdf(page.source, reader, read, f"page {page.number}", max_pixels)
+
+    def pdf_text(self, page: PdfPage, reader: MediaReader, max_pages: int, max_chars: int) -> str:
+        """page_text in a child. Raises a RerankError."""
+        read = partial(page_text, number=page.number, max_pages=max_pages, max_chars=max_chars)
+        return self._pdf(page.source, reader, read, f"text {page.number}")
 
     def num_pdf_pages(self, source: bytes | str, reader: MediaReader, max_pages: int) -> int:
         """num_pages in a child. Raises a MediaError."""

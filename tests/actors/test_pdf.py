@@ -1,6 +1,7 @@
 """PDF pages as images: what is rendered, and what files made to harm cost."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from shardrank.actors.errors import (
     MediaTooLarge,
     PdfDecodeError,
     RerankError,
+    TextTooLarge,
     TooManyVisualTokens,
 )
 from shardrank.actors.fetch.reader import MediaReader
@@ -214,6 +216,27 @@ def test_pages_are_named_by_their_numbers(value, pages):
 def test_what_names_no_page_is_invalid(value):
     with pytest.raises(InvalidContent):
         Content.parse(value)
+
+
+def test_a_pages_text_layer_is_read_beside_its_image_where_that_is_wanted():
+    data = pdf(text_page("The quick brown fox"), Page())
+    plain, layered = (
+        Preprocessor(RerankerConfig(str(TINY), pdf_text=wanted)) for wanted in (False, True)
+    )
+    typed = {"pdf": data, "pages": [1, 2], "text": ["own", "The quick brown fox"]}
+    read = {"pdf": data, "pages": [1, 2], "text": "own"}
+    expected = plain.prepare(CandidateSet.parse("q", [typed])).pairs[0]
+    found = layered.prepare(CandidateSet.parse("q", [read])).pairs[0]
+    assert found.input_ids.tolist() == expected.input_ids.tolist()
+
+
+def test_a_text_layer_is_what_is_shown_and_bounded(processes):
+    page = text_page("The quick brown fox")
+    cropped = replace(page, entries=f"{page.entries} /CropBox [0 0 100 20]")
+    source = PdfPage(pdf(page, cropped), 2)
+    assert processes.pdf_text(source, MediaReader(), 10, 100) == ""
+    with pytest.raises(TextTooLarge, match="19 characters"):
+        processes.pdf_text(replace(source, number=1), MediaReader(), 10, 18)
 
 
 def test_a_document_with_a_bad_page_leaves_the_others_alone():
