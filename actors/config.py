@@ -258,6 +258,10 @@ class RerankerConfig:
         178_956_970  # where Pillow itself refuses, as in the official scorer
     )
     max_video_s: Annotated[float | None, Setting("Seconds of a video file")] = None
+    pdf_text: Annotated[
+        bool, Setting("Read the text layer of a PDF's page beside its image, after its own text")
+    ] = False
+    max_pdf_pages: Annotated[int, Setting("Of a PDF file: one that has more is an error")] = 1_000
     max_visual_tokens: Annotated[
         int, Setting("Of a pair, which no truncation cuts: one that has more is an error")
     ] = DEFAULT_MAX_VISUAL_TOKENS

@@ -21,10 +21,21 @@ from shardrank.actors.families.family import Role
 ImageSource = bytes | str | PILImage.Image
 """An encoded image, a path or URL, or a decoded image."""
 
+CONTENT_FIELDS = ("text", "image", "video", "pdf", "page", "pages")
 _Bytes = bytes | bytearray | memoryview
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".svg"}
 """The suffixes by which the official scorer tells a list of frames from a list of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class PdfPage:
+    """One page of a PDF file, to be rendered to an image: by its number from 1; None is the only
+    page of a file that has one.
+    """
+
+    source: bytes | str
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class Content:
     """
 
     texts: tuple[str, ...] = ()
-    images: tuple[ImageSource, ...] = ()
+    images: tuple[ImageSource | PdfPage, ...] = ()
     videos: tuple[Video, ...] = ()
 
     @property
@@ -67,7 +78,8 @@ class Content:
 
     @classmethod
     def parse(cls, value: Any, field: str = "content") -> "Content":
-        """Read a string, an image, or a mapping of `text`, `image`, `video` (each one or many).
+        """Read a string, an image, or a mapping of `text`, `image`, `video` (each one or many) and
+        `pdf` with its `page` or `pages`.
 
         Parts that are null or empty are left out. Raises InvalidContent that names `field` and
         what was wrong with it.
@@ -82,13 +94,13 @@ class Content:
             return cls(images=_images(value, field))
         if not isinstance(value, Mapping):
             raise InvalidContent(
-                f"{field} must be a string, an image or a mapping of text, image and video, "
+                f"{field} must be a string, an image or a mapping of text, image, video and pdf, "
                 f"got {_kind(value)}"
             )
-        _check_fields(value, ("text", "image", "video"), field)
+        _check_fields(value, CONTENT_FIELDS, field)
         return cls(
             texts=_texts(value.get("text"), f"{field}.text"),
-            images=_images(value.get("image"), f"{field}.image"),
+            images=_images(value.get("image"), f"{field}.image") + _pdf_pages(value, field),
             videos=_videos(value.get("video"), f"{field}.video"),
         )
 
@@ -226,6 +238,36 @@ def _texts(value: Any, field: str) -> tuple[str, ...]:
 
 def _images(value: Any, field: str) -> tuple[ImageSource, ...]:
     return tuple(_image(image, field) for image in _as_list(value) if not _is_nothing(image))
+
+
+_MAX_PAGE_NUMBER = 1 << 31
+
+
+def _pdf_pages(value: Mapping[str, Any], field: str) -> tuple[PdfPage, ...]:
+    """The pages of a mapping's `pdf` that its `page` or `pages` name, in that order."""
+    given = [name for name in ("page", "pages") if value.get(name) is not None]
+    if _is_nothing(value.get("pdf")):
+        if given:
+            raise InvalidContent(f"{field} has {given[0]}, and no pdf")
+        return ()
+    if len(given) > 1:
+        raise InvalidContent(f"{field} has both page and pages; give one of them")
+    source = _encoded(value["pdf"], f"{field}.pdf", "a PDF")
+    if not given:
+        return (PdfPage(source),)
+    return tuple(PdfPage(source, number) for number in _page_numbers(value, given[0], field))
+
+
+def _page_numbers(value: Mapping[str, Any], name: str, field: str) -> list[int]:
+    """`page`, one number, or `pages`, a list of them. Raises InvalidContent for what is none."""
+    numbers = value[name] if name == "pages" else [value[name]]
+    if not isinstance(numbers, list | tuple) or not numbers:
+        raise InvalidContent(f"{field}.pages must be a list of numbers, got {_kind(numbers)}")
+    for number in numbers:
+        is_whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+        if isinstance(number, bool) or not is_whole or not 1 <= number <= _MAX_PAGE_NUMBER:
+            raise InvalidContent(f"{field}.{name}: pages are counted from 1, in whole numbers")
+    return [int(number) for number in numbers]
 
 
 def _frames(value: Any, field: str) -> tuple[ImageSource, ...]:

@@ -41,7 +41,8 @@ class Embedder:
     ) -> np.ndarray:
         """(N, D) float32, unit vectors, so that a dot product is the cosine.
 
-        contents: each a string, an image, or {"text", "image", "video"}, each one or many.
+        contents: each a string, an image, or {"text", "image", "video"}, each one or many; or
+            {"pdf", "page" or "pages"}.
         instruction: of a model for texts a query's alone. dimensions: the vector's first so many,
         a unit vector again. options: QueryOptions' fields. Raises the first RerankError;
         embed_contents returns them all.

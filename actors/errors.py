@@ -17,12 +17,13 @@
     │   ├── MediaNotFound        media_not_found
     │   ├── MediaForbidden       media_forbidden         outside media_root, an address not public
     │   ├── MediaUnreachable     media_unreachable       the storage or the server refused or failed
-    │   ├── MediaTooLarge        media_too_large         more bytes than are fetched from the web
+    │   ├── MediaTooLarge        media_too_large         more bytes or pages than are read
     │   ├── UnknownScheme        unknown_scheme
     │   ├── ImageDecodeError     image_decode
     │   ├── ImageTooLarge        image_too_large         more pixels than max_decoded_pixels
     │   ├── AspectRatio          aspect_ratio            over 200, as in the official preprocessing
     │   ├── TooManyVisualTokens  too_many_visual_tokens  a pair's media, over max_visual_tokens
+    │   ├── PdfDecodeError       pdf_decode              damaged, protected by a password, no page
     │   ├── VideoDecodeError     video_decode
     │   ├── VideoTooLong         video_too_long          more seconds than max_video_s
     │   ├── VideoTooShort        video_too_short         a file of one frame, an empty list
@@ -143,6 +144,10 @@ class AspectRatio(MediaError):
 
 class TooManyVisualTokens(MediaError):
     code = "too_many_visual_tokens"
+
+
+class PdfDecodeError(MediaError):
+    code = "pdf_decode"
 
 
 class VideoDecodeError(MediaError):

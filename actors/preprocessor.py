@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from shardrank.actors.config import PIXELS_PER_TOKEN, QueryOptions, RerankerConfig
-from shardrank.actors.data import CandidateSet, Content, ImageSource, Video
+from shardrank.actors.data import CandidateSet, Content, ImageSource, PdfPage, Video
 from shardrank.actors.errors import (
     EmptyDocument,
     EmptyQuery,
@@ -203,7 +203,19 @@ class Preprocessor:
             spans.append(VisualSpan(visual, merged_grid(pixels), time_s))
             num_tokens += spans[-1].num_tokens
             check_tokens(num_tokens, self.config.max_visual_tokens)
-        return ReadSide(Side(tuple(spans), content.texts), table.visuals)
+        texts = content.texts + tuple(self._page_texts(content, field, permit))
+        return ReadSide(Side(tuple(spans), texts), table.visuals)
+
+    def _page_texts(self, content: Content, field: str, permit: Permit) -> Iterator[str]:
+        """The text layers of its PDF pages, of those that have one."""
+        pages = (image for image in content.images if isinstance(image, PdfPage))
+        for page in pages if self.config.pdf_text else ():
+            permit()
+            limits = self.config.max_pdf_pages, self.config.max_text_chars
+            text = self.videos.pdf_text(page, self._reader, *limits)
+            self._check_text(text, field)
+            if text.strip():
+                yield text
 
     def _media(
         self, content: Content, options: QueryOptions, permit: Permit
@@ -254,17 +266,25 @@ class Preprocessor:
             ) from error
 
     def _image_pixels(
-        self, image: ImageSource, options: QueryOptions, permit: Permit
+        self, image: ImageSource | PdfPage, options: QueryOptions, permit: Permit
     ) -> np.ndarray:
-        if not isinstance(image, bytes | str):
+        if isinstance(image, PILImage.Image):
             return image_pixels(self._loaded(image, permit), options)
-        source = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
-        key = blake2b(source, key=type(image).__name__.encode()).digest(), options
+        key = _digest(image), options
         pixels = self._pixels.get(key)
         if pixels is None:
-            pixels = image_pixels(self._loaded(image, permit), options)
+            if isinstance(image, PdfPage):
+                pixels = self._page_pixels(image, options, permit)
+            else:
+                pixels = image_pixels(self._loaded(image, permit), options)
             self._pixels.put(key, pixels)
         return pixels
+
+    def _page_pixels(self, page: PdfPage, options: QueryOptions, permit: Permit) -> np.ndarray:
+        permit()
+        limits = self.config.max_pdf_pages, self.config.max_decoded_pixels
+        tokens = self.config.max_visual_tokens
+        return self.videos.pdf_page(page, self._reader, options, *limits, tokens)[None]
 
     def _loaded(self, image: ImageSource, permit: Permit) -> PILImage.Image:
         limit, depth = self.config.max_decoded_pixels, self.config.image_depth
@@ -284,3 +304,11 @@ class Preprocessor:
         frames = frame_list_pixels(decoded, len(chosen), options, max_tokens)
         rate = video.fps or FRAME_LIST_FPS
         return frames, [index / rate for index in range(len(frames))]
+
+
+def _digest(image: bytes | str | PdfPage) -> bytes:
+    """One for what is read of a source, whatever names it."""
+    number = f" {image.number}" if isinstance(image, PdfPage) else ""
+    source = image.source if isinstance(image, PdfPage) else image
+    data = source if isinstance(source, bytes) else source.encode("utf-8", "surrogatepass")
+    return blake2b(data, key=f"{type(source).__name__}{number}".encode()).digest()

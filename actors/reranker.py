@@ -41,7 +41,8 @@ class Reranker:
     ) -> list[float]:
         """Scores in [0, 1], one a document, in the documents' order.
 
-        query and documents: a string, an image, or {"text", "image", "video"}, each one or many.
+        query and documents: a string, an image, or {"text", "image", "video"}, each one or many; or
+            {"pdf", "page" or "pages"}.
         options: QueryOptions' fields. Raises the first RerankError; score_sets returns them all.
         """
         if isinstance(documents, str | bytes | Mapping):

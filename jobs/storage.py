@@ -167,8 +167,7 @@ def list_with_hidden(location: Location) -> tuple[Files, Files]:
     if info.type == fs.FileType.File:
         return [(location, info)], []
     is_glob = info.type == fs.FileType.NotFound and bool(_GLOB.search(location.path))
-    fixed = _GLOB.split(location.path)[0].rpartition("/")[0] if is_glob else location.path
-    directory = Location(location.root, fixed)
+    directory = _before_glob(location) if is_glob else location
     dead_links = _find_dead_links(directory)
     everything = _list_everything(directory)
     files = _without_hidden(everything, directory)
@@ -176,6 +175,15 @@ def list_with_hidden(location: Location) -> tuple[Files, Files]:
         return _matching(location, files, dead_links), everything
     _check_links(location, dead_links)
     return files, everything
+
+
+def fixed_folder(location: Location) -> Location:
+    """The directory itself, or of a glob the one in which it looks."""
+    return location if location.exists() else _before_glob(location)
+
+
+def _before_glob(location: Location) -> Location:
+    return Location(location.root, _GLOB.split(location.path)[0].rpartition("/")[0])
 
 
 def would_read(location: Location, output: Location) -> bool:

@@ -166,7 +166,15 @@ def rerank(
     _check_given(output, engine)
     options = JobOptions(
         output=output or "",
-        input=InputOptions(input, run, queries, corpus, preset, tuple(map or ())),
+        input=InputOptions(
+            input,
+            run,
+            queries,
+            corpus,
+            preset,
+            tuple(map or ()),
+            max_pdf_pages=engine["max_pdf_pages"],
+        ),
         address=address,
         num_actors=num_actors,
         unit_pairs=unit_pairs,
@@ -257,7 +265,13 @@ def embed(
         raise UsageError(str(error)) from error
     options = JobOptions(
         output=output or "",
-        input=InputOptions(input, preset=preset, maps=tuple(map or ()), embeds=role),
+        input=InputOptions(
+            input,
+            preset=preset,
+            maps=tuple(map or ()),
+            embeds=role,
+            max_pdf_pages=engine["max_pdf_pages"],
+        ),
         address=address,
         num_actors=num_actors,
         unit_pairs=unit_texts,

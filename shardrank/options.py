@@ -13,7 +13,7 @@ import typer
 
 from shardrank.actors.config import Setting, settings_of, without_none
 from shardrank.actors.fetch.web import WebMedia
-from shardrank.actors.media.readers import missing_reader
+from shardrank.actors.media.video import missing_reader
 
 Command = TypeVar("Command", bound=Callable[..., None])
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from PIL import UnidentifiedImageError
 from PIL.IcoImagePlugin import IcoFile
 from PIL.ImageFile import ImageFile
 
-from shardrank.actors.data import ImageSource, Video
+from shardrank.actors.data import ImageSource, PdfPage, Video
 from shardrank.actors.errors import ImageDecodeError, ImageTooLarge, MediaError, VideoTooShort
 from shardrank.actors.fetch.reader import MediaReader, name_of
 from shardrank.actors.media.depth import ImageDepth, is_deep, to_eight_bits
@@ -127,11 +127,11 @@ def _to_rgb(image: PILImage.Image, name: str, max_pixels: int, depth: ImageDepth
     return white
 
 
-def image_size(source: ImageSource) -> tuple[int, int] | None:
-    """(height, width) by the header alone; None where it says none, and of a path."""
+def image_size(source: ImageSource | PdfPage) -> tuple[int, int] | None:
+    """(height, width) by the header alone; None where it says none, of a path or a page."""
     if isinstance(source, PILImage.Image):
         return source.height, source.width
-    if isinstance(source, str):
+    if isinstance(source, str | PdfPage):
         return None
     try:
         _check_work(source, "", sys.maxsize)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,6 @@ from shardrank.actors.errors import (
 )
 from shardrank.actors.media.decord_frames import DecordVideo
 from shardrank.actors.media.kinds import kind_of
-from shardrank.actors.media.readers import missing_reader
 from shardrank.actors.media.video_frames import LookAgain, Progress, PyAvVideo
 
 MIN_FRAMES = 4
@@ -58,6 +58,15 @@ _OTHER_KINDS = {
     rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\x00|MM\x00\*": "a picture",
     rb"ffconcat": "a playlist",
 }
+
+
+def missing_reader(decoder: VideoReader) -> str | None:
+    """The sentence that says what is to be installed; None where all is there."""
+    if find_spec("av") is None:
+        return "reading video files needs PyAV: pip install av"
+    if decoder == "decord" and find_spec("decord") is None:
+        return "--video-reader decord needs decord (x86-64 alone): pip install 'shardrank[decord]'"
+    return None
 
 
 class SampledVideo(NamedTuple):

@@ -22,6 +22,7 @@ from shardrank.actors.errors import RerankError
 from shardrank.actors.media import sandbox
 from shardrank.actors.media.depth import ImageDepth
 from shardrank.actors.media.images import decode_image
+from shardrank.actors.media.pdf import PdfFile
 from shardrank.actors.media.pixels import video_file_pixels
 from shardrank.actors.media.video import SampledVideo, VideoRequest, load_video
 from shardrank.actors.media.video_frames import Progress
@@ -82,9 +83,25 @@ def decoded_image(
     return np.asarray(decode_image(data, name, max_pixels, depth))
 
 
-def serve(handle: int, parent: int) -> None:
-    """Answers tasks until the parent, a process's number, is gone."""
-    import torch  # noqa: F401 (before the first file's time begins)
+def read_pdf(
+    read: Callable[[PdfFile, str], Any],
+    source: bytes | Path,
+    name: str,
+    file: int | None,
+    progress: Progress,
+) -> Any:
+    """What `read` makes of a PDF and its name. file: as of decoded_video."""
+    if file is None:
+        assert isinstance(source, bytes)
+        return read(source, name)
+    with os.fdopen(file, "rb", closefd=False) as opened:
+        return read(opened, name)
+
+
+def serve(handle: int, parent: int, decodes_videos: int) -> None:
+    """Answers tasks until the parent, a process's number, is gone. decodes_videos: 0 is no."""
+    if decodes_videos:
+        import torch  # noqa: F401 (before the first file's time begins)
 
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection = Connection(handle)

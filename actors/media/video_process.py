@@ -1,5 +1,5 @@
-"""Video files and JPEG 2000 decoded in child processes: decoders crash, or hang, on damaged files,
-and strangers may have made a file that takes a decoder over, or gigabytes.
+"""Video files, PDFs and JPEG 2000 decoded in child processes: decoders crash, or hang, on damaged
+files, and strangers may have made a file that takes a decoder over, or gigabytes.
 
 Of 533 damaged MP4 files decord 0.6 died on 19, and a dead worker takes its whole unit with it. A
 child lives as long as its parent and is started again after a file that killed it; such a file is
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,16 +27,30 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from shardrank.actors.config import QueryOptions, VideoReader
-from shardrank.actors.data import Video
-from shardrank.actors.errors import ImageDecodeError, RerankError, VideoDecodeError
+from shardrank.actors.data import PdfPage, Video
+from shardrank.actors.errors import (
+    ImageDecodeError,
+    PdfDecodeError,
+    RerankError,
+    VideoDecodeError,
+)
 from shardrank.actors.fetch.reader import MediaReader, name_of
 from shardrank.actors.media import sandbox
 from shardrank.actors.media.depth import ImageDepth
+from shardrank.actors.media.pdf import PdfFile, num_pages, page_pixels, page_text
 from shardrank.actors.media.video import VideoRequest
-from shardrank.actors.media.video_child import ALIVE, Task, decoded_image, decoded_video
+from shardrank.actors.media.video_child import (
+    ALIVE,
+    Task,
+    decoded_image,
+    decoded_video,
+    read_pdf,
+)
 
 TIMEOUT_S = 300.0
 """The time for one file. Sampling 64 frames of an hour of video takes seconds."""
+PDF_TIMEOUT_S = 60.0
+"""The time for one page of a PDF: few bytes can ask for any number of strokes."""
 SILENCE_S = 30.0
 """Without a packet or a frame a decoder hangs."""
 MAX_PROCESSES = 4
@@ -59,13 +73,14 @@ class _Child:
     connection: Connection
 
     @classmethod
-    def start(cls) -> "_Child":
+    def start(cls, decodes_videos: bool) -> "_Child":
         ours, theirs = Pipe()
         packages = str(Path(__file__).absolute().parents[3])
         path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
         environment = sandbox.environment(os.environ)
+        arguments = theirs.fileno(), os.getpid(), int(decodes_videos)
         process = subprocess.Popen(
-            [sys.executable, "-c", _STARTUP, str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-c", _STARTUP, *map(str, arguments)],
             pass_fds=[theirs.fileno()],
             env=environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -104,7 +119,8 @@ class _Child:
 class VideoProcess:
     """A child that decodes one file after the other, for one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, decodes_videos: bool = True) -> None:
+        self._decodes_videos = decodes_videos
         self._child: _Child | None = None
 
     def answer(self, task: Task, file: BinaryIO | None) -> Any:
@@ -124,7 +140,7 @@ class VideoProcess:
         not replied ends, also on Ctrl-C: what it still sends would pass for the next file's.
         """
         if self._child is None:
-            self._child = _Child.start()
+            self._child = _Child.start(self._decodes_videos)
             self._cleanup = weakref.finalize(self, self._child.stop)
         connection, ends = self._child.connection, time.monotonic() + task.timeout_s
         has_replied = False
@@ -176,7 +192,7 @@ class VideoProcesses:
     and once: it is kept in mind, and who asks for it meanwhile waits without a process.
 
     Each starts its child when all before it are busy. `lost` may be replaced by a memory that other
-    processes share.
+    processes share. decodes_videos: False starts them in a tenth of the time.
     """
 
     def __init__(
@@ -185,12 +201,13 @@ class VideoProcesses:
         decoder: VideoReader = "pyav",
         silence_s: float = SILENCE_S,
         timeout_s: float = TIMEOUT_S,
+        decodes_videos: bool = True,
     ) -> None:
         self._decoder: VideoReader = decoder
         self._silence_s, self._timeout_s = silence_s, timeout_s
         self._idle: LifoQueue[VideoProcess] = LifoQueue()
         for _ in range(num_processes):
-            self._idle.put(VideoProcess())
+            self._idle.put(VideoProcess(decodes_videos))
         self.lost: LostVideos = _LostHere()
         self._in_work: set[str] = set()
         self._changed = threading.Condition()
@@ -207,7 +224,8 @@ class VideoProcesses:
         """Resized frames (T, H, W, 3) uint8, T even, and the time of each in seconds, by an idle
         process, or the next to be. Raises a MediaError. max_tokens: see video_file_pixels.
         """
-        with _local(video, reader) as (source, name, file):
+        assert video.source is not None
+        with _local(video.source, reader, "a video") as (source, name, file):
             request = VideoRequest(
                 source, name, options, max_pixels, video.fps, max_seconds, self._decoder
             )
@@ -223,6 +241,53 @@ class VideoProcesses:
             return self._answer(Task(name, _key(data), decode, *limits))
         except DecoderLost as error:
             raise ImageDecodeError(str(error)) from error
+
+    def pdf_page(
+        self,
+        page: PdfPage,
+        reader: MediaReader,
+        options: QueryOptions,
+        max_pages: int,
+        max_pixels: int,
+        max_tokens: float = math.inf,
+    ) -> np.ndarray:
+        """(H, W, 3) uint8: page_pixels in a child. Raises a MediaError."""
+        read = partial(
+            page_pixels,
+            number=page.number,
+            options=options,
+            max_pages=max_pages,
+            max_pixels=max_pixels,
+            max_tokens=max_tokens,
+        )
+        return self._pdf(page.source, reader, read, f"page {page.number}", max_pixels)
+
+    def pdf_text(self, page: PdfPage, reader: MediaReader, max_pages: int, max_chars: int) -> str:
+        """page_text in a child. Raises a RerankError."""
+        read = partial(page_text, number=page.number, max_pages=max_pages, max_chars=max_chars)
+        return self._pdf(page.source, reader, read, f"text {page.number}")
+
+    def num_pdf_pages(self, source: bytes | str, reader: MediaReader, max_pages: int) -> int:
+        """num_pages in a child. Raises a MediaError."""
+        return self._pdf(source, reader, partial(num_pages, max_pages=max_pages), "pages")
+
+    def _pdf(
+        self,
+        source: bytes | str,
+        reader: MediaReader,
+        read: Callable[[PdfFile, str], Any],
+        what: str,
+        max_pixels: int = 0,
+    ) -> Any:
+        """what: is asked of the file: a page that its reader is lost to is no other's error."""
+        with _local(source, reader, "a PDF") as (data, name, file):
+            decode = partial(read_pdf, read, data, name)
+            limit_s = min(self._timeout_s, PDF_TIMEOUT_S)
+            key = f"{_key(data)} {what}"
+            try:
+                return self._answer(Task(name, key, decode, max_pixels, limit_s, limit_s), file)
+            except DecoderLost as error:
+                raise PdfDecodeError(str(error)) from error
 
     def _answer(self, task: Task, file: BinaryIO | None = None) -> Any:
         with self._alone(task):
@@ -267,15 +332,13 @@ def _key(source: bytes | Path) -> str:
 
 @contextmanager
 def _local(
-    video: Video, reader: MediaReader
+    source: bytes | str, reader: MediaReader, what: str
 ) -> Iterator[tuple[bytes | Path, str, BinaryIO | None]]:
-    """The video as bytes or an absolute path, its name in error sentences, and what is open of it:
+    """The file as bytes or an absolute path, its name in error sentences, and what is open of it:
     the path may lead elsewhere by the time that it is decoded.
     """
-    source = video.source
-    assert source is not None
     if isinstance(source, bytes):
-        yield source, f"a video of {len(source)} bytes", None
+        yield source, f"{what} of {len(source)} bytes", None
     elif (file := reader.open_local(source)) is None:
         yield reader.read(source), name_of(source), None
     else:

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image as PILImage
 
-from shardrank.actors.data import Content, Video, parse_or_error
+from shardrank.actors.config import OFFICIAL_OPTIONS
+from shardrank.actors.data import Content, ImageSource, PdfPage, Video, parse_or_error
 from shardrank.actors.errors import RerankError
 from shardrank.actors.fetch.reader import MediaReader
-from shardrank.actors.media.images import Guard, load_image
+from shardrank.actors.media.images import load_image
 from shardrank.actors.media.video_process import VideoProcesses
 from shardrank.jobs.errors import UsageError
 from shardrank.jobs.evaluate.page import Picture, Preview
@@ -28,18 +29,19 @@ _SIDE = 192  # pixels of a thumbnail's longer side; half as many on the page
 _LARGE_SIDE = 1_000  # of what opens: a printed page's text can be read
 _MAX_IMAGES = 3
 _MAX_PIXELS = 200_000_000
+_MAX_PDF_PAGES = 100_000
 
 
 def load_previews(
     opened: OpenedTable, ids: Iterable[str], media_root: str | Sequence[str] | None = None
 ) -> dict[str, Preview]:
     """Previews of the rows with these ids; ids are compared as text, as in qrels."""
-    reader, guard = MediaReader(media_root), VideoProcesses(1).image
+    reader, processes = MediaReader(media_root), VideoProcesses(1, decodes_videos=False)
     if opened.table.has("query_id"):
         rows, value = _rows(opened, "query_id", QUERY_COLUMNS, ids), query_value
     else:
         rows, value = _rows(opened, "doc_id", DOCUMENT_COLUMNS, ids), document_value
-    return {id_: _preview(value(row), reader, guard) for id_, row in rows}
+    return {id_: _preview(value(row), reader, processes) for id_, row in rows}
 
 
 def load_labels(opened: OpenedTable, column: str) -> dict[str, str]:
@@ -70,7 +72,7 @@ def _rows(
             yield str(row.get(id_column)), row
 
 
-def _preview(value: Any, reader: MediaReader, guard: Guard) -> Preview:
+def _preview(value: Any, reader: MediaReader, processes: VideoProcesses) -> Preview:
     content = parse_or_error(Content.parse, value, "content")
     if isinstance(content, RerankError):
         return Preview(texts=(f"({content})",))
@@ -78,12 +80,21 @@ def _preview(value: Any, reader: MediaReader, guard: Guard) -> Preview:
     sources = [*content.images, *(each for video in content.videos for each in _frames(video))]
     for source in sources[:_MAX_IMAGES]:
         try:
-            images.append(_picture(load_image(source, reader, _MAX_PIXELS, guard=guard)))
+            images.append(_picture(_loaded(source, reader, processes)))
         except RerankError as error:
             texts.append(f"({error})")
     if any(video.frames is None for video in content.videos):
         texts.append("(a video file)")
     return Preview(tuple(texts), tuple(images))
+
+
+def _loaded(
+    source: ImageSource | PdfPage, reader: MediaReader, processes: VideoProcesses
+) -> PILImage.Image:
+    if not isinstance(source, PdfPage):
+        return load_image(source, reader, _MAX_PIXELS, guard=processes.image)
+    limits = _MAX_PDF_PAGES, _MAX_PIXELS
+    return PILImage.fromarray(processes.pdf_page(source, reader, OFFICIAL_OPTIONS, *limits))
 
 
 def _frames(video: Video) -> tuple[Any, ...]:

@@ -12,7 +12,8 @@ from shardrank.actors.config import QueryOptions
 
 OPTION_COLUMNS = tuple(each.name for each in fields(QueryOptions))
 QUERY_COLUMNS = ("query", "text", "image", "video", "instruction", *OPTION_COLUMNS)
-DOCUMENT_COLUMNS = ("doc", "title", "text", "image", "video")
+PDF_COLUMNS = ("pdf", "page", "pages")
+DOCUMENT_COLUMNS = ("doc", "title", "text", "image", "video", *PDF_COLUMNS)
 CANDIDATES = "candidates."
 INPUT_QUERY_COLUMNS = ("query", "query_image", "query_video", "instruction", *OPTION_COLUMNS)
 """What an `input` table has of a query; its `image` and `video` are a document's."""
@@ -35,9 +36,9 @@ IN_EVERY_FILE = ("query_id", "doc_id", "doc_ids", "candidates")
 """Each file must have what the table has of these; other columns are null where it lacks them."""
 CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "input": (("query", "query_image", "query_video"),),
-    "pairs": (("query", "query_image", "query_video"), ("doc", "text", "image", "video")),
+    "pairs": (("query", "query_image", "query_video"), ("doc", "text", "image", "video", "pdf")),
     "queries": (("query", "text", "image", "video"),),
-    "corpus": (("doc", "text", "image", "video"),),
+    "corpus": (("doc", "text", "image", "video", "pdf"),),
     "instructions": (("instruction",),),
 }
 """At least one of those of each group that the table has must be in each file."""
@@ -72,6 +73,9 @@ EXPECTED: dict[str, tuple[str, Kinds, Kinds]] = {
     "title": ("a string", _TEXT, ()),
     "image": _IMAGES,
     "video": _VIDEOS,
+    "pdf": ("bytes, a path or a struct of both", _CONTENT, ()),
+    "page": _NUMBER,
+    "pages": ("a list of numbers", (pt.is_null,), (pt.is_integer, pt.is_floating)),
     "instruction": ("a string", _TEXT, ()),
     "rank": _NUMBER,
     "score": _NUMBER,

@@ -3,7 +3,7 @@ table. Knows nothing of columns.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyarrow import fs
 
@@ -14,6 +14,7 @@ from shardrank.jobs.storage import (
     COMPRESSIONS,
     Files,
     Location,
+    fixed_folder,
     list_files,
     list_with_hidden,
     open_input,
@@ -21,6 +22,7 @@ from shardrank.jobs.storage import (
 )
 
 PARQUET, JSON_LINES, TSV = "Parquet", "JSON lines", "tab-separated lines"
+PDF = "PDF"
 _KINDS = {
     ".parquet": PARQUET,
     ".parq": PARQUET,
@@ -28,6 +30,7 @@ _KINDS = {
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
     ".tsv": TSV,
+    ".pdf": PDF,
 }
 _NOT_READ = (".csv", ".arrow", ".feather", ".orc", ".avro", ".lance")
 """Tables too: beside others they are not passed over."""
@@ -36,11 +39,18 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
+    """pdf_name: of a PDF its path in the folder that was named, or in which a glob begins."""
+
     location: Location
     size_bytes: int
     mtime_ns: int
     is_parquet: bool
     tsv_columns: tuple[str, ...] = ()
+    pdf_name: str = ""
+
+    @property
+    def is_pdf(self) -> bool:
+        return bool(self.pdf_name)
 
     def check_unchanged(self) -> None:
         """Raises UnreadableInput if it is no longer the file that the job was planned with.
@@ -67,6 +77,8 @@ def data_files(location: Location) -> list[DataFile]:
     """
     found, everything = list_with_hidden(location)
     if [place for place, _ in found] == [location]:
+        if kind_of(location.name) == PDF:
+            return _pdfs(found, location.parent)
         return _files(found, _is_parquet(location))
     found = lakes.live_files(found, everything)
     kinds: dict[str, Files] = {}
@@ -74,15 +86,24 @@ def data_files(location: Location) -> list[DataFile]:
         kind = kind_of(place.name) or _bare_kind(place)
         if kind:
             kinds.setdefault(kind, []).append((place, info))
+    if len(kinds) > 1:  # a table's PDFs may lie beside it
+        kinds.pop(PDF, None)
     if len(kinds) > 1:
         shown = " and ".join(str(files[0][0]) for files in kinds.values())
         raise UsageError(f"{location} holds files of different kinds, {shown}: name one kind")
     ((kind, files),) = kinds.items() or [("", [])]
+    if kind == PDF:
+        return _pdfs(files, fixed_folder(location))
     return _files([] if kind in _NOT_READ else files, kind == PARQUET)
 
 
 def _files(found: Files, is_parquet: bool) -> list[DataFile]:
     return [DataFile(place, info.size, info.mtime_ns or 0, is_parquet) for place, info in found]
+
+
+def _pdfs(found: Files, folder: Location) -> list[DataFile]:
+    start = len(folder.path.rstrip("/")) + 1
+    return [replace(file, pdf_name=file.location.path[start:]) for file in _files(found, False)]
 
 
 def kind_of(name: str) -> str | None:
@@ -119,7 +140,8 @@ def nothing_found(location: Location) -> str:
 
 
 def _counted() -> str:
+    endings = ", ".join(ending for ending, kind in _KINDS.items() if kind != PDF)
     return (
-        f"files that end in {', '.join(_KINDS)} are read, lines also with a further "
+        f"files that end in {endings} are read, lines also with a further "
         f"{', '.join(COMPRESSIONS)}; convert others to Parquet"
     )

@@ -23,6 +23,7 @@ from shardrank.jobs.inputs.columns import (
 from shardrank.jobs.inputs.lines import Layouts
 from shardrank.jobs.inputs.parts import PRESETS, Preset, find_part, find_parts
 from shardrank.jobs.inputs.paths import plain_type
+from shardrank.jobs.inputs.pdfs import MAX_PAGES
 from shardrank.jobs.inputs.runs import run_files
 from shardrank.jobs.inputs.tables import (
     Mapped,
@@ -53,7 +54,8 @@ _TSV_LAYOUTS: dict[str, dict[int, tuple[str, ...]]] = {
 class InputOptions:
     """What the command line says about the input; nothing is opened yet.
 
-    embeds: INPUT is a corpus, or queries, or has them inside; there are no pairs.
+    embeds: INPUT is a corpus, or queries, or has them inside; there are no pairs. max_pdf_pages: of
+    a file of a corpus of PDFs.
     """
 
     input: str | None = None
@@ -63,6 +65,7 @@ class InputOptions:
     preset: str | None = None
     maps: tuple[str, ...] = ()
     embeds: Role | None = None
+    max_pdf_pages: int = MAX_PAGES
 
     def check_apart_from(self, output: str) -> None:
         """Raises UsageError for an output that would be input the next time."""
@@ -131,7 +134,7 @@ def open_job_input(options: InputOptions) -> OpenedInput:
     layouts = tsv_layouts(options.preset)
     if options.embeds is not None:
         ((name, uri),) = parts.items()
-        texts = open_content(name, uri, mapping[name], layouts[name])
+        texts = open_content(name, uri, mapping[name], layouts[name], options.max_pdf_pages)
         opened = OpenedInput("texts", texts, texts)
     elif "run" not in parts:
         if "queries" in parts or "corpus" in parts:
@@ -141,7 +144,7 @@ def open_job_input(options: InputOptions) -> OpenedInput:
             )
         opened = _open_direct(parts, mapping, layouts)
     else:
-        opened = _open_run(parts, mapping, layouts)
+        opened = _open_run(parts, mapping, layouts, options.max_pdf_pages)
     for remark in {remark: None for table in opened.tables for remark in unread(table)}:
         logger.info(remark)
     return opened
@@ -259,10 +262,13 @@ def _with_query_media(opened: OpenedTable) -> OpenedTable:
 
 
 def _open_run(
-    parts: dict[str, str], mapping: Mappings, layouts: Mapping[str, Layouts]
+    parts: dict[str, str],
+    mapping: Mappings,
+    layouts: Mapping[str, Layouts],
+    max_pdf_pages: int,
 ) -> OpenedInput:
     queries, corpus = (
-        open_content(name, parts[name], mapping[name], layouts[name])
+        open_content(name, parts[name], mapping[name], layouts[name], max_pdf_pages)
         for name in ("queries", "corpus")
     )
     if not run_files(Location.parse(parts["run"])):
@@ -274,9 +280,15 @@ def _open_run(
     return OpenedInput("run", queries, corpus, parts["run"], mapping["run"], instructions)
 
 
-def open_content(name: str, uri: str, mapping: Mapped, layouts: Layouts) -> OpenedTable:
+def open_content(
+    name: str,
+    uri: str,
+    mapping: Mapped,
+    layouts: Layouts,
+    max_pdf_pages: int = MAX_PAGES,
+) -> OpenedTable:
     """The queries or the corpus. Raises UsageError that names a column which is missing."""
-    opened = open_table(name, uri, mapping, layouts)
+    opened = open_table(name, uri, mapping, layouts, max_pdf_pages)
     require(opened, TABLE_COLUMNS[name][:1])
     check_types(opened)
     _require_content(opened, *CONTENTS[name])
@@ -329,6 +341,8 @@ def _unread(
             path = paths.get(name, name)
             if path in names and path not in read:
                 yield f"{place}: {path!r} is not read, since {paths[whole]!r} is there"
+    if "pdf" in names and "pdf" not in read and whole == "doc":
+        yield f"{place}: 'pdf' is not read beside others; --map {place}.pdf=pdf would read it"
     for name in _PLURALS:
         if name in names and name not in read:
             column = f"{prefix}{name.removesuffix('s')}"

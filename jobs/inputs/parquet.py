@@ -1,4 +1,4 @@
-"""Parquet files by footer and by row range; knows nothing about queries."""
+"""Parquet files by footer, by row range and by rows' positions; knows nothing about queries."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from shardrank.actors.lru import LRU
 from shardrank.jobs.errors import UnreadableInput
 from shardrank.jobs.inputs.paths import type_at
 from shardrank.jobs.storage import Location, open_input
@@ -24,6 +26,9 @@ _SIGNATURE_BYTES = 28
 """Behind a plain footer of a file with encrypted columns: Parquet's Encryption.md, 5.2."""
 _DICTIONARY_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 """Others, such as DELTA_BYTE_ARRAY, pyarrow does not read as dictionaries."""
+
+_kept: LRU[Any, pa.Table] = LRU(256 << 20)
+"""Decoded row groups of this worker process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +208,53 @@ def _expanding_bytes(metadata: Any, columns: Sequence[str]) -> int:
         for chunk in chunks
         if "DELTA_BYTE_ARRAY" in chunk.encodings and _is_within(chunk.path_in_schema, columns)
     )
+
+
+def fetch_rows(
+    location: Location, positions: np.ndarray, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position, row) of the wanted rows, with those of the columns that the file has; each row
+    group is read once and small ones are kept.
+    """
+    wanted = np.unique(positions)
+    with open_parquet(location, columns) as file:
+        columns = present(file, columns)
+        if not columns:
+            yield from ((position, {}) for position in wanted.tolist())
+            return
+        for group, first, last in row_groups(file):
+            own = wanted[slice(*np.searchsorted(wanted, [first, last]))] - first
+            if len(own):
+                yield from (
+                    (first + position, row)
+                    for position, row in _fetch_group(file, location, group, columns, own)
+                )
+
+
+def _fetch_group(
+    file: pq.ParquetFile, location: Location, group: int, columns: Sequence[str], wanted: np.ndarray
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    for start, batch in _kept_batches(file, location, group, columns):
+        if start > wanted[-1]:
+            return
+        own = wanted[slice(*np.searchsorted(wanted, [start, start + batch.num_rows]))]
+        rows = to_rows(batch.take(pa.array(own - start)))
+        yield from zip(own.tolist(), rows, strict=True)
+
+
+def _kept_batches(
+    file: pq.ParquetFile, location: Location, group: int, columns: Sequence[str]
+) -> Iterator[tuple[int, pa.Table]]:
+    if not is_small(file.metadata.row_group(group), columns):
+        yield from batches(file, group, columns)
+        return
+    info = location.info()
+    key = (location, info.size, info.mtime_ns, group, tuple(columns))
+    table = _kept.get(key)
+    if table is None:
+        ((_, table),) = batches(file, group, columns)
+        _kept.put(key, table)
+    yield 0, table
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:

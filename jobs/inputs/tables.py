@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from shardrank.jobs.errors import UnreadableInput, UsageError
-from shardrank.jobs.inputs import lines, lookups, parquet
+from shardrank.jobs.inputs import lines, parquet, pdfs
 from shardrank.jobs.inputs.columns import (
     CANDIDATES,
     CONTENTS,
     DOCUMENT_COLUMNS,
     EXPECTED,
     IN_EVERY_FILE,
+    PDF_COLUMNS,
     SCANNED,
     TABLE_COLUMNS,
 )
@@ -66,7 +67,9 @@ class Table:
         paths = {column: self.columns[column] for column in columns if column in self.columns}
         names = list(dict.fromkeys(paths.values()))
         if file.is_parquet:
-            rows = lookups.fetch_rows(file.location, positions, names)
+            rows = parquet.fetch_rows(file.location, positions, names)
+        elif file.is_pdf:
+            rows = pdfs.fetch_rows(file, positions)
         else:
             rows = lines.fetch_rows(file.location, positions, names, file.tsv_columns)
         for position, row in rows:
@@ -127,7 +130,11 @@ the first that is there counts, or else the job's name.
 
 
 def open_table(
-    name: str, uri: str, mapping: Mapped, layouts: Layouts = MappingProxyType({})
+    name: str,
+    uri: str,
+    mapping: Mapped,
+    layouts: Layouts = MappingProxyType({}),
+    max_pdf_pages: int = pdfs.MAX_PAGES,
 ) -> OpenedTable:
     """List the files, read footers and lines, find the columns and the one type of each; unmapped
     columns keep their name. A file without rows says nothing about columns.
@@ -141,7 +148,7 @@ def open_table(
         raise UsageError(f"{name}: {nothing_found(location)}")
     try:
         files = [_with_tsv_columns(name, file, mapping, layouts) for file in files]
-        parts = _read_parts(files, _scanned_paths(name, mapping))
+        parts = _read_parts(name, files, _scanned_paths(name, mapping), max_pdf_pages)
     except UnreadableInput as error:
         raise UsageError(str(error)) from error
     filled = _filled(files, parts)
@@ -158,14 +165,21 @@ def _filled(files: Sequence[DataFile], parts: Sequence[Footer | Scan]) -> Filled
 
 
 def _with_tsv_columns(name: str, file: DataFile, mapping: Mapped, layouts: Layouts) -> DataFile:
-    if file.is_parquet or not lines.is_tsv(file.location):
+    if file.is_parquet or file.is_pdf or not lines.is_tsv(file.location):
         return file
     ids = [column for column in ("query_id", "doc_id") if column in TABLE_COLUMNS[name]]
     known = dict.fromkeys(each for column in ids for each in _names_of(column, mapping))
     return replace(file, tsv_columns=tsv_columns(name, file.location, [*known], layouts))
 
 
-def _read_parts(files: Sequence[DataFile], scanned: Sequence[str]) -> list[Footer | Scan]:
+def _read_parts(
+    name: str, files: Sequence[DataFile], scanned: Sequence[str], max_pdf_pages: int
+) -> list[Footer | Scan]:
+    if files[0].is_pdf and name != "corpus":
+        raise UsageError(f"{name}: {files[0].location} is a PDF: PDF files are read as a corpus")
+    if files[0].is_pdf:
+        return list(pdfs.scan_files(files, max_pdf_pages))
+
     def read(file: DataFile) -> Footer | Scan:
         if file.is_parquet:
             return parquet.read_footer(file.location)
@@ -206,10 +220,21 @@ def _find_columns(name: str, filled: Filled, mapping: Mapped) -> dict[str, str]:
             )
         else:
             _check_folders(name, names, filled)
+    if not _reads_pdf(present, mapping):
+        present = {column: path for column, path in present.items() if column not in PDF_COLUMNS}
     for file, part in filled:
         _check_columns(name, file, part, present)
         _check_names(name, file, part, present)
     return present
+
+
+def _reads_pdf(columns: Mapping[str, str], mapping: Mapped) -> bool:
+    """Whether a column `pdf` is a document: the only content that there is, or mapped. Beside
+    others it commonly names where they come from.
+    """
+    return "pdf" in columns and (
+        "pdf" in mapping or not {"doc", "text", "image", "video"} & {*columns}
+    )
 
 
 def _check_folders(name: str, names: Sequence[str], filled: Filled) -> None:
@@ -332,7 +357,7 @@ def check_types(opened: OpenedTable) -> None:
 
 def _check_candidates(opened: OpenedTable, source: str, candidate: pa.StructType) -> None:
     paths = {each.name: each.name for each in candidate} | opened.table.candidate_fields
-    if "doc_id" not in paths or not set(paths) & set(DOCUMENT_COLUMNS):
+    if "doc_id" not in paths or not set(paths) & set(DOCUMENT_COLUMNS) - {"page", "pages"}:
         raise UsageError(
             f"{opened.table.name}: column {source!r} must be {EXPECTED['candidates'][0]}; its "
             f"fields: {', '.join(each.name for each in candidate)} "

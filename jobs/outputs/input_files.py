@@ -182,6 +182,8 @@ def _unclear_end(file: DataFile, entry: Entry) -> str | None:
     """Why it cannot be said that what came to a file of lines are more lines."""
     if file.is_parquet or file.size_bytes == entry["size_bytes"]:
         return None
+    if file.is_pdf:
+        return f"has changed: {_file_change(entry, entry | {'size_bytes': file.size_bytes})}"
     if is_compressed(file.location):
         return "has grown, and lines are added to compressed ones only as new files"
     if not ends_a_line(file, entry["size_bytes"]):

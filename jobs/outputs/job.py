@@ -44,6 +44,8 @@ _CAME_LATER = {
     "image_depth": "official",
     "video_reader": "decord",
     "max_visual_tokens": 32_768,
+    "max_pdf_pages": 1_000,
+    "pdf_text": False,
 }
 """Left out at the value that had been the rule, so that a job of that time can be gone on with."""
 

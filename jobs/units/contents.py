@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from shardrank.actors.errors import InvalidContent
+from shardrank.jobs.inputs.columns import PDF_COLUMNS
 
 
 def document_value(row: Mapping[str, Any]) -> Any:
     """What the engine parses, or an error. A title goes before its text, joined by a space, as in
     BEIR; `doc` is the whole text, and images and videos beside it are added.
     """
+    media = ("image", "video", *(PDF_COLUMNS if "pdf" in row else ()))
     if "doc" in row:
-        return _merged("doc", row["doc"], {name: row.get(name) for name in ("image", "video")})
-    content = {name: row[name] for name in ("text", "image", "video") if name in row}
+        return _merged("doc", row["doc"], {name: row.get(name) for name in media})
+    content = {name: row[name] for name in ("text", *media) if name in row}
     title = row.get("title")
     if title is None or title == "":
         return content
@@ -71,7 +73,7 @@ def _given(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if not says_nothing(value)}
 
 
-_A = {"image": "an image", "video": "a video"}
+_A = {"image": "an image", "video": "a video", "pdf": "a PDF", "page": "a page", "pages": "pages"}
 
 
 def settled_ranks(queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray) -> np.ndarray:

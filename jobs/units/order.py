@@ -63,17 +63,20 @@ def shared_order(wanted: WantedOrder, num_pairs: int, num_documents: int) -> Cho
     return Choice("document", f"{pairs}, each is read and encoded once")
 
 
+_MEDIA = ("image", "video", "pdf")
+
+
 def has_media(opened: OpenedInput) -> bool:
     """Whether the corpus has images or videos, by its mapped columns; JSON lines have no types,
     so there `doc` alone says nothing.
     """
     corpus = opened.corpus
     if not any(corpus.footers):
-        return corpus.table.has("image") or corpus.table.has("video")
+        return any(map(corpus.table.has, _MEDIA))
     columns = corpus.types
     if "doc" in columns and _is_media_content(columns["doc"]):
         return True
-    return any(name in columns and not pt.is_null(columns[name]) for name in ("image", "video"))
+    return any(name in columns and not pt.is_null(columns[name]) for name in _MEDIA)
 
 
 def _is_media_content(kind: pa.DataType) -> bool:
@@ -81,6 +84,4 @@ def _is_media_content(kind: pa.DataType) -> bool:
     if pt.is_large_binary(kind):
         return True
     fields = {field.name: field.type for field in kind} if pt.is_struct(kind) else {}
-    return any(
-        name in fields and not pt.is_null(fields[name]) for name in ("image", "video", "bytes")
-    )
+    return any(name in fields and not pt.is_null(fields[name]) for name in (*_MEDIA, "bytes"))

@@ -128,10 +128,15 @@ def _set_rows(table: Table, unit: SetsUnit, columns: Sequence[str]) -> Iterator[
             yield from to_rows(batch.slice(start, 1))
 
 
+_OTHER_CONTENT = ("doc", "text", "image", "video")
+
+
 def _candidate(value: Row | None, table: Table) -> Candidate:
     """A null in the list has no id."""
     value = value or {}
     mapped = {field: value_at(value, path) for field, path in table.candidate_fields.items()}
+    if "pdf" not in mapped and any(value.get(name) is not None for name in _OTHER_CONTENT):
+        value = {name: each for name, each in value.items() if name != "pdf"}
     value = value | mapped
     return Candidate(
         value.get("doc_id"), document_value(value), value.get("rank"), value.get("score")

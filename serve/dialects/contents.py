@@ -1,11 +1,11 @@
 """Queries and documents in every form that clients send, to the engine's Content.
 
-A string; an object of `text`, `image`, `video` (each one or many); an object of `content`; a list
-of content parts, as OpenAI's and vLLM's. URLs stay strings, to be fetched later; data: URLs and
-base64 become bytes. Parts that are null or empty are left out, which may leave nothing. Half of a
-surrogate pair, which is no character, is U+FFFD. What has the wrong shape is InvalidRequest, which
-names the field; a number, and what has the right shape and does not decode, is InvalidContent, an
-error of that side alone.
+A string; an object of `text`, `image`, `video` (each one or many) and `pdf` with its `page` or
+`pages`; an object of `content`; a list of content parts, as OpenAI's and vLLM's. URLs stay strings,
+to be fetched later; data: URLs and base64 become bytes. Parts that are null or empty are left out,
+which may leave nothing. Half of a surrogate pair, which is no character, is U+FFFD. What has the
+wrong shape is InvalidRequest, which names the field; a number, pages that are none, and what has
+the right shape and does not decode, is InvalidContent, an error of that side alone.
 """
 
 import base64
@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from shardrank.actors.data import Content, ImageSource, Video
+from shardrank.actors.data import Content, ImageSource, PdfPage, Video
 from shardrank.actors.errors import InvalidContent, RerankError
 from shardrank.serve.errors import InvalidRequest
 
 _CONTENT_FIELDS = ("text", "image", "video")
+_PDF_FIELDS = ("pdf", "page", "pages")
+_MAX_PAGES = 100
+"""Of one side: their numbers take two bytes each, and the request's media are counted later."""
 _NOT_CONTENT = {"instruction", "instruct", "id", "role", "type"}
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -80,13 +83,15 @@ def parse_side(value: Any, name: str, rank_fields: Sequence[str] | None = None) 
 
 
 def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str] | None) -> Parsed:
-    if rank_fields and not any(value.get(key) for key in ("image", "video", "content")):
+    media = _content_fields(value)[1:]
+    if rank_fields and not any(value.get(key) for key in (*media, "content")):
         chosen = {key: value[key] for key in rank_fields if key in value}
         return Parsed(_from_fields({key: _in_words(each) for key, each in chosen.items()}, name))
     if "page_content" in value and not {"text", "content"} & value.keys():  # LangChain's
         value = {"text" if key == "page_content" else key: each for key, each in value.items()}
     content = value.get("content")
-    has_others = not all(_is_nothing(value.get(key)) for key in _CONTENT_FIELDS)
+    fields = _content_fields(value)
+    has_others = not all(_is_nothing(value.get(key)) for key in fields)
     if content is not None and not (has_others and _is_nothing(content)):
         known = {"content"}
         if isinstance(content, str):
@@ -95,8 +100,8 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
             parsed = _from_parts(content, f"{name}.content")
         else:
             raise _refused(content, f"{name}.content", "a string or a list of parts")
-    elif any(key in value for key in _CONTENT_FIELDS):
-        known = set(_CONTENT_FIELDS)
+    elif any(key in value for key in fields):
+        known = set(fields)
         parsed = Content(
             texts=tuple(
                 _text(text, f"{name}.text")
@@ -107,7 +112,8 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
                 image_of(image, f"{name}.image")
                 for image in _as_list(value.get("image"))
                 if not _is_nothing(image)
-            ),
+            )
+            + _pdf_pages(value if "pdf" in fields else {}, name),
             videos=_videos(value.get("video"), f"{name}.video"),
         )
     elif isinstance(value.get("type"), str) and value["type"] in _PARTS:
@@ -116,6 +122,32 @@ def _from_object(value: Mapping[str, Any], name: str, rank_fields: Sequence[str]
         own = {key: text for key, text in value.items() if key not in ("instruction", "instruct")}
         return Parsed(_from_fields(own, name))
     return Parsed(parsed, ignored=[key for key in value if key not in known | _NOT_CONTENT])
+
+
+def _content_fields(value: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of an object that are content. `pdf` is none beside fields that nobody knows: there it
+    says where a text comes from.
+    """
+    fields = (*_CONTENT_FIELDS, *_PDF_FIELDS)
+    is_content = "pdf" in value and value.keys() <= {*fields, "content"} | _NOT_CONTENT
+    return fields if is_content else _CONTENT_FIELDS
+
+
+def _pdf_pages(value: Mapping[str, Any], name: str) -> tuple[PdfPage, ...]:
+    """The pages that an object, or a part, names by `pdf` and its `page` or `pages`."""
+    given = {key: value.get(key) for key in _PDF_FIELDS}
+    if _is_nothing(given["pdf"]):
+        given["pdf"] = None
+    else:
+        given["pdf"] = image_of(given["pdf"], f"{name}.pdf")
+    if isinstance(given["pages"], list) and len(given["pages"]) > _MAX_PAGES:
+        raise _too_many_pages(name)
+    pages = Content.parse(given, name).images
+    return tuple(page for page in pages if isinstance(page, PdfPage))
+
+
+def _too_many_pages(name: str) -> InvalidContent:
+    return InvalidContent(f"{name} has more than {_MAX_PAGES} pages of PDF files")
 
 
 def _from_fields(values: Mapping[str, Any], name: str) -> Content:
@@ -135,7 +167,7 @@ def _from_fields(values: Mapping[str, Any], name: str) -> Content:
 
 def _from_parts(parts: Sequence[Any], name: str) -> Content:
     texts: list[str] = []
-    images: list[ImageSource] = []
+    images: list[ImageSource | PdfPage] = []
     videos: list[Video] = []
     for index, part in enumerate(parts):
         place = f"{name}[{index}]"
@@ -146,6 +178,10 @@ def _from_parts(parts: Sequence[Any], name: str) -> Content:
             texts.append(_text(value, place if value is part else f"{place}.text"))
         elif holds == "image" and not _is_nothing(value):
             images.append(image_of(value, place))
+        elif holds == "pdf":
+            images += _pdf_pages(part, place)
+            if sum(isinstance(image, PdfPage) for image in images) > _MAX_PAGES:
+                raise _too_many_pages(name)
         elif holds == "video":
             videos += _videos(value, place)
     return Content(tuple(texts), tuple(images), tuple(videos))
@@ -161,6 +197,7 @@ _PARTS = {
     "video": ("video", "video"),
     "video_url": ("video", "video_url"),
     "video_base64": ("video", "video_base64"),
+    "pdf": ("pdf", "pdf"),
 }
 """A part's type: what it holds, and in which field (OpenAI's, vLLM's, Qwen's and Voyage's)."""
 _NOT_ECHOED = {"content", "instruction", "instruct", "role", "type"} | {

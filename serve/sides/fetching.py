@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from shardrank.actors.data import Content, ImageSource
+from shardrank.actors.data import Content, ImageSource, PdfPage
 from shardrank.actors.errors import ImageTooLarge, MediaForbidden, MediaTooLarge, RerankError
 from shardrank.actors.fetch.web import WebMedia, WebReader
 from shardrank.actors.media.images import image_size
@@ -132,15 +132,18 @@ def within_pixels(
 
 def _charged(side: Content | RerankError, budget: _Budget) -> Content | RerankError:
     """The side. Raises MediaTooLarge where the bytes that it came with are too many."""
-    if size := sum(len(each) for each in _sources(side) if isinstance(each, bytes)):
+    sizes = {id(each): len(each) for each in _sources(side) if isinstance(each, bytes)}
+    if size := sum(sizes.values()):
         budget.take(size)
     return side
 
 
 def _sources(side: Content | RerankError) -> Iterator[ImageSource]:
+    """A PDF once for each of its pages."""
     if isinstance(side, RerankError):
         return
-    yield from side.images
+    for image in side.images:
+        yield image.source if isinstance(image, PdfPage) else image
     for video in side.videos:
         yield from video.frames or (video.source,)  # type: ignore[misc]
 
@@ -155,7 +158,12 @@ def _filled(side: Content | RerankError, fetched: Fetched) -> Content | RerankEr
             raise data
         return data
 
-    images = tuple(map(bytes_of, side.images))
+    images = tuple(
+        replace(image, source=bytes_of(image.source))  # type: ignore[arg-type]
+        if isinstance(image, PdfPage)
+        else bytes_of(image)
+        for image in side.images
+    )
     videos = [
         replace(video, source=bytes_of(video.source))  # type: ignore[arg-type]
         if video.frames is None

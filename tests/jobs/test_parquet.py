@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from shardrank.jobs.errors import UnreadableInput
 from shardrank.jobs.inputs import parquet
-from shardrank.jobs.inputs.lookups import fetch_rows
-from shardrank.jobs.inputs.parquet import read_footer, read_range, to_rows
+from shardrank.jobs.inputs.parquet import fetch_rows, read_footer, read_range, to_rows
 from shardrank.jobs.storage import Location
 
 LONG = "a query of half a megabyte " * 20_000

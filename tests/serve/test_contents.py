@@ -1,13 +1,15 @@
 """Every form of a query or document that clients send."""
 
+import asyncio
 import base64
 
 import pytest
 
-from shardrank.actors.data import Content, Video
-from shardrank.actors.errors import InvalidContent
+from shardrank.actors.data import Content, PdfPage, Video
+from shardrank.actors.errors import InvalidContent, MediaForbidden
 from shardrank.serve.dialects.contents import parse_side
 from shardrank.serve.errors import InvalidRequest
+from shardrank.serve.fetching import MediaFetcher
 
 PNG = b"\x89PNG bytes"
 PACKED = base64.b64encode(PNG).decode()
@@ -31,6 +33,19 @@ URL = "https://host/page.png"
         ({"image": {"url": URL}}, Content(images=(URL,))),
         ({"image": [URL, DATA_URL], "text": "t"}, Content(texts=("t",), images=(URL, PNG))),
         ({"image": "data:text/plain,%41b"}, Content(images=(b"Ab",))),
+        ({"pdf": DATA_URL}, Content(images=(PdfPage(PNG),))),
+        ({"pdf": URL, "pages": [3, 1]}, Content(images=(PdfPage(URL, 3), PdfPage(URL, 1)))),
+        (
+            {"pdf": {"url": URL}, "page": 2, "text": "t", "id": "x"},
+            Content(texts=("t",), images=(PdfPage(URL, 2),)),
+        ),
+        (
+            [{"type": "pdf", "pdf": PACKED, "page": 2}, {"pdf": URL, "page": 1}, "t"],
+            Content(texts=("t",), images=(PdfPage(PNG, 2), PdfPage(URL, 1))),
+        ),
+        ({"text": "t", "pdf": "a.pdf", "title": "from a file"}, Content(texts=("t",))),
+        ({"title": "t", "pdf": "a.pdf"}, Content(texts=("title: t\npdf: a.pdf",))),
+        ({"text": "t", "page": 7}, Content(texts=("t",))),
         ({"video": URL}, Content(videos=(Video(source=URL),))),
         ({"video": {"url": DATA_URL, "fps": 2}}, Content(videos=(Video(source=PNG, fps=2),))),
         ({"video": [URL, DATA_URL]}, Content(videos=(Video(frames=(URL, PNG)),))),
@@ -183,3 +198,31 @@ def test_a_number_elsewhere_is_that_documents_own_error(value, place):
 def test_what_does_not_decode_is_that_sides_own_error(image):
     with pytest.raises(InvalidContent, match=r"documents\[4\].image"):
         parse_side({"image": image}, "documents[4]")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"pdf": PACKED, "page": 0},
+        {"pdf": PACKED, "pages": []},
+        {"pdf": PACKED, "page": 1, "pages": [1]},
+        {"pdf": PACKED, "pages": [1] * 101},
+        {"pdf": "/etc/a.pdf"},
+        {"pdf": None, "page": 1},
+        [{"pdf": PACKED, "pages": [1] * 60}, {"pdf": URL, "pages": [1] * 60}],
+    ],
+)
+def test_pages_that_are_none_or_too_many_are_that_sides_own_error(value):
+    with pytest.raises(InvalidContent):
+        parse_side(value, "documents[0]")
+
+
+def test_a_pdfs_bytes_count_once_and_its_url_is_fetched_where_that_is_allowed():
+    data = b"%PDF-" + bytes(95)
+    side = Content(images=(PdfPage(data, 1), PdfPage(data, 2)))
+    fetcher = MediaFetcher(None, 1, max_bytes=100)
+    url = Content(images=(PdfPage("http://127.0.0.1/a.pdf", 1),))
+    own, fetched = asyncio.run(fetcher.fetch([side, url], 1.0))
+    assert own == side
+    assert isinstance(fetched, MediaForbidden)
+    fetcher.close()
