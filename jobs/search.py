@@ -68,7 +68,8 @@ def search(options: SearchOptions, embedder: RerankerConfig, reranker: RerankerC
         write_atomically(Location.parse(options.place(NOTE)), note)
         is_known = is_finished and documents.was_finished and queries.was_finished
         found = None if is_known else retrieve(_retrieval(options))
-        job = _job(options, options.place(RERANKED), _reranking(options))
+        pairs = _reranking(options, reranker.max_pdf_pages)
+        job = _job(options, options.place(RERANKED), pairs)
         return Searched(documents, queries, found, rerank(job, reranker))
 
 
@@ -95,7 +96,13 @@ def _embedded(options: SearchOptions, config: RerankerConfig, role: Role) -> Sum
     place = options.place(QUERY_VECTORS) if is_query else _vectors(options)
     table = options.queries if is_query else options.corpus
     maps = _maps(options, "queries" if is_query else "corpus")
-    texts = InputOptions(table, preset=options.preset, maps=maps, embeds=role)
+    texts = InputOptions(
+        table,
+        preset=options.preset,
+        maps=maps,
+        embeds=role,
+        max_pdf_pages=config.max_pdf_pages,
+    )
     if not is_query:
         config = replace(config, instruction=None)
     return rerank(_job(options, place, texts), replace(config, embedding=EmbeddingOptions(role)))
@@ -106,7 +113,7 @@ def _retrieval(options: SearchOptions) -> RetrievalOptions:
     return RetrievalOptions(*places, top_k=options.top_k)
 
 
-def _reranking(options: SearchOptions) -> InputOptions:
+def _reranking(options: SearchOptions, max_pdf_pages: int) -> InputOptions:
     """The run of the first stage; its own columns have the job's names, whatever the preset's."""
     return InputOptions(
         run=options.place(RUN),
@@ -114,6 +121,7 @@ def _reranking(options: SearchOptions) -> InputOptions:
         corpus=options.corpus,
         preset=options.preset,
         maps=options.maps,
+        max_pdf_pages=max_pdf_pages,
     )
 
 
