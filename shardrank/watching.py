@@ -39,7 +39,7 @@ class _Watch:
     looked_s: float = 0.0
 
     def look(self) -> Status:
-        """By one listing of the score files; a file may go while it is looked at, as those by
+        """The units, by one listing of the score files; a file may go while it is looked at, as those by
         document do at a job's end.
         """
         started = time.monotonic()

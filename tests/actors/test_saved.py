@@ -157,11 +157,6 @@ def test_only_the_last_token_is_pooled(
     ("file", "values", "sentence"),
     [
         (SETTINGS, {"activation_fn": "torch.nn.Tanh"}, "activation 'torch.nn.Tanh': only a sig"),
-        (
-            "config.json",
-            {"sbert_ce_default_activation_function": "torch.nn.Tanh"},
-            "activation 'torch.nn.Tanh': only a sig",
-        ),
         ("config.json", {"rope_scaling": "yarn"}, "rope_scaling that is no object: 'yarn'"),
         ("config.json", {"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta that is no number"),
         ("1_LogitScore/config.json", {"true_token_id": "yes"}, "config.json names no tokens: "),
@@ -173,6 +168,13 @@ def test_what_would_score_otherwise_is_refused(
 ) -> None:
     change(saved / file, **values)
     with pytest.raises(ValueError, match=sentence):
+        Reranker(str(saved))
+
+
+def test_an_older_settings_activation_is_looked_for_too(saved: Path) -> None:
+    (saved / SETTINGS).unlink()
+    change(saved / "config.json", sbert_ce_default_activation_function="torch.nn.Tanh")
+    with pytest.raises(ValueError, match=r"activation 'torch\.nn\.Tanh': only a sigmoid"):
         Reranker(str(saved))
 
 
