@@ -39,8 +39,8 @@ class _Watch:
     looked_s: float = 0.0
 
     def look(self) -> Status:
-        """The units, by one listing of the score files; a file may go while it is looked at, as those by
-        document do at a job's end.
+        """The units, by one listing of the score files; a file may go while it is looked at, as
+        those by document do at a job's end.
         """
         started = time.monotonic()
         for _ in range(_LOOKS_AT_WHAT_GOES - 1):
