@@ -4,12 +4,12 @@ import asyncio
 import base64
 
 import pytest
-from shardrank.serve.fetching import MediaFetcher
 
 from shardrank.actors.data import Content, PdfPage, Video
 from shardrank.actors.errors import InvalidContent, MediaForbidden
 from shardrank.serve.dialects.contents import parse_side
 from shardrank.serve.errors import InvalidRequest
+from shardrank.serve.sides.fetching import MediaFetcher
 
 PNG = b"\x89PNG bytes"
 PACKED = base64.b64encode(PNG).decode()
