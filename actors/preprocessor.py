@@ -191,7 +191,7 @@ class Preprocessor:
             self._check_text(text, field)
         if self.config.empty == "error" and content.says_nothing:
             what = "only blanks" if "".join(content.texts) else "no text, image or video"
-            empty = EmptyQuery if field == "query" else EmptyDocument
+            empty = EmptyQuery if field.startswith("query") else EmptyDocument
             raise empty(f"{field} says nothing: it has {what}")
         if content.has_media:
             self._check_media(field)

@@ -87,6 +87,13 @@ def _check_modules(checkpoint: Path, task: Task) -> None:
         )
 
 
+def saved_files(checkpoint: Path) -> list[Path]:
+    """Those of sentence-transformers' files that decide on a result."""
+    folders = [folder for name, folder in _modules(checkpoint) if name == "LogitScore"]
+    files = [checkpoint / _SETTINGS, *(folder / "config.json" for folder in folders)]
+    return [file for file in files if file.is_file()]
+
+
 def score_tokens(checkpoint: Path) -> tuple[int, int | None] | None:
     """The tokens whose logits' difference is the score, by a LogitScore; the second may be none.
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from shardrank.actors.config import RerankerConfig
-from shardrank.actors.families.choice import family_of
+from shardrank.actors.families.choice import family_of, saved_files
 from shardrank.actors.families.family import Task
 from shardrank.actors.model.architecture import architecture
 from shardrank.actors.model.foreign import (
@@ -16,7 +16,6 @@ from shardrank.actors.model.foreign import (
 )
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-_SAVED = "config_sentence_transformers.json"
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -97,12 +96,7 @@ def checkpoint_fingerprint(checkpoint: Path, adapter: Path | None = None) -> dic
     The commit names the weights, which need not be on the machine that asks.
     """
     fingerprint = {"settings": _settings(checkpoint)}
-    saved = [
-        file
-        for file in (checkpoint / _SAVED, *sorted(checkpoint.glob("*_LogitScore/config.json")))
-        if file.is_file()
-    ]
-    if saved:
+    if saved := saved_files(checkpoint):
         fingerprint["saved"] = _combined(saved)
     if adapter is not None:
         files = [adapter / name for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS)]
