@@ -43,10 +43,13 @@ class Pipeline:
 
         queries, corpus: contents as Embedder.embed and Reranker.score have them. vectors: the
         corpus's, (N, D) float32, if they are there already. instruction: the reranker's;
-        query_instruction: the embedder's. Raises the first RerankError.
+        query_instruction: the embedder's. Raises the first RerankError, and ValueError for vectors
+        that are not one of each document.
         """
         if vectors is None:
             vectors = self.embedder.embed(corpus)
+        if len(vectors) != len(corpus):
+            raise ValueError(f"vectors are {len(vectors)} and documents {len(corpus)}")
         asked = self.embedder.embed(queries, "query", query_instruction)
         scores, documents = search(asked, vectors, min(top_k, len(vectors)))
         return [

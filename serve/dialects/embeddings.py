@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from shardrank.actors.data import Embedding
 from shardrank.actors.families.family import Role
@@ -23,6 +23,12 @@ Strings = Annotated[list[str], Field(fail_fast=True)]
 """The first that is wrong ends it: errors of all would take gigabytes for a body of one."""
 _DIGITS = 9
 """A component's decimal places in an answer: float32 has no more of a number under one."""
+
+
+_QUERY = ("query", "search_query", "retrieval.query")
+_DOCUMENT = ("document", "search_document", "passage", "retrieval.passage")
+_NEITHER = ("classification", "clustering", "image", "separation", "text-matching")
+"""What Cohere's, Jina's and NIM's clients call the side of an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +60,24 @@ class _Body(BaseModel):
         return list(self.model_extra or ())
 
 
+def _either(name: str, other: str) -> Any:
+    return Field(None, validation_alias=AliasChoices(name, other))
+
+
 class OpenAIRequest(_Body):
-    """OpenAI's and vLLM's: `input`, or the `messages` of a chat, which are one input."""
+    """OpenAI's and vLLM's: `input`, or the `messages` of a chat, which are one input. NIM's,
+    Voyage's and Jina's have the same route, and fields that say which side is embedded.
+    """
 
     model: str | None = None
     input: Any = None
     messages: list[Any] | None = None
-    dimensions: Limit | None = None
-    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Limit | None = _either("dimensions", "output_dimension")
+    encoding_format: Literal["float", "base64"] | None = _either(
+        "encoding_format", "embedding_type"
+    )
+    output_dtype: Literal["float"] | None = None
+    input_type: str | None = _either("input_type", "task")
     instruction: str | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     user: Any = None
@@ -79,7 +95,7 @@ class OpenAIRequest(_Body):
             inputs,
             name,
             self.model,
-            role="document" if instruction is None else "query",
+            role=_role_of(self.input_type, "input_type"),
             instruction=instruction,
             dimensions=self.dimensions,
             max_length=max(0, self.truncate_prompt_tokens or 0) or None,
@@ -121,15 +137,10 @@ class TeiRequest(_Body):
             raise InvalidRequest(
                 "truncation_direction: a text is cut at its end", param="truncation_direction"
             )
-        if self.prompt_name not in (None, "query", "document"):
-            raise InvalidRequest(
-                f"prompt_name must be query or document, got {self.prompt_name!r}",
-                param="prompt_name",
-            )
         return Wanted(
             _listed(self.inputs),
             "inputs[{}]",
-            role="query" if self.prompt_name == "query" else "document",
+            role=_role_of(self.prompt_name, "prompt_name"),
             dimensions=self.dimensions,
             truncates=bool(self.truncate),
         )
@@ -175,7 +186,7 @@ class CohereRequest(_Body):
             values,
             f"{name}[{{}}]",
             self.model,
-            role="query" if self.input_type == "search_query" else "document",
+            role=_role_of(self.input_type, "input_type"),
             dimensions=self.output_dimension,
             max_length=self.max_tokens,
             truncates=(self.truncate or "END").upper() == "END",
@@ -212,6 +223,14 @@ class Embedded:
     @property
     def num_tokens(self) -> int:
         return sum(each.num_tokens for each in self.embeddings)
+
+
+def _role_of(side: str | None, field: str) -> Role:
+    """An input is a document, unless the request says which of the two it is."""
+    named = (side or "document").lower()
+    if named not in _QUERY + _DOCUMENT + _NEITHER:
+        raise InvalidRequest(f"{field} must be query or document, got {side!r}", param=field)
+    return "query" if named in _QUERY else "document"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -142,3 +142,5 @@ def test_a_pipeline_recalls_and_reranks() -> None:
     vectors = pipeline.embedder.embed(CORPUS)
     assert pipeline.search(QUERIES, CORPUS, 3, vectors=vectors) == found
     assert [len(hits) for hits in pipeline.search(QUERIES, CORPUS[:2])] == [2, 2]
+    with pytest.raises(ValueError, match="vectors are 2 and documents 3"):
+        pipeline.search(QUERIES, CORPUS[:3], vectors=vectors[:2])

@@ -198,6 +198,9 @@ def test_a_real_client_works_unchanged(url: str, engine: Embedder, client: Any) 
         ("/v2/embed", {"texts": [1] * 100_000}, 422, "texts"),
         ("/embed", {"inputs": "a", "normalize": False}, 422, "vectors here have length one"),
         ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name must be query or docu"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "q"}, 422, "input_type must be query or doc"),
+        ("/v1/embeddings", {"input": "a", "input_type": "q"}, 422, "input_type must be query or"),
+        ("/v1/embeddings", {"input": "a", "output_dtype": "int8"}, 422, "output_dtype"),
         ("/embed", {"inputs": "a " * 9_000}, 400, "inputs[0] is longer than 8192 tokens"),
         ("/v2/embed", {"texts": ["a"], "images": []}, 422, "give one of texts, images and inputs"),
         (
@@ -232,6 +235,12 @@ def test_both_models_are_named_and_both_answer(url: str) -> None:
     assert httpx.get(f"{url}/health").json() == {"status": "ok"}
 
 
+QUERIES_OF_OTHERS = [
+    {"input_type": "query", "encoding_format": "float"},  # NIM's and Voyage's clients
+    {"task": "retrieval.query", "embedding_type": "float"},  # Jina's
+]
+
+
 def test_an_embedder_alone_serves_vectors_and_no_scores() -> None:
     config = RerankerConfig(str(TEXT_MODEL))
     alone = Embedder(str(TEXT_MODEL))
@@ -245,6 +254,11 @@ def test_an_embedder_alone_serves_vectors_and_no_scores() -> None:
         assert_same(post(url, "/embed", inputs=TEXTS, prompt_name="query"), asked)
         answer = post(url, "/v2/embed", texts=TEXTS, input_type="search_query")
         assert_same(answer["embeddings"]["float"], asked)
+        for fields in QUERIES_OF_OTHERS:
+            assert_same(vectors(post(url, "/v1/embeddings", input=TEXTS, **fields)), asked)
+        answer = post(url, "/v1/embeddings", input=TEXTS, input_type="passage", output_dimension=8)
+        assert "warnings" not in answer
+        assert_same(vectors(answer), alone.embed(TEXTS, dimensions=8))
         expected = alone.embed(TEXTS, "query", "Find code")
         answer = post(url, "/v1/embeddings", input=TEXTS, instruction="Find code")
         assert_same(vectors(answer), expected)
